@@ -1,0 +1,1 @@
+"""The device wing: numpy, onnxruntime and psutil; never torch, never onnx."""

@@ -1,0 +1,1 @@
+"""Pictures and class names to cached activations, and batches from the cache."""

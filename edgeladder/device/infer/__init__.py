@@ -1,0 +1,1 @@
+"""Evaluate, predict and deploy a tuned ladder; closed-form heads."""

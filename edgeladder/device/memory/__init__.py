@@ -1,0 +1,1 @@
+"""Measure, predict and enforce the memory budget."""

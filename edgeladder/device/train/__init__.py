@@ -1,0 +1,1 @@
+"""The training loop, its checkpoints, its run directory and its supervisor."""

@@ -1,0 +1,1 @@
+"""Many boxes over SSH."""

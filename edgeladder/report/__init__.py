@@ -1,0 +1,1 @@
+"""A run or a fleet as one self-contained HTML page."""
