@@ -1,0 +1,272 @@
+"""Kernel ridge on the support set, its taps, bandwidth and ridge chosen by leave-one-out.
+
+One kernel of all taps: `K = exp(-sum_t w_t D_t)`, where `D_t` is tap t's squared distance divided
+by its mean over the support set. The weights `w` (the bandwidth is their sum), the ridge `lambda`
+and the trust in the zero-shot logits are chosen on the support set alone, by the closed form
+
+    loo residual = R - (A R) / diag(A),  A = (K + lambda I)^-1
+
+so no picture is judged by a fit that saw it, and no test picture is looked at. ProKeR
+(arXiv:2501.11175) is the special case of one tap, the final embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from edgeladder.device.infer.blend import fit_weights, softmax
+
+Array = np.ndarray
+
+CENTRING = 0.7  # share of the support mean that is taken away from every tap
+SEARCH_PICTURES = 600  # the search costs n^3 per candidate: beyond this a class-balanced sample
+_SCALES = (0.3, 1.0, 3.0)  # sum of the tap weights, the inverse bandwidth
+_RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+_GAINS = (0.0, 0.3, 1.0, 3.0)  # a tap's weight against the final embedding's
+_PASSES = 2  # of coordinate descent over the taps
+_MARGIN = 1e-3  # a tap must earn its place: relative gain in leave-one-out log-loss
+_BLIND = (1.0, 0.3, 8.0)  # scale, ridge and temperature where leaving out sees nothing
+
+
+def squared_distances(left: Array, right: Array) -> Array:
+    """Squared Euclidean distances between rows: (n, D), (m, D) -> (n, m), never negative."""
+    norms = (left**2).sum(1)[:, None] + (right**2).sum(1)[None, :]
+    return np.asarray(np.maximum(norms - 2.0 * (left @ right.T), 0.0))
+
+
+def normalise(rows: Array) -> Array:
+    """Rows at unit length, float64; rows of zeros stay."""
+    rows = np.asarray(rows, np.float64)
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12))
+
+
+def leave_out(inverse: Array, targets: Array, folds: Array | None = None) -> Array:
+    """What each row's prediction would be, had its fold not been fitted, in closed form.
+
+    Args:
+        inverse: (n, n), A = (K + lambda I)^-1 over all rows.
+        targets: (n, C) that the kernel ridge fits.
+        folds: (n,) fold number per row, rows of a fold are left out together; None: one by one.
+
+    Returns:
+        (n, C): `R_g - inv(A_gg) (A R)_g` per fold g; for single rows `R - (A R) / diag(A)`.
+    """
+    product = inverse @ targets
+    if folds is None:
+        return np.asarray(targets - product / np.diag(inverse)[:, None])
+    left = np.empty_like(product)
+    for fold in np.unique(folds):
+        rows = np.flatnonzero(folds == fold)
+        left[rows] = targets[rows] - np.linalg.solve(inverse[np.ix_(rows, rows)], product[rows])
+    return left
+
+
+def shot_folds(labels: Array, pictures: Array | None = None) -> Array:
+    """Folds that leave out one picture of every class at a time.
+
+    Leaving out one picture alone unbalances the classes against it, which at few shots makes
+    every kernel look worse than it is. Views of one picture stay in one fold.
+
+    Args:
+        labels: (n,) class of every row.
+        pictures: (n,) picture of every row, where there are several views of one; None: one each.
+
+    Returns:
+        (n,) fold numbers 0 .. shots - 1.
+    """
+    owners = np.arange(len(labels)) if pictures is None else np.asarray(pictures)
+    folds = np.zeros(len(labels), np.int64)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        folds[rows] = np.unique(owners[rows], return_inverse=True)[1]
+    return folds
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the support set decided, and at what held-out log-loss."""
+
+    weights: tuple[float, ...]  # per tap
+    ridge: float
+    temperature: float  # of the kernel's term
+    prior: float  # weight of the zero-shot logits
+    loss: float
+
+
+@dataclass
+class Kernel:
+    """A fitted multi-tap kernel: `logits = prior * zero_shot + temperature * k(x, S) alpha`."""
+
+    choice: Choice
+    centres: list[Array]  # per tap (W,)
+    support: list[Array]  # per tap (n, W), centred and at unit length
+    scales: list[float]  # per tap: mean squared distance over the support set
+    alpha: Array  # (n, C)
+    held_out: Array | None = field(default=None, repr=False)  # (n, C) logits left out by fold
+
+    def logits(self, features: Sequence[Array], zero_shot: Array) -> Array:
+        """Class logits (m, C) of pictures, given features per tap and zero-shot logits.
+
+        A kernel on fewer taps than `features` holds reads the last ones.
+        """
+        features = features[-len(self.centres) :]
+        distance = np.zeros((len(zero_shot), len(self.alpha)))
+        for weight, scale, centre, support, given in zip(
+            self.choice.weights, self.scales, self.centres, self.support, features, strict=True
+        ):
+            if weight > 0:
+                distance += (weight / scale) * squared_distances(centred(given, centre), support)
+        term = np.exp(-distance) @ self.alpha
+        return np.asarray(self.choice.prior * zero_shot + self.choice.temperature * term)
+
+
+def centred(rows: Array, centre: Array) -> Array:
+    """Unit rows minus `centre`, at unit length again."""
+    return normalise(normalise(rows) - centre)
+
+
+def fit_kernel(
+    features: Sequence[Array],
+    labels: Array,
+    zero_shot: Array,
+    *,
+    folds: Array | None = None,
+    seed: int = 0,
+) -> Kernel:
+    """Choose by leaving out on the support set, then fit all of it.
+
+    Args:
+        features: per tap (n, W), the final embedding **last**.
+        labels: (n,) class indices.
+        zero_shot: (n, C) zero-shot logits; C is the number of classes.
+        folds: (n,) rows left out together, e.g. `shot_folds`; None: one by one.
+        seed: of the sample searched where there are more than SEARCH_PICTURES rows.
+
+    Returns:
+        The head. Where some class has one fold only, leaving out is blind (the class has no
+        picture left): the final embedding and fixed settings are used.
+    """
+    labels = np.asarray(labels)
+    zero_shot = np.asarray(zero_shot, np.float64)
+    centres = [CENTRING * normalise(tap).mean(axis=0) for tap in features]
+    rows = [centred(tap, centre) for tap, centre in zip(features, centres, strict=True)]
+    targets = np.eye(zero_shot.shape[1])[labels] - softmax(zero_shot)
+    picked = _sample(labels, SEARCH_PICTURES, seed)
+    distances = [squared_distances(tap[picked], tap[picked]) for tap in rows]
+    scales = [_mean_distance(distance) for distance in distances]
+    owners = np.arange(len(labels)) if folds is None else np.asarray(folds)
+    blind = any(len(np.unique(owners[labels == label])) < 2 for label in np.unique(labels))
+    held_out = None
+    if blind:
+        weights = [0.0] * (len(rows) - 1) + [_BLIND[0]]
+        choice = Choice(tuple(weights), _BLIND[1], _BLIND[2], 1.0, float("nan"))
+    else:
+        search = _Search(
+            [d / s for d, s in zip(distances, scales, strict=True)],
+            targets[picked],
+            labels[picked],
+            zero_shot[picked],
+            None if folds is None else owners[picked],
+        )
+        choice, held_out = search.run()
+    kernel = _gram(
+        [squared_distances(tap, tap) / s for tap, s in zip(rows, scales, strict=True)],
+        choice.weights,
+    )
+    kernel[np.diag_indices_from(kernel)] += choice.ridge
+    alpha = np.linalg.solve(kernel, targets)
+    return Kernel(
+        choice, centres, rows, scales, alpha, held_out if len(picked) == len(labels) else None
+    )
+
+
+def fit_proker(embedding: Array, labels: Array, zero_shot: Array, **options: object) -> Kernel:
+    """ProKeR, arXiv:2501.11175: one RBF kernel on the final embedding, anchored at zero-shot."""
+    return fit_kernel([embedding], labels, zero_shot, **options)  # type: ignore[arg-type]
+
+
+def _gram(distances: Sequence[Array], weights: Sequence[float]) -> Array:
+    total = np.zeros_like(distances[0])
+    for weight, distance in zip(weights, distances, strict=True):
+        if weight > 0:
+            total += weight * distance
+    return np.exp(-total)
+
+
+def _mean_distance(distance: Array) -> float:
+    count = len(distance)
+    return max(float(distance.sum()) / max(count * (count - 1), 1), 1e-12)
+
+
+def _sample(labels: Array, most: int, seed: int) -> Array:
+    """At most `most` row indices, classes in turn, in the rows' order."""
+    if len(labels) <= most:
+        return np.arange(len(labels))
+    generator = np.random.default_rng(seed)
+    shuffled = generator.permutation(len(labels))
+    rank = np.zeros(len(labels), np.int64)
+    for label in np.unique(labels):
+        rows = shuffled[labels[shuffled] == label]
+        rank[rows] = np.arange(len(rows))
+    order = shuffled[np.argsort(rank[shuffled], kind="stable")]
+    return np.asarray(np.sort(order[:most]))
+
+
+@dataclass
+class _Search:
+    """Coordinate descent over tap weights; ridge and temperatures by the closed form inside."""
+
+    distances: list[Array]  # per tap (n, n), mean 1
+    targets: Array
+    labels: Array
+    zero_shot: Array
+    folds: Array | None
+
+    def run(self) -> tuple[Choice, Array]:
+        final = len(self.distances) - 1
+        best: tuple[Choice, Array] | None = None
+        for scale in _SCALES:
+            shape = [0.0] * final + [scale]
+            best = self._better(best, shape, 0.0)
+        assert best is not None  # _SCALES is not empty
+        for _ in range(_PASSES if final else 1):
+            before = best[0].loss
+            for tap in range(final):
+                size = sum(best[0].weights)
+                for gain in _GAINS:
+                    shape = list(best[0].weights)
+                    shape[tap] = gain * max(shape[final], 1e-3)
+                    factor = size / sum(shape)  # same bandwidth, another mixture
+                    best = self._better(best, [w * factor for w in shape], _MARGIN)
+            for factor in (0.5, 2.0):
+                best = self._better(best, [w * factor for w in best[0].weights], 0.0)
+            if best[0].loss >= before:
+                break
+        return best
+
+    def _better(
+        self, best: tuple[Choice, Array] | None, weights: list[float], margin: float
+    ) -> tuple[Choice, Array]:
+        choice, held_out = self._judge(weights)
+        if best is None or choice.loss < best[0].loss * (1 - margin):
+            return choice, held_out
+        return best
+
+    def _judge(self, weights: list[float]) -> tuple[Choice, Array]:
+        """The best ridge and temperatures for given tap weights: one eigendecomposition."""
+        values, vectors = np.linalg.eigh(_gram(self.distances, weights))
+        found: tuple[Choice, Array] | None = None
+        for ridge in _RIDGES:
+            inverse = (vectors / (values + ridge)) @ vectors.T
+            term = leave_out(inverse, self.targets, self.folds)
+            (prior, temperature), loss = fit_weights(
+                [self.zero_shot, term], self.labels, start=(1.0, 4.0)
+            )
+            if found is None or loss < found[0].loss:
+                choice = Choice(tuple(weights), ridge, float(temperature), float(prior), loss)
+                found = choice, prior * self.zero_shot + temperature * term
+        assert found is not None  # _RIDGES is not empty
+        return found
