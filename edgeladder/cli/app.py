@@ -1,0 +1,134 @@
+"""The command line: every command, and the one place where errors become exit codes.
+
+Nothing here or in the command files imports numpy, pydantic or onnxruntime at module level:
+`edgeladder --help` stays quick, and the process that supervises a training stays small, because
+it counts inside the budget.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+
+from edgeladder.cli import (
+    adapt,
+    demo,
+    doctor,
+    export,
+    infer,
+    library,
+    lazy,
+    report,
+)
+from edgeladder.cli.output import Answer, Output
+from edgeladder.errors import BudgetError, ConfigError, EdgeLadderError, StorageError
+
+_UsageError: type = typer.BadParameter.__mro__[1]  # typer may carry a copy of click of its own
+_ClickException: type = typer.BadParameter.__mro__[2]
+
+app = typer.Typer(
+    name="edgeladder",
+    help="Adapt a frozen CLIP to a place, on the device, inside a memory budget.",
+    epilog="Each command has --help, and --json for exactly one JSON object on stdout.",
+    cls=lazy.LazyGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # plain help: rich would cost half of the start-up time
+    pretty_exceptions_enable=False,
+)
+for module in (export, adapt, infer, report, doctor, library, demo):
+    module.register(app)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+) -> None:
+    """Adapt a frozen CLIP to a place, on the device, inside a memory budget."""
+    if version:
+        from edgeladder import __version__
+
+        print(f"edgeladder {__version__}")
+        raise typer.Exit
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: the design's error boundary.
+
+    Args:
+        arguments: as on the command line, without the program's name; None takes `sys.argv`.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    with Output(as_json="--json" in given) as output:
+        try:
+            answer = typer.main.get_command(app).main(
+                args=given, prog_name="edgeladder", standalone_mode=False
+            )
+            if isinstance(answer, Answer):
+                output.answer(answer)
+                return answer.exit_code
+            return answer if isinstance(answer, int) else 0
+        except BaseException as error:
+            failure, code = explain(error)
+            if failure is not None:
+                output.failure(failure)
+            return code
+
+
+def explain(error: BaseException) -> tuple[EdgeLadderError | None, int]:
+    """What to tell the user about an exception, and the exit code; None: nothing to tell."""
+    if os.environ.get("EDGELADDER_TRACEBACK") == "1":
+        traceback.print_exception(error)
+    if isinstance(error, EdgeLadderError):
+        return error, error.exit_code
+    if isinstance(error, SystemExit):
+        return None, error.code if isinstance(error.code, int) else 1
+    if isinstance(error, typer.Exit):
+        return None, error.exit_code
+    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
+        return EdgeLadderError("interrupted", remedy="run the command again to go on"), 130
+    if isinstance(error, _ClickException):
+        return _usage(error), ConfigError.exit_code
+    if isinstance(error, BrokenPipeError):
+        return None, 1
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        full = StorageError(
+            "no space left on the device",
+            where=str(error.filename or "") or None,
+            remedy="free some space, then run the same command again: what is written is kept",
+        )
+        return full, full.exit_code
+    if isinstance(error, MemoryError):
+        short = BudgetError(
+            "out of memory",
+            remedy="give a larger --budget, or `edgeladder plan` to see what fits",
+        )
+        return short, short.exit_code
+    return _unexpected(error), EdgeLadderError.exit_code
+
+
+def _usage(error: Any) -> ConfigError:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "edgeladder"
+    return ConfigError(error.format_message(), where=command, remedy=f"{command} --help")
+
+
+def _unexpected(error: BaseException) -> EdgeLadderError:
+    kind = type(error).__name__
+    return EdgeLadderError(
+        f"unexpected {kind}: {error}" if str(error) else f"unexpected {kind}",
+        remedy="run it again with EDGELADDER_TRACEBACK=1 in the environment to see where it "
+        "happened, and report that",
+    )
+
+
+def run() -> None:
+    """The console script's entry point."""
+    sys.exit(main())

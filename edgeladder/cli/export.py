@@ -1,0 +1,112 @@
+"""`edgeladder export`: on a host, a model becomes a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgeladder.cli import options
+from edgeladder.cli.output import Answer
+from edgeladder.cli.progress import Progress
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command()(export)
+
+
+def export(
+    model: Annotated[str, typer.Option("--model", help="ViT-B/16, ViT-B-32, MobileCLIP-S1, ...")],
+    pretrained: Annotated[
+        str | None,
+        typer.Option("--pretrained", help="Weights: a tag, a FILE, or none. [the usual tag]"),
+    ] = None,
+    profile: Annotated[str, typer.Option("--profile", help="Recipe: name or YAML.")] = "default",
+    settings: options.Settings = None,
+    classes: Annotated[
+        str | None, typer.Option("--classes", help="Comma-separated names, or a file of them.")
+    ] = None,
+    engine: Annotated[
+        str, typer.Option("--engine", help="Graphs to make: auto, stock, ort-training, both.")
+    ] = "auto",
+    dtype: Annotated[str, typer.Option("--dtype", help="Tower weights: fp32, fp16, int8.")] = "fp32",
+    out: Annotated[Path, typer.Option("--out", help="Folder or .tar to write.")] = options.BUNDLE,
+    as_json: options.Json = False,
+) -> Answer:
+    """Host: turn an open_clip model into a bundle for devices."""
+    from edgeladder.config import load_profile
+
+    recipe = load_profile(profile, settings or ())
+    run_export = _host_export()
+    with Progress() as progress:
+        bundle = run_export(
+            model,
+            pretrained,
+            profile=recipe,
+            classes=class_names(classes),
+            engine=engine,
+            dtype=dtype,
+            out=out,
+            progress=progress,
+        )
+    values = describe(bundle)
+    return Answer(values, "\n".join(f"{key}: {value}" for key, value in values.items()))
+
+
+def _host_export():  # type: ignore[no-untyped-def]
+    from edgeladder.errors import ConfigError
+
+    try:
+        from edgeladder.host.export import export as run_export
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("edgeladder"):
+            raise
+        raise ConfigError(
+            f"export needs the host's packages; {error.name} is not installed here",
+            where="edgeladder export",
+            remedy="run it on a host: pip install 'edgeladder[host]'",
+        ) from error
+    return run_export
+
+
+def class_names(text: str | None) -> list[str]:
+    """Class names from `a,b,c`, or from a file with one a line.
+
+    Raises:
+        ConfigError: a name is there twice.
+    """
+    from edgeladder.errors import ConfigError
+
+    if not text:
+        return []
+    path = Path(text)
+    words = path.read_text(encoding="utf-8").splitlines() if path.is_file() else text.split(",")
+    names = [word.strip() for word in words if word.strip()]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"class {name!r} is there twice", where="--classes")
+    return names
+
+
+def describe(bundle):  # type: ignore[no-untyped-def]
+    """What an export answers: where, what and how big."""
+    manifest = bundle.manifest
+    return {
+        "bundle": str(bundle.folder),
+        "model": manifest.model.name,
+        "pretrained": manifest.model.pretrained,
+        "profile": manifest.profile.name,
+        "engines": ["stock", *(["ort-training"] if manifest.ladder.ort_training else [])],
+        "parameters": sum(_size(item.shape) for item in manifest.ladder.parameters),
+        "bytes": sum(record.size for record in manifest.files.values()),
+        "digest": bundle.digest,
+    }
+
+
+def _size(shape: list[int]) -> int:
+    size = 1
+    for extent in shape:
+        size *= extent
+    return size

@@ -1,0 +1,98 @@
+"""Options that several commands share, each worded once, and their defaults' places."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgeladder.errors import ConfigError
+
+Json = Annotated[bool, typer.Option("--json", help="Exactly one JSON object on stdout.")]
+Bundle = Annotated[Path, typer.Option("--bundle", help="Bundle: a folder, or one .tar of it.")]
+Data = Annotated[
+    Path, typer.Option("--data", help="Pictures: folder, .zip, or CSV/JSONL of path and label.")
+]
+Cache = Annotated[Path, typer.Option("--cache", help="Folder of cached activations.")]
+Run = Annotated[Path | None, typer.Option("--run", help="Run directory. [default: the newest]")]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", help="Device profile: a name or a YAML file. [default: this machine]"),
+]
+Budget = Annotated[
+    str | None,
+    typer.Option("--budget", help="Memory of all processes: 4GB, 192MB. [default: the device's]"),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=C", help="Change one key of the profile; repeatable."),
+]
+Seed = Annotated[int | None, typer.Option("--seed", help="Random seed. [default: the profile's]")]
+Shots = Annotated[int | None, typer.Option("--shots", min=1, help="Pictures per class. [all]")]
+Profile = Annotated[
+    str | None, typer.Option("--profile", help="Recipe: a name or a YAML file. [the bundle's]")
+]
+Engine = Annotated[str, typer.Option("--engine", help="auto, stock or ort-training.")]
+
+BUNDLE, DATA, CACHE, RUNS = Path("bundle"), Path("data"), Path("cache"), Path("runs")
+
+_MAKES = {
+    "bundle": "`edgeladder export --model ViT-B/16 --out {}` on a host makes a bundle (or name "
+    "one with --bundle)",
+    "pictures": "put them in {}/<class>/<picture>.jpg (or name a folder, .zip or CSV with --data)",
+    "run": "`edgeladder train --run {}` makes one (or name one with --run)",
+}
+
+
+def require(**paths: Path) -> None:
+    """Refuse to start while something is missing, naming all of it together.
+
+    Args:
+        paths: what it is (`bundle`, `pictures`, `run`) and where it should be.
+
+    Raises:
+        ConfigError: naming everything missing and the command that makes each.
+    """
+    missing = {noun: path for noun, path in paths.items() if not path.exists()}
+    if missing:
+        raise ConfigError(
+            " and ".join(f"no {noun} at {path}" for noun, path in missing.items()),
+            where="the current folder is " + str(Path.cwd()),
+            remedy="; ".join(_MAKES[noun].format(path) for noun, path in missing.items()),
+        )
+
+
+def budget_bytes(text: str | None) -> int | None:
+    """Bytes of a `--budget`.
+
+    Raises:
+        ConfigError: not a size.
+    """
+    if text is None:
+        return None
+    from edgeladder.sizes import parse_size
+
+    return parse_size(text)
+
+
+def newest_run(run: Path | None, *, folder: Path = RUNS) -> Path:
+    """The run named, or the newest below `runs/`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if run is not None:
+        require(run=run)
+        return run
+    runs = [path.parent for path in folder.glob("*/config.yaml")]
+    if not runs:
+        raise ConfigError(
+            f"no run below {folder}", remedy="`edgeladder train` makes one, or name one with --run"
+        )
+    return max(runs, key=lambda path: path.stat().st_mtime)
+
+
+def optional(**values: Any) -> dict[str, Any]:
+    """The values that were given: keyword arguments that leave the callee its defaults."""
+    return {name: value for name, value in values.items() if value is not None}

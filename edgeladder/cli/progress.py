@@ -1,0 +1,65 @@
+"""Progress: a bar on a terminal, one plain line now and then off it; always on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+_LINE_SECONDS = 10.0  # between plain lines of one phase
+
+
+class Progress:
+    """Call it with a phase, how much of it is done, and out of how much.
+
+    Use it as a context manager, so that a bar is taken down before the answer is printed.
+    """
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._bar: Any = None
+        self._tasks: dict[str, Any] = {}
+        self._last: dict[str, float] = {}
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def __call__(self, phase: str, done: int = 0, total: int | None = None, note: str = "") -> None:
+        """Report that `done` of `total` is done in `phase`."""
+        if self._terminal:
+            self._draw(phase, done, total, note)
+        else:
+            self._say(phase, done, total, note)
+
+    def _draw(self, phase: str, done: int, total: int | None, note: str) -> None:
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            self._bar = Bar(
+                TextColumn("{task.description:<12}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=Console(stderr=True),
+            )
+            self._bar.start()
+        if phase not in self._tasks:
+            self._tasks[phase] = self._bar.add_task(phase, total=total, note=note)
+        self._bar.update(self._tasks[phase], completed=done, total=total, note=note)
+
+    def _say(self, phase: str, done: int, total: int | None, note: str) -> None:
+        now = time.monotonic()
+        finished = total is not None and done >= total
+        if not finished and now - self._last.get(phase, -_LINE_SECONDS) < _LINE_SECONDS:
+            return
+        self._last[phase] = now
+        count = f" {done}/{total}" if total else (f" {done}" if done else "")
+        print(f"{phase}{count}{' ' + note if note else ''}", file=sys.stderr, flush=True)
