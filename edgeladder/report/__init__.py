@@ -1,1 +1,6 @@
-"""A run or a fleet as one self-contained HTML page."""
+"""A run as one self-contained HTML page."""
+
+from edgeladder.report.page import REPORT, render, write
+from edgeladder.report.record import RunRecord, read_run
+
+__all__ = ["REPORT", "RunRecord", "read_run", "render", "write"]

@@ -1,0 +1,189 @@
+"""Charts as inline SVG: they scale with the page, follow its colours and need nothing else.
+
+Colours are CSS variables of the page (`--accent`, `--muted`, ...), so one drawing serves light and
+dark. All numbers are also in the page's tables; a chart adds the picture, not the data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+
+_WIDTH = 640.0
+_PAD_LEFT, _PAD_RIGHT = 52.0, 12.0
+_CURVE_POINTS = 600  # a long run is thinned to about the pixels there are
+
+
+def nice_ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """At most `most` + 1 round values covering low .. high."""
+    if not (math.isfinite(low) and math.isfinite(high)) or high <= low:
+        high = low + 1.0 if math.isfinite(low) else 1.0
+        low = low if math.isfinite(low) else 0.0
+    raw = (high - low) / most
+    size = 10.0 ** math.floor(math.log10(raw))
+    step = next(size * m for m in (1, 2, 2.5, 5, 10) if size * m >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [round(n * step, 12) for n in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def _svg(height: float, body: Sequence[str], label: str) -> str:
+    return (
+        f'<svg viewBox="0 0 {_WIDTH:g} {height:g}" role="img" aria-label="{escape(label)}">'
+        + "".join(body)
+        + "</svg>"
+    )
+
+
+def _text(x: float, y: float, words: str, anchor: str = "start", kind: str = "") -> str:
+    css = f' class="{kind}"' if kind else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{css}>{escape(words)}</text>'
+
+
+def _thin(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
+    """Means over equal runs of points, so that no feature is skipped by chance."""
+    if len(points) <= most:
+        return list(points)
+    size = len(points) / most
+    thinned = []
+    for k in range(most):
+        part = points[int(k * size) : max(int((k + 1) * size), int(k * size) + 1)]
+        thinned.append(
+            (sum(p[0] for p in part) / len(part), sum(p[1] for p in part) / len(part))
+        )
+    return thinned
+
+
+def _smooth(points: Sequence[tuple[float, float]], span: int) -> list[tuple[float, float]]:
+    mean, out = points[0][1], []
+    share = 2.0 / (span + 1)
+    for x, y in points:
+        mean += share * (y - mean)
+        out.append((x, mean))
+    return out
+
+
+def line_chart(points: Sequence[tuple[float, float]], *, x_label: str, label: str) -> str:
+    """A curve with its running mean: the loss over steps.
+
+    Args:
+        points: (x, y); those that are not finite are left out.
+        x_label: under the axis.
+        label: for screen readers.
+    """
+    points = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+    if len(points) < 2:
+        return '<p class="none">fewer than two steps were recorded</p>'
+    points = _thin(points, _CURVE_POINTS)
+    height, top, bottom = 260.0, 12.0, 40.0
+    ys = [y for _, y in points]
+    ticks = nice_ticks(min(0.0, *ys), max(ys))
+    low, high = min(ticks[0], min(ys)), max(ticks[-1], max(ys))
+    first, last = points[0][0], max(points[-1][0], points[0][0] + 1e-9)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return (
+            _PAD_LEFT + (x - first) / (last - first) * (_WIDTH - _PAD_LEFT - _PAD_RIGHT),
+            top + (high - y) / (high - low) * (height - top - bottom),
+        )
+
+    body = []
+    for tick in ticks:
+        _, y = place(first, tick)
+        body.append(f'<path class="grid" d="M{_PAD_LEFT:g} {y:.1f}H{_WIDTH - _PAD_RIGHT:g}"/>')
+        body.append(_text(_PAD_LEFT - 6, y + 4, f"{tick:g}", "end", "tick"))
+    for tick in nice_ticks(first, last, 6):
+        x, _ = place(tick, low)
+        body.append(_text(x, height - bottom + 18, f"{tick:g}", "middle", "tick"))
+    body.append(_text(_WIDTH - _PAD_RIGHT, height - 4, x_label, "end", "tick"))
+    smoothed = _smooth(points, max(2, len(points) // 20))
+    for kind, curve in (("faint", points), ("line", smoothed)):
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*p) for p in curve))
+        body.append(f'<polyline class="{kind}" points="{path}"/>')
+    return _svg(height, body, label)
+
+
+def bar_rows(
+    rows: Sequence[tuple[str, Sequence[float | None]]],
+    *,
+    kinds: Sequence[str],
+    limit: float,
+    texts: Sequence[Sequence[str]],
+    label: str,
+    mark: tuple[float, str] | None = None,
+) -> str:
+    """Horizontal bars, one row per name and one bar per kind.
+
+    Args:
+        rows: name and one value per kind; None draws nothing.
+        kinds: CSS classes of the bars.
+        limit: the value at the right edge.
+        texts: what stands behind each bar.
+        label: for screen readers.
+        mark: a line across all rows and its words: the budget.
+    """
+    thick, gap = 13.0, 12.0
+    top = 22.0 if mark else 4.0
+    name_width = 150.0
+    scale = (_WIDTH - name_width - 92.0) / (limit or 1.0)
+    y, body = top, []
+    for (name, values), words in zip(rows, texts, strict=True):
+        block = thick * len(values)
+        short = name if len(name) <= 20 else name[:19] + "…"
+        body.append(_text(name_width - 8, y + block / 2 + 4, short, "end"))
+        for kind, value, word in zip(kinds, values, words, strict=True):
+            if value is not None:
+                width = max(value * scale, 1.0)
+                body.append(
+                    f'<rect class="{kind}" x="{name_width:g}" y="{y:.1f}" width="{width:.1f}" '
+                    f'height="{thick - 2:g}" rx="2"/>'
+                )
+                body.append(_text(name_width + width + 5, y + thick - 3, word, "start", "tick"))
+            y += thick
+        y += gap
+    if mark:
+        x = name_width + mark[0] * scale
+        body.append(f'<path class="budget" d="M{x:.1f} {top - 4:g}V{y - gap + 4:.1f}"/>')
+        anchor = "end" if x > _WIDTH / 2 else "start"
+        body.append(_text(x, top - 8, mark[1], anchor, "budget-text"))
+    return _svg(y, body, label)
+
+
+def confusion_matrix(names: Sequence[str], counts: Sequence[Sequence[int]], label: str) -> str:
+    """Rows are true classes, columns predicted ones; the darker, the larger a row's share."""
+    size = len(names)
+    left, top = 120.0, 84.0
+    cell = min((_WIDTH - left - 4) / max(size, 1), 44.0)
+    letters = 16
+    body = []
+    for k, name in enumerate(names):
+        short = name if len(name) <= letters else name[: letters - 1] + "…"
+        middle = (k + 0.5) * cell
+        body.append(_text(left - 6, top + middle + 4, short, "end", "tick"))
+        x, y = left + middle + 3, top - 6
+        body.append(
+            f'<text class="tick" transform="translate({x:.1f} {y:.1f}) rotate(-50)">'
+            f"{escape(short)}</text>"
+        )
+    for i, row in enumerate(counts):
+        total = sum(row) or 1
+        for j, count in enumerate(row):
+            if not count:
+                continue
+            x, y, share = left + j * cell, top + i * cell, count / total
+            kind = "hit" if i == j else "miss"
+            body.append(
+                f'<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" width="{cell - 1:.1f}" '
+                f'height="{cell - 1:.1f}" fill-opacity="{0.12 + 0.88 * share:.2f}">'
+                f"<title>{escape(names[i])} taken for {escape(names[j])}: {count}</title></rect>"
+            )
+            if cell >= 18:
+                tone = "on" if share > 0.55 else "cell"
+                body.append(
+                    _text(x + cell / 2, y + cell / 2 + 4, str(count), "middle", tone)
+                )
+    body.append(
+        f'<rect class="frame" x="{left:g}" y="{top:g}" width="{size * cell:.1f}" '
+        f'height="{size * cell:.1f}"/>'
+    )
+    return _svg(top + size * cell + 6, body, label)

@@ -1,0 +1,309 @@
+"""The report: one self-contained HTML page per run, readable on a phone and offline.
+
+No script, no font, no picture from elsewhere: styles are in the page, charts are inline SVG.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from edgeladder import __version__
+from edgeladder.config import format_size
+from edgeladder.files import write_text
+from edgeladder.report.charts import bar_rows, confusion_matrix, line_chart
+from edgeladder.report.record import RunRecord, memory_of, read_run
+from edgeladder.report.style import STYLE
+
+REPORT = "report.html"
+_MATRIX_CLASSES = 40  # beyond this a matrix is a grey square: the commonest mistakes instead
+_BAR_CLASSES = 40
+_MISTAKES = 20
+_EVENTS = 200
+
+
+def write(run: Path, out: Path | None = None) -> Path:
+    """Write the report of a run directory.
+
+    Args:
+        run: the run's folder; sections whose data is not there say so.
+        out: the page; None: `report.html` in the run.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        ConfigError: there is no run.
+        StorageError: no space left.
+    """
+    path = Path(out) if out is not None else Path(run) / REPORT
+    write_text(path, render(read_run(Path(run))))
+    return path
+
+
+def render(record: RunRecord) -> str:
+    """The page as text."""
+    name = record.folder.resolve().name
+    sections = [
+        _headline(record),
+        _section("Loss", _loss(record)),
+        _section("Memory", _memory(record)),
+        _section("Per class", _per_class(record)),
+        _section("Confusion", _confusion(record)),
+        _section("Fence and watch", _events(record)),
+        _section("Configuration", _configuration(record)),
+        _section("Environment", _pairs(record.environment)),
+    ]
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{escape(name)} · EdgeLadder</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        f"<header><h1>{escape(name)}</h1><p>{escape(_subtitle(record))}</p></header>\n<main>\n"
+        + "\n".join(sections)
+        + f"\n</main>\n<footer>EdgeLadder {escape(__version__)}</footer>\n</body>\n</html>\n"
+    )
+
+
+def _subtitle(record: RunRecord) -> str:
+    model = record.adapter.get("model")
+    if isinstance(model, dict):
+        model = model.get("name")
+    profile = record.adapter.get("profile") or {}
+    parts = [str(model or ""), str(profile.get("name", "")) if isinstance(profile, dict) else ""]
+    parts.append(str(record.adapter.get("created") or ""))
+    return " · ".join(part for part in parts if part) or "run"
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{body}</section>"
+
+
+def _none(words: str) -> str:
+    return f'<p class="none">{escape(words)}</p>'
+
+
+def percent(share: Any) -> str:
+    """`81.2 %`, or a dash."""
+    known = isinstance(share, int | float) and math.isfinite(share)
+    return f"{100 * share:.1f} %" if known else "–"
+
+
+def _headline(record: RunRecord) -> str:
+    accuracy = record.result.get("accuracy") or {}
+    tuned = record.evaluation.get("accuracy", accuracy.get("tuned"))
+    zero = record.evaluation.get("zero_shot_accuracy", accuracy.get("zero_shot"))
+    split = record.evaluation.get("split", accuracy.get("split"))
+    speed = record.result.get("throughput") or {}
+    tiles = [("tuned", percent(tuned)), ("zero-shot", percent(zero))]
+    if isinstance(tuned, int | float) and isinstance(zero, int | float):
+        tiles.append(("gain, points", f"{100 * (tuned - zero):+.1f}"))
+    if split:
+        tiles.append(("split", str(split)))
+    if record.evaluation.get("count"):
+        tiles.append(("pictures judged", str(record.evaluation["count"])))
+    for key, label in (("steps", "steps"), ("engine", "engine"), ("seed", "seed")):
+        if record.result.get(key) is not None:
+            tiles.append((label, str(record.result[key])))
+    if speed.get("step_ms_median"):
+        tiles.append(("median step", f"{speed['step_ms_median']:.0f} ms"))
+    peak = max(
+        (p.get("measured_peak_bytes") or 0 for p in memory_of(record)["phases"].values()),
+        default=0,
+    )
+    if peak:
+        tiles.append(("peak memory", format_size(peak)))
+    skipped = record.result.get("skipped_inputs")
+    if skipped:
+        number = len(skipped) if isinstance(skipped, list) else skipped
+        tiles.append(("pictures skipped", str(number)))
+    body = "".join(
+        f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>'
+        for label, value in tiles
+    )
+    return f'<section class="tiles">{body}</section>'
+
+
+def _loss(record: RunRecord) -> str:
+    if not record.losses:
+        return _none("no steps were recorded")
+    first, last = record.losses[0], record.losses[-1]
+    chart = line_chart(record.losses, x_label="step", label="training loss by step")
+    return chart + (
+        f"<p>{len(record.losses)} steps; loss {first[1]:.4g} at step {first[0]:g}, "
+        f"{last[1]:.4g} at step {last[0]:g}. Thin: each step; thick: running mean.</p>"
+    )
+
+
+def _memory(record: RunRecord) -> str:
+    memory = memory_of(record)
+    phases = memory["phases"]
+    if not phases:
+        return _none("no phase was planned or measured")
+    budget = memory.get("budget_bytes")
+    peaks = [
+        (name, (p.get("planned_peak_bytes"), p.get("measured_peak_bytes")))
+        for name, p in phases.items()
+    ]
+    sizes = [size for _, pair in peaks for size in pair if size]
+    limit = 1.02 * max([*sizes, budget or 0, 1])
+    words = [[format_size(size) if size else "" for size in pair] for _, pair in peaks]
+    chart = bar_rows(
+        peaks,
+        kinds=("planned", "measured"),
+        limit=limit,
+        texts=words,
+        label="planned and measured peak memory by phase",
+        mark=(budget, f"budget {format_size(budget)}") if budget else None,
+    )
+    rows = [
+        (
+            name,
+            *(format_size(size) if size else "–" for size in pair),
+            percent((pair[1] or 0) / budget) if budget and pair[1] else "–",
+        )
+        for name, pair in peaks
+    ]
+    legend = '<p class="legend"><i class="planned"></i>planned <i class="measured"></i>measured'
+    legend += f" · enforcement: {escape(_words(memory.get('enforcement')))}</p>"
+    return chart + legend + _table(("phase", "planned", "measured", "of the budget"), rows)
+
+
+def _per_class(record: RunRecord) -> str:
+    classes = record.evaluation.get("per_class") or []
+    if not classes:
+        return _none("not evaluated per class")
+    shown = classes
+    note = ""
+    if len(classes) > _BAR_CLASSES:
+        shown = sorted(classes, key=lambda c: c.get("accuracy") or 0.0)[:_BAR_CLASSES]
+        note = f"<p>The {_BAR_CLASSES} weakest of {len(classes)} classes; all are in the table.</p>"
+    chart = bar_rows(
+        [(c["class"], (c.get("zero_shot_accuracy"), c.get("accuracy"))) for c in shown],
+        kinds=("planned", "measured"),
+        limit=1.0,
+        texts=[[percent(c.get("zero_shot_accuracy")), percent(c.get("accuracy"))] for c in shown],
+        label="accuracy by class, zero-shot and tuned",
+    )
+    legend = '<p class="legend"><i class="planned"></i>zero-shot <i class="measured"></i>tuned</p>'
+    table = _table(
+        ("class", "pictures", "zero-shot", "tuned"),
+        [
+            (
+                c["class"],
+                str(c.get("count", "")),
+                percent(c.get("zero_shot_accuracy")),
+                percent(c.get("accuracy")),
+            )
+            for c in classes
+        ],
+    )
+    return chart + legend + note + _folded("all classes", table)
+
+
+def _confusion(record: RunRecord) -> str:
+    counts = record.evaluation.get("confusion") or []
+    names = record.evaluation.get("classes") or [
+        c["class"] for c in record.evaluation.get("per_class") or []
+    ]
+    if not counts or len(names) != len(counts):
+        return _none("no confusion matrix was recorded")
+    mistakes = sorted(
+        (
+            (count, names[i], names[j])
+            for i, row in enumerate(counts)
+            for j, count in enumerate(row)
+            if i != j and count
+        ),
+        key=lambda item: -item[0],
+    )
+    table = _table(
+        ("true", "taken for", "pictures"),
+        [(true, taken, str(count)) for count, true, taken in mistakes[:_MISTAKES]],
+    )
+    if len(names) > _MATRIX_CLASSES:
+        return f"<p>{len(names)} classes: the {_MISTAKES} commonest mistakes.</p>{table}"
+    chart = confusion_matrix(names, counts, "confusion matrix: rows true, columns predicted")
+    note = "<p>Rows: true class; columns: predicted; darker: a larger share of the row.</p>"
+    return chart + note + _folded("commonest mistakes", table)
+
+
+def _events(record: RunRecord) -> str:
+    fence = record.environment.get("fence") or (memory_of(record).get("enforcement"))
+    body = f"<p>Fence: {escape(_words(fence))}.</p>"
+    if not record.events:
+        return body + _none("nothing had to be done: no threshold was crossed")
+    rows = [
+        (
+            _clock(event.get("time")),
+            str(event.get("kind", "")),
+            ", ".join(
+                f"{key} {_value(key, value)}"
+                for key, value in event.items()
+                if key not in ("time", "kind")
+            ),
+        )
+        for event in record.events[-_EVENTS:]
+    ]
+    return body + _table(("time (UTC)", "event", "what"), rows)
+
+
+def _configuration(record: RunRecord) -> str:
+    if not record.config:
+        return _none("config.yaml is not there")
+    text = yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True)
+    plan = {k: v for k, v in record.plan.items() if not isinstance(v, dict | list)}
+    return _pairs(plan, empty="") + _folded("config.yaml", f"<pre>{escape(text)}</pre>")
+
+
+def _pairs(values: dict[str, Any], empty: str = "not recorded") -> str:
+    if not values:
+        return _none(empty) if empty else ""
+    return _table(("", ""), [(key, _value(key, v)) for key, v in values.items()], head=False)
+
+
+def _value(key: str, value: Any) -> str:
+    if key.endswith("_bytes") and isinstance(value, int | float) and not isinstance(value, bool):
+        return format_size(value)
+    return _words(value)
+
+
+def _words(value: Any) -> str:
+    """A value of a JSON file as words a reader takes in."""
+    if value is None:
+        return "not recorded"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_value(str(key), v)}" for key, v in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        return ", ".join(_words(v) for v in value) or "none"
+    return str(value)
+
+
+def _clock(stamp: Any) -> str:
+    if not isinstance(stamp, int | float):
+        return str(stamp or "")
+    moment = datetime.datetime.fromtimestamp(stamp, datetime.timezone.utc)
+    return moment.strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, head: bool = True) -> str:
+    top = "".join(f"<th>{escape(cell)}</th>" for cell in columns)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    thead = f"<thead><tr>{top}</tr></thead>" if head else ""
+    return f'<div class="scroll"><table>{thead}<tbody>{body}</tbody></table></div>'
+
+
+def _folded(title: str, body: str) -> str:
+    return f"<details><summary>{escape(title)}</summary>{body}</details>"

@@ -1,0 +1,54 @@
+"""The report's style sheet: system fonts, two palettes, one column on a phone."""
+
+STYLE = """
+:root{--paper:#fbfbf9;--card:#fff;--ink:#1d2126;--muted:#66707a;--line:#e2e4e6;--accent:#1f6f8b;
+--second:#b9c6cc;--bad:#c2542d;--on:#fff}
+@media (prefers-color-scheme:dark){:root{--paper:#14171a;--card:#1c2024;--ink:#e6e8ea;
+--muted:#98a2ab;--line:#30363c;--accent:#5ab4d2;--second:#4b5761;--bad:#e58a63;--on:#0d1114}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--paper);color:var(--ink);
+font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
+header,main,footer{max-width:820px;margin:0 auto;padding:0 16px}
+header{padding-top:28px}
+h1{font-size:1.5rem;margin:0;overflow-wrap:anywhere}
+h2{font-size:1.05rem;margin:0 0 10px}
+header p,footer,.none,.legend{color:var(--muted)}
+header p{margin:2px 0 18px}
+footer{padding-bottom:32px;font-size:.85rem}
+section{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:16px;
+margin:0 0 14px}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(128px,1fr));gap:14px}
+.tile b{display:block;font-size:1.25rem;line-height:1.25;overflow-wrap:anywhere}
+.tile span{color:var(--muted);font-size:.85rem}
+svg{display:block;width:100%;height:auto}
+svg text{fill:var(--ink);font-size:12px;font-family:inherit}
+svg .tick{fill:var(--muted);font-size:11px}
+svg .cell,svg .on{font-size:11px}
+svg .on{fill:var(--on)}
+svg .grid{stroke:var(--line);fill:none}
+svg .line{stroke:var(--accent);stroke-width:2;fill:none;stroke-linejoin:round}
+svg .faint{stroke:var(--second);stroke-width:1;fill:none}
+svg .planned{fill:var(--second)}
+svg .measured,svg .hit{fill:var(--accent)}
+svg .miss{fill:var(--bad)}
+svg .frame{fill:none;stroke:var(--line)}
+svg .budget{stroke:var(--bad);stroke-width:1.5;stroke-dasharray:5 3;fill:none}
+svg .budget-text{fill:var(--bad)}
+.legend{font-size:.85rem}
+.legend i{display:inline-block;width:11px;height:11px;border-radius:2px;margin:0 5px 0 8px}
+.legend i.planned{background:var(--second)}
+.legend i.measured{background:var(--accent)}
+.scroll{overflow-x:auto}
+table{border-collapse:collapse;width:100%;font-size:.9rem}
+th,td{text-align:left;padding:5px 14px 5px 0;border-bottom:1px solid var(--line);
+vertical-align:top;font-variant-numeric:tabular-nums}
+td:last-child{overflow-wrap:anywhere;padding-right:0}
+section>p:last-child{margin-bottom:0}
+th{color:var(--muted);font-weight:500}
+tr:last-child td{border-bottom:0}
+summary{cursor:pointer;color:var(--muted);margin-top:10px}
+pre{overflow-x:auto;font:13px/1.45 ui-monospace,"DejaVu Sans Mono",monospace;margin:10px 0 0}
+@media (max-width:560px){body{font-size:15px}section{padding:13px}
+svg text{font-size:17px}svg .tick,svg .cell,svg .on{font-size:15px}}
+@media print{body{background:#fff}section{break-inside:avoid}}
+"""

@@ -1,0 +1,156 @@
+"""The report: valid, self-contained, and complete even where the run is not."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+
+from edgeladder.errors import ConfigError
+from edgeladder.report import write
+from edgeladder.report.charts import line_chart, nice_ticks
+
+_VOID = {"meta", "br"}
+NAMES = ["hat & <scarf>", "dress", "shoes"]
+
+
+class Page(HTMLParser):
+    """Checks that tags nest and collects text, attributes and table cells."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.tags: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == [], f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in _VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes <{self.open[-1:]}>"
+        self.open.pop()
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def a_run(folder: Path, classes: list[str] | None = None) -> Path:
+    names = classes or NAMES
+    folder.mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump({"profile": {"name": "default"}}))
+    phases = {"train": {"planned_peak_bytes": 240_000_000}}
+    (folder / "plan.json").write_text(json.dumps({"phases": phases, "budget_bytes": 400_000_000}))
+    (folder / "environment.json").write_text(json.dumps({"architecture": "aarch64"}))
+    lines = [{"time": 1e9 + i, "kind": "step", "step": i + 1, "loss": 2.0 / (i + 1)}
+             for i in range(50)]
+    lines.append({"time": 1e9, "kind": "phase", "phase": "train",
+                  "measured_peak_bytes": 221_000_000})
+    lines.append({"time": 1e9, "kind": "watch", "order": "halve", "used_bytes": 321_000_000})
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(text + '{"time": 1, "kind": "st')
+    count = len(names)
+    evaluation = {
+        "accuracy": 0.8,
+        "zero_shot_accuracy": 0.55,
+        "count": 10 * count,
+        "split": "test",
+        "classes": names,
+        "per_class": [
+            {"class": n, "count": 10, "accuracy": 0.8, "zero_shot_accuracy": 0.55} for n in names
+        ],
+        "confusion": [[8 if i == j else (2 if j == (i + 1) % count else 0)
+                       for j in range(count)] for i in range(count)],
+    }
+    (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    return folder
+
+
+def test_a_report_is_well_formed_and_shows_the_run(tmp_path):
+    run = a_run(tmp_path / "run")
+    path = write(run)
+    assert path == run / "report.html"
+    page = Page(path.read_text(encoding="utf-8"))
+    for words in ("80.0 %", "55.0 %", "+25.0", "240 MB", "221 MB", "budget 400 MB", "halve",
+                  "50 steps", "aarch64", "hat & <scarf>", "taken for"):
+        assert words in page.text, words
+    assert page.tags.count("svg") == 4
+    assert ("name", "viewport") in page.attributes
+
+
+def test_a_report_needs_nothing_from_elsewhere(tmp_path):
+    text = write(a_run(tmp_path / "run"), tmp_path / "out.html").read_text(encoding="utf-8")
+    assert not re.search(r"https?:|//[a-z]|@import|url\(|<script|<link|<img|<iframe", text)
+    page = Page(text)
+    assert not [name for name, _ in page.attributes if name in ("src", "href") or name[:2] == "on"]
+    assert "prefers-color-scheme:dark" in text
+
+
+def test_many_classes_are_told_by_their_commonest_mistakes(tmp_path):
+    names = [f"class {i}" for i in range(60)]
+    page = Page(write(a_run(tmp_path / "run", names)).read_text(encoding="utf-8"))
+    assert "60 classes: the 20 commonest mistakes" in page.text
+    assert "The 40 weakest of 60 classes" in page.text
+    assert page.tags.count("svg") == 3
+
+
+@pytest.mark.parametrize(
+    "lost", ["plan.json", "environment.json", "metrics.jsonl", "evaluation.json", "config.yaml"]
+)
+def test_a_run_that_lacks_a_file_still_has_a_report(tmp_path, lost):
+    run = a_run(tmp_path / "run")
+    (run / lost).unlink()
+    Page(write(run).read_text(encoding="utf-8"))
+    (run / lost).write_text('{"half')
+    if lost != "config.yaml":
+        Page(write(run).read_text(encoding="utf-8"))
+
+
+def test_resumed_steps_are_counted_once(tmp_path):
+    run = a_run(tmp_path / "run")
+    with open(run / "metrics.jsonl", "a") as stream:
+        stream.write("\n")
+        for step in (49, 50, 51):
+            stream.write(json.dumps({"time": 1, "kind": "step", "step": step, "loss": 0.5}) + "\n")
+    assert "51 steps" in Page(write(run).read_text(encoding="utf-8")).text
+
+
+def test_no_run_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="no run here") as caught:
+        write(tmp_path)
+    assert caught.value.exit_code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_curve_survives_numbers_that_are_none():
+    points = [(i, float("nan") if i == 3 else 1.0) for i in range(5000)]
+    chart = line_chart(points, x_label="step", label="loss")
+    assert "nan" not in chart and "inf" not in chart
+    assert len(chart) < 60_000
+    assert "fewer than two" in line_chart([(1, float("inf"))], x_label="step", label="loss")
+
+
+@pytest.mark.parametrize("low, high", [(0, 1), (0, 0), (-3, 17), (1e-6, 2e-6), (0, 1e9)])
+def test_ticks_are_few_and_inside(low, high):
+    ticks = nice_ticks(low, high)
+    top = high if high > low else low + 1
+    assert 2 <= len(ticks) <= 7
+    assert all(low - 1e-9 <= t <= top * (1 + 1e-9) for t in ticks)
