@@ -31,7 +31,9 @@ def export(
     engine: Annotated[
         str, typer.Option("--engine", help="Graphs to make: auto, stock, ort-training, both.")
     ] = "auto",
-    dtype: Annotated[str, typer.Option("--dtype", help="Tower weights: fp32, fp16, int8.")] = "fp32",
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="Tower weights: fp32, fp16, int8.")
+    ] = "fp32",
     out: Annotated[Path, typer.Option("--out", help="Folder or .tar to write.")] = options.BUNDLE,
     as_json: options.Json = False,
 ) -> Answer:

@@ -1,0 +1,165 @@
+"""`edgeladder precompute`, `plan`, `train`: what needs the memory budget.
+
+This process stays small: it holds the request and waits, while workers of the supervisor do the
+work, and its memory counts inside the budget.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgeladder.cli import options
+from edgeladder.cli.output import Answer, table
+from edgeladder.cli.progress import Progress
+from edgeladder.sizes import format_size
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    for command in (precompute, plan, train):
+        app.command()(command)
+
+
+def precompute(
+    bundle: options.Bundle = options.BUNDLE,
+    data: options.Data = options.DATA,
+    cache: options.Cache = options.CACHE,
+    device: options.Device = None,
+    budget: options.Budget = None,
+    views: Annotated[
+        int | None, typer.Option("--views", min=0, help="Augmented views per picture.")
+    ] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="Of the cache: fp16 or int8.")] = "fp16",
+    as_json: options.Json = False,
+) -> Answer:
+    """Run the frozen towers over pictures, once for each."""
+    from edgeladder.device.train import supervisor
+
+    options.require(bundle=bundle, pictures=data)
+    request = _request(bundle, data, cache, device, budget, views=views, cache_dtype=dtype)
+    with Progress() as progress:
+        values = supervisor.precompute(request, progress)
+    return Answer(values, lambda: _precomputed(values))
+
+
+def plan(
+    bundle: options.Bundle = options.BUNDLE,
+    data: options.Data = options.DATA,
+    cache: options.Cache = options.CACHE,
+    device: options.Device = None,
+    budget: options.Budget = None,
+    profile: options.Profile = None,
+    settings: options.Settings = None,
+    shots: options.Shots = None,
+    engine: options.Engine = "auto",
+    as_json: options.Json = False,
+) -> Answer:
+    """Predict peak memory and the smallest budget that fits."""
+    from edgeladder.device.train import supervisor
+
+    options.require(bundle=bundle, pictures=data)
+    request = _request(
+        bundle, data, cache, device, budget, profile=profile, overrides=settings,
+        shots=shots, engine=engine,
+    )  # fmt: skip
+    values = supervisor.plan(request)
+    return Answer(values, lambda: _planned(values), exit_code=0 if values["fits"] else 3)
+
+
+def train(
+    bundle: options.Bundle = options.BUNDLE,
+    data: options.Data = options.DATA,
+    cache: options.Cache = options.CACHE,
+    device: options.Device = None,
+    budget: options.Budget = None,
+    profile: options.Profile = None,
+    settings: options.Settings = None,
+    shots: options.Shots = None,
+    engine: options.Engine = "auto",
+    seed: options.Seed = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", help="Run directory to make. [runs/<stamp>]")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", help="Continue this run from its checkpoint.")
+    ] = None,
+    as_json: options.Json = False,
+) -> Answer:
+    """Plan, precompute, train the ladder, evaluate, report."""
+    from edgeladder.device.train import supervisor
+
+    if resume is None:
+        options.require(bundle=bundle, pictures=data)
+    else:
+        options.require(run=resume)
+    request = _request(
+        bundle, data, cache, device, budget, profile=profile, overrides=settings,
+        shots=shots, engine=engine, seed=seed,
+        run=str(resume or run) if resume or run else None, resume=resume is not None,
+    )  # fmt: skip
+    with Progress() as progress:
+        values = supervisor.train(request, progress)
+    return Answer(values, lambda: trained(values))
+
+
+def _request(
+    bundle: Path, data: Path, cache: Path, device: str | None, budget: str | None, **more: Any
+) -> Any:
+    """The request of a command line: only what was given, so that each default stays in one place."""
+    from edgeladder.device.train.request import TrainRequest
+
+    given = options.optional(device=device, budget_bytes=options.budget_bytes(budget), **more)
+    return TrainRequest(bundle=str(bundle), data=str(data), cache=str(cache), **given)
+
+
+def _precomputed(values: dict[str, Any]) -> str:
+    text = f"{values['new']} pictures computed, {values['reused']} already there"
+    skipped = values.get("skipped_inputs") or values.get("skipped") or []
+    return text + (f", {len(skipped)} skipped" if skipped else "")
+
+
+def _planned(values: dict[str, Any]) -> str:
+    rows = [
+        [name, format_size(phase["planned_peak_bytes"]), *(phase.get(k) for k in _SIZES)]
+        for name, phase in values["phases"].items()
+    ]
+    verdict = "fits" if values["fits"] else "does not fit"
+    budget = values.get("budget_bytes")
+    return "\n".join(
+        [
+            table(["phase", "peak", *_SIZES], rows),
+            f"{verdict}{' ' + format_size(budget) if budget else ''}; "
+            f"the smallest budget that fits is {format_size(values['minimum_budget_bytes'])}",
+        ]
+    )
+
+
+_SIZES = ["chunk", "batch", "group"]
+
+
+def trained(values: dict[str, Any]) -> str:
+    """A training's answer in a few lines: accuracies, memory against the budget, where it lies."""
+    accuracy, memory = values["accuracy"], values["memory"]
+    lines = [
+        f"accuracy on {accuracy['split']}: zero-shot {_percent(accuracy['zero_shot'])}, "
+        f"tuned {_percent(accuracy['tuned'])}"
+    ]
+    for name, phase in memory["phases"].items():
+        lines.append(
+            f"{name}: peak {_size(phase.get('measured_peak_bytes'))} "
+            f"(planned {_size(phase.get('planned_peak_bytes'))})"
+        )
+    lines.append(f"budget {_size(memory.get('budget_bytes'))}, fence: {memory['enforcement']}")
+    lines.append(f"run: {values['run']} ({values['steps']} steps, engine {values['engine']})")
+    return "\n".join(lines)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def _size(size_bytes: float | None) -> str:
+    return "-" if size_bytes is None else format_size(size_bytes)

@@ -1,0 +1,89 @@
+"""`edgeladder evaluate`, `predict`, `deploy`: what a trained run is for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgeladder.cli import options
+from edgeladder.cli.output import Answer, table
+from edgeladder.cli.progress import Progress
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    for command in (evaluate, predict, deploy):
+        app.command()(command)
+
+
+def evaluate(
+    run: options.Run = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Pictures. [default: what the run trained on]")
+    ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", help="Bundle. [default: the run's]")
+    ] = None,
+    as_json: options.Json = False,
+) -> Answer:
+    """Accuracy of a run on labelled pictures, by class too."""
+    from edgeladder.device.infer import evaluate as module
+
+    with Progress() as progress:
+        values = module.evaluate(
+            options.newest_run(run), data=data, bundle=bundle, progress=progress
+        )
+    return Answer(values, lambda: _evaluated(values))
+
+
+def predict(
+    paths: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
+    run: options.Run = None,
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", help="Bundle. [default: the run's]")
+    ] = None,
+    top: Annotated[int, typer.Option("--top", min=1, help="Labels per picture.")] = 1,
+    as_json: options.Json = False,
+) -> Answer:
+    """Labels and probabilities for pictures."""
+    from edgeladder.device.infer import predict as module
+
+    values = module.predict(options.newest_run(run), paths, bundle=bundle, top=top)
+    return Answer(values, lambda: _predicted(values))
+
+
+def deploy(
+    run: options.Run = None,
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", help="Bundle. [default: the run's]")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="ONNX file to write.")] = Path("model.onnx"),
+    dtype: Annotated[str, typer.Option("--dtype", help="Weights: fp32, fp16, int8.")] = "fp32",
+    as_json: options.Json = False,
+) -> Answer:
+    """One ONNX file of a run: picture in, probabilities out."""
+    from edgeladder.device.infer import deploy as module
+
+    values = module.deploy(options.newest_run(run), out, bundle=bundle, dtype=dtype)
+    return Answer(values, "\n".join(f"{key}: {value}" for key, value in values.items()))
+
+
+def _evaluated(values: dict[str, Any]) -> str:
+    rows = [[name, item["count"], item["accuracy"]] for name, item in values["per_class"].items()]
+    return "\n".join(
+        [
+            table(["class", "pictures", "accuracy"], rows),
+            f"accuracy {100 * values['accuracy']:.1f} % on {values['count']} pictures "
+            f"(zero-shot {100 * values['zero_shot_accuracy']:.1f} %)",
+        ]
+    )
+
+
+def _predicted(values: dict[str, Any]) -> str:
+    lines = []
+    for item in values["predictions"]:
+        labels = ", ".join(f"{x['label']} {100 * x['probability']:.1f} %" for x in item["labels"])
+        lines.append(f"{item['path']}: {labels or item['error']}")
+    return "\n".join(lines)
