@@ -28,7 +28,7 @@ _MISTAKES = 20
 _EVENTS = 200
 
 
-def write(run: Path, out: Path | None = None) -> Path:
+def write_report(run: Path, out: Path | None = None) -> Path:
     """Write the report of a run directory.
 
     Args:
@@ -176,7 +176,8 @@ def _memory(record: RunRecord) -> str:
 
 
 def _per_class(record: RunRecord) -> str:
-    classes = record.evaluation.get("per_class") or []
+    per_class = record.evaluation.get("per_class") or {}
+    classes = [{"class": name, **values} for name, values in per_class.items()]
     if not classes:
         return _none("not evaluated per class")
     shown = classes
@@ -209,9 +210,7 @@ def _per_class(record: RunRecord) -> str:
 
 def _confusion(record: RunRecord) -> str:
     counts = record.evaluation.get("confusion") or []
-    names = record.evaluation.get("classes") or [
-        c["class"] for c in record.evaluation.get("per_class") or []
-    ]
+    names = record.evaluation.get("classes") or list(record.evaluation.get("per_class") or {})
     if not counts or len(names) != len(counts):
         return _none("no confusion matrix was recorded")
     mistakes = sorted(

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from edgeladder.errors import ConfigError
-from edgeladder.report import write
+from edgeladder.report import write_report as write
 from edgeladder.report.charts import line_chart, nice_ticks
 
 _VOID = {"meta", "br"}
@@ -74,9 +74,9 @@ def a_run(folder: Path, classes: list[str] | None = None) -> Path:
         "count": 10 * count,
         "split": "test",
         "classes": names,
-        "per_class": [
-            {"class": n, "count": 10, "accuracy": 0.8, "zero_shot_accuracy": 0.55} for n in names
-        ],
+        "per_class": {
+            n: {"count": 10, "accuracy": 0.8, "zero_shot_accuracy": 0.55} for n in names
+        },
         "confusion": [[8 if i == j else (2 if j == (i + 1) % count else 0)
                        for j in range(count)] for i in range(count)],
     }

@@ -53,15 +53,14 @@ class Score:
             "count": count,
             "split": split,
             "classes": self.classes,
-            "per_class": [
-                {
-                    "class": name,
+            "per_class": {
+                name: {
                     "count": int(totals[k]),
                     "accuracy": share(int(hits[k]), int(totals[k])),
                     "zero_shot_accuracy": share(int(self.zero_shot_hits[k]), int(totals[k])),
                 }
                 for k, name in enumerate(self.classes)
-            ],
+            },
             "confusion": self.confusion.tolist(),
         }
 

@@ -63,8 +63,8 @@ def test_counts_match_brute_force_whatever_the_chunk(chunk):
         for taken in range(3):
             expected = int(((labels == true) & (tuned == taken)).sum())
             assert result["confusion"][true][taken] == expected
-    for k, entry in enumerate(result["per_class"]):
-        assert entry["class"] == NAMES[k]
+    assert list(result["per_class"]) == NAMES
+    for k, entry in enumerate(result["per_class"].values()):
         assert entry["accuracy"] == pytest.approx((tuned[labels == k] == k).mean())
         assert entry["zero_shot_accuracy"] == pytest.approx((zero[labels == k] == k).mean())
     assert max(windows[0].reads) <= chunk
@@ -88,7 +88,8 @@ def test_no_pictures_is_no_accuracy_rather_than_an_error():
     assert result["accuracy"] is None and result["count"] == 0
     score = Score(NAMES)
     score.add(np.array([0]), np.eye(3)[:1], np.eye(3)[:1])
-    assert [c["accuracy"] for c in score.to_dict("test")["per_class"]] == [1.0, None, None]
+    per_class = score.to_dict("test")["per_class"]
+    assert [c["accuracy"] for c in per_class.values()] == [1.0, None, None]
 
 
 def test_head_features_flatten_taps_picture_by_picture():
