@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -20,6 +19,8 @@ _HASH_BLOCK_BYTES = 1 << 20
 
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file, read in 1 MiB blocks so that memory does not grow with it."""
+    import hashlib  # here, because OpenSSL costs the waiting supervisor 5 MB
+
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
         while block := stream.read(_HASH_BLOCK_BYTES):

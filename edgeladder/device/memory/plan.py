@@ -1,0 +1,341 @@
+"""Memory policy: what each phase will need, and the sizes under which it fits the budget.
+
+Every peak is a sum over what is resident at the worst moment, from the manifest and sizes alone:
+
+    supervisor + machine floor + loaded graphs + parameters, gradients, moments
+               + inputs of a step (windowed where chunked) + activations of a chunk
+
+`train` obeys what is decided here. The coefficients were fitted with `tools/bench/memory_grid.py`,
+whose table is in docs/memory.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from edgeladder.config import format_size
+from edgeladder.device.memory.floor import MachineFloor
+from edgeladder.device.memory.guard import PLANNED
+from edgeladder.errors import BudgetError
+
+_MB = 1_000_000
+_CHUNKS = (128, 64, 32, 16, 8, 4, 2, 1)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Fitted coefficients; bytes."""
+
+    node: int = 4_600  # of a loaded graph: kernels, shapes, names
+    graph_file: float = 2.0  # times the file's size: the parsed model
+    state_slack: float = 1.03  # allocator rounding on large buffers
+    heap: int = 3 * _MB  # fragmentation and Python objects while training
+    cache_reader: int = 2 * _MB  # index pages and one tensor in flight
+    per_picture: int = 200  # index entry and label in the train worker
+    shard_buffer: int = 8 * _MB  # precompute: taps waiting for the next shard
+    decoded_picture: int = 24 * _MB  # precompute: one large photograph while it is decoded
+    segment_weights: float = 2.0  # times a segment's weights: mapped file and packed copy
+    segment_session: int = 3 * _MB
+
+
+COSTS = Costs()
+
+
+@dataclass(frozen=True)
+class PhasePlan:
+    """One phase: its predicted peak and the sizes that give it."""
+
+    planned_peak_bytes: int
+    batch: int | None = None
+    chunk: int | None = None
+    group: int | None = None
+    mode: str | None = None  # train: fused, recompute or chunked
+    moments: str | None = None  # train: fp32 or int8
+    whole: bool | None = None  # precompute: the whole tower in one go
+    parts: dict[str, int] = field(default_factory=dict)  # what the peak is made of
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values without the sizes that do not apply."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All phases of a run under one budget."""
+
+    budget_bytes: int
+    minimum_budget_bytes: int
+    fits: bool
+    phases: dict[str, PhasePlan]
+    classes: int
+    pictures: int
+    floor: MachineFloor
+
+    def to_dict(self) -> dict[str, Any]:
+        """The `plan` JSON of the design."""
+        return {
+            "fits": self.fits,
+            "budget_bytes": self.budget_bytes,
+            "minimum_budget_bytes": self.minimum_budget_bytes,
+            "phases": {name: phase.to_dict() for name, phase in self.phases.items()},
+            "classes": self.classes,
+            "pictures": self.pictures,
+            "floor": self.floor.to_dict(),
+        }
+
+    def check(self) -> None:
+        """Refuse before anything starts.
+
+        Raises:
+            BudgetError: naming the smallest budget that would fit.
+        """
+        if self.fits:
+            return
+        phase = max(self.phases, key=lambda name: self.phases[name].planned_peak_bytes)
+        peak = self.phases[phase].planned_peak_bytes
+        least = math.ceil(self.minimum_budget_bytes / _MB)
+        raise BudgetError(
+            f"{phase} needs {format_size(peak)} at its smallest, which fits no budget below "
+            f"{least} MB; the budget is {format_size(self.budget_bytes)}",
+            where="plan",
+            remedy=f"--budget {least}MB or more"
+            + (", or --set train.batch with a smaller number" if phase == "train" else ""),
+            minimum_budget_bytes=self.minimum_budget_bytes,
+        )
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The sizes a prediction depends on."""
+
+    manifest: Any  # bundle.Manifest, or its plain view
+    classes: int
+    pictures: int
+    batch: int
+    moments: str = "auto"  # auto, fp32 or int8
+    engine: str = "stock"
+    average: bool = False  # weight averaging keeps two more copies for a moment
+    optimizer: str = "adamw"
+    files: dict[str, int] = field(default_factory=dict)  # sizes of the graphs' files
+
+
+def plan(
+    workload: Workload,
+    floor: MachineFloor,
+    budget_bytes: int,
+    *,
+    supervisor_bytes: int = 0,
+    mode: str | None = None,
+    chunk: int | None = None,
+) -> Plan:
+    """Choose, for each phase, the fastest sizes whose peak fits the budget.
+
+    Args:
+        workload: model, data and recipe sizes.
+        floor: of this machine.
+        budget_bytes: for the whole process tree.
+        supervisor_bytes: of the waiting process; 0 takes the bare supervisor's.
+        mode, chunk: asked for by the user; the choice is then only checked.
+    """
+    base = supervisor_bytes or floor.supervisor_bytes
+    room = int(PLANNED * budget_bytes)
+    choices = {
+        "precompute": list(_precompute(workload, floor, base)),
+        "train": list(_train(workload, floor, base, mode, chunk)),
+        "evaluate": list(_evaluate(workload, floor, base)),
+    }
+    phases, least = {}, 0
+    for name, candidates in choices.items():
+        smallest = min(candidates, key=lambda phase: phase.planned_peak_bytes)
+        fitting = (phase for phase in candidates if phase.planned_peak_bytes <= room)
+        phases[name] = next(fitting, smallest)
+        least = max(least, smallest.planned_peak_bytes)
+    minimum = math.ceil(least / PLANNED / _MB) * _MB
+    return Plan(
+        budget_bytes=budget_bytes,
+        minimum_budget_bytes=minimum,
+        fits=minimum <= budget_bytes,
+        phases=phases,
+        classes=workload.classes,
+        pictures=workload.pictures,
+        floor=floor,
+    )
+
+
+def _phase(parts: dict[str, float], **sizes: Any) -> PhasePlan:
+    whole = {name: int(size) for name, size in parts.items()}
+    return PhasePlan(planned_peak_bytes=sum(whole.values()), parts=whole, **sizes)
+
+
+# -- precompute ---------------------------------------------------------------------------------
+
+
+def _precompute(workload: Workload, floor: MachineFloor, base: int) -> Iterator[PhasePlan]:
+    """Fastest first: whole towers, then segment by segment with ever smaller batches."""
+    for batch in (8, 4, 2, 1):
+        yield _precompute_phase(workload, floor, base, batch, whole=True)
+    for batch in (8, 4, 2, 1):
+        yield _precompute_phase(workload, floor, base, batch, whole=False)
+
+
+def _precompute_phase(
+    workload: Workload, floor: MachineFloor, base: int, batch: int, *, whole: bool
+) -> PhasePlan:
+    manifest = workload.manifest
+    worst = 0.0
+    for tower in (manifest.image, manifest.text):
+        weights = [segment.weight_bytes for segment in tower.segments]
+        activations = [segment.activation_bytes for segment in tower.segments]
+        if whole:
+            need = sum(weights) * COSTS.segment_weights + batch * max(activations)
+            need += COSTS.segment_session * len(weights)
+        else:
+            need = max(
+                weight * COSTS.segment_weights + batch * activation
+                for weight, activation in zip(weights, activations, strict=True)
+            )
+            need += COSTS.segment_session
+        worst = max(worst, need)
+    pixels = 3 * manifest.preprocess.size**2 * 4
+    parts = {
+        "supervisor": base,
+        "floor": floor.worker_bytes + floor.pictures_bytes,
+        "backbone": worst,
+        "pictures": max(COSTS.decoded_picture, 2 * batch * pixels),
+        "cache": COSTS.shard_buffer,
+    }
+    # the group only costs disk: large enough that loading a segment's weights is amortised
+    group = None if whole else 128
+    return _phase(parts, batch=batch, group=group, whole=whole)
+
+
+# -- train --------------------------------------------------------------------------------------
+
+
+def _train(
+    workload: Workload, floor: MachineFloor, base: int, mode: str | None, chunk: int | None
+) -> Iterator[PhasePlan]:
+    """Fastest first; 8-bit moments only after every way with fp32 moments."""
+    kinds = ("fp32", "int8") if workload.moments == "auto" else (workload.moments,)
+    if workload.engine == "ort-training":
+        yield _train_phase(workload, floor, base, "fused", None, "fp32")
+        return
+    most = max(workload.batch, workload.classes)
+    for moments in kinds:
+        for way in ("fused", "recompute"):
+            if mode in (None, way):
+                yield _train_phase(workload, floor, base, way, None, moments)
+        if mode in (None, "chunked"):
+            sizes = (chunk,) if chunk else tuple(size for size in _CHUNKS if size < most) or (1,)
+            for size in sizes:
+                yield _train_phase(workload, floor, base, "chunked", size, moments)
+
+
+def parameter_count(manifest: Any) -> int:
+    """Trained numbers of the ladder."""
+    return sum(math.prod(parameter.shape) for parameter in manifest.ladder.parameters)
+
+
+def tap_bytes(manifest: Any, side: str) -> int:
+    """fp32 bytes of one picture's or one class's taps and embedding."""
+    groups = [group for group in manifest.ladder.groups if group.side == side]
+    taps = sum(len(group.taps) * group.tokens * group.width for group in groups)
+    return 4 * (taps + manifest.model.embedding_dim)
+
+
+def _state_parts(workload: Workload, moments: str) -> dict[str, float]:
+    count = parameter_count(workload.manifest)
+    slots = 2 if workload.optimizer == "adamw" else 1
+    each = 4.0 if moments == "fp32" else 1.0 + 4 / 256  # one fp32 scale per block of 256
+    parts = {
+        "parameters": 4.0 * count,
+        "gradients": 4.0 * count,
+        "moments": slots * each * count,
+    }
+    if workload.average:
+        parts["average"] = 8.0 * count
+    return {name: size * COSTS.state_slack for name, size in parts.items()}
+
+
+def _train_phase(
+    workload: Workload,
+    floor: MachineFloor,
+    base: int,
+    mode: str,
+    chunk: int | None,
+    moments: str,
+) -> PhasePlan:
+    manifest = workload.manifest
+    images = min(workload.batch, chunk or workload.batch)
+    classes = min(workload.classes, chunk or workload.classes)
+    inputs = images * tap_bytes(manifest, "image") + classes * tap_bytes(manifest, "text")
+    width = manifest.model.embedding_dim
+    # embeddings and their gradients stay whole even where taps come in windows
+    embeddings = 4 * 4 * width * (workload.batch + workload.classes)
+    logits = 4 * 4 * workload.batch * workload.classes
+    graph_bytes, activation = graph_costs(workload, mode, images, classes)
+    parts: dict[str, float] = {
+        "supervisor": base,
+        "floor": floor.worker_bytes,
+        "graphs": graph_bytes,
+        **_state_parts(workload, moments),
+        "inputs": inputs + embeddings + logits,
+        "activations": activation,
+        "cache": COSTS.cache_reader + COSTS.per_picture * workload.pictures,
+        "heap": COSTS.heap,
+    }
+    if workload.engine == "ort-training":
+        parts["floor"] = floor.worker_bytes + floor.training_bytes
+    return _phase(parts, batch=workload.batch, chunk=chunk, mode=mode, moments=moments)
+
+
+def graph_costs(
+    workload: Workload, mode: str, images: int, classes: int
+) -> tuple[float, float]:
+    """Bytes of the graphs a mode keeps loaded, and of the activations at its peak."""
+    records = workload.manifest.ladder.graphs
+    used = [records[name] for name in GRAPHS[mode] if name in records]
+    loaded = sum(
+        COSTS.node * record.nodes + COSTS.graph_file * workload.files.get(record.file, 0)
+        for record in used
+    )
+    activations = [
+        record.activation_bytes.get("fixed", 0.0)
+        + record.activation_bytes.get("per_image", 0.0) * images
+        + record.activation_bytes.get("per_class", 0.0) * classes
+        for record in used
+    ]
+    return loaded, max(activations, default=0.0)
+
+
+# which graphs of the manifest a mode keeps open
+GRAPHS = {
+    "fused": ("fused",),
+    "recompute": ("recompute",),
+    "chunked": ("encode_image", "encode_text", "loss", "backward_image", "backward_text"),
+}
+
+
+# -- evaluate -----------------------------------------------------------------------------------
+
+
+def _evaluate(workload: Workload, floor: MachineFloor, base: int) -> Iterator[PhasePlan]:
+    manifest = workload.manifest
+    count = parameter_count(manifest)
+    for chunk in (64, 32, 16, 8, 4, 2, 1):
+        graphs, activation = graph_costs(workload, "chunked", chunk, chunk)
+        parts = {
+            "supervisor": base,
+            "floor": floor.worker_bytes,
+            "graphs": graphs,
+            "parameters": 8.0 * count,
+            "inputs": chunk * max(tap_bytes(manifest, "image"), tap_bytes(manifest, "text"))
+            + 8 * manifest.model.embedding_dim * workload.classes,
+            "activations": activation,
+            "cache": COSTS.cache_reader + COSTS.per_picture * workload.pictures,
+            "heap": COSTS.heap,
+        }
+        yield _phase(parts, chunk=chunk)

@@ -1,0 +1,65 @@
+"""The line between a worker and its supervisor: orders come in, events go out, both JSON lines.
+
+Orders are taken between steps only, so that a checkpoint never catches a half-made update. When
+the supervisor is gone its end of the pipe closes, and the worker stops as if told to.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import threading
+from typing import Any
+
+RESTART_CODE = 75  # EX_TEMPFAIL: the worker left a checkpoint and asks to be started again
+ORDERS = ("trim", "checkpoint", "halve", "restart", "stop")
+
+
+class Control:
+    """Orders from the supervisor, and events back to it."""
+
+    def __init__(self, orders_in: int | None = None, events_out: int | None = None):
+        """Args: two file descriptors; without them nothing is ever ordered and events are lost."""
+        self._orders: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._out = events_out
+        self._lock = threading.Lock()
+        if orders_in is not None:
+            thread = threading.Thread(target=self._read, args=(orders_in,), daemon=True)
+            thread.start()
+
+    def _read(self, descriptor: int) -> None:
+        with os.fdopen(descriptor, "r", encoding="utf-8") as stream:
+            for line in stream:
+                order = line.strip()
+                if order in ORDERS:
+                    self._orders.put(order)
+        self._orders.put("stop")
+
+    def order(self, name: str) -> None:
+        """Queue an order from inside the process (a signal handler, a test)."""
+        self._orders.put(name)
+
+    def take(self) -> list[str]:
+        """All orders since the last call, each once, in the order they came."""
+        orders: list[str] = []
+        while True:
+            try:
+                name = self._orders.get_nowait()
+            except queue.Empty:
+                return orders
+            if name not in orders:
+                orders.append(name)
+
+    def tell(self, event: str, **values: Any) -> None:
+        """Send one event; a supervisor that is gone is not an error here."""
+        if self._out is None:
+            return
+        line = json.dumps({"event": event, **values}) + "\n"
+        with self._lock:
+            try:
+                data = line.encode()
+                while data:
+                    data = data[os.write(self._out, data) :]
+            except BrokenPipeError:
+                self._out = None

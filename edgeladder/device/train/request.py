@@ -1,0 +1,50 @@
+"""What a training run is asked to do: plain values that travel as JSON to the worker processes.
+
+Nothing but the standard library is imported here, because the supervisor that holds a request
+counts inside the budget.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class TrainRequest:
+    """One `train` (or `precompute`, or `plan`) as the user asked for it; all paths as text."""
+
+    bundle: str = "bundle"
+    data: str = "data"
+    cache: str = "cache"
+    run: str | None = None  # None: a new folder below `runs/`
+    device: str | None = None  # device profile by name or YAML file
+    budget_bytes: int | None = None  # None: the device's default, else 80 % of what is available
+    profile: str | None = None  # None: the profile the bundle was exported with
+    overrides: list[str] = field(default_factory=list)  # `a.b=c`
+    shots: int | None = None  # pictures per class; None: all
+    engine: str = "auto"  # auto, stock, ort-training, or `module:factory`
+    start: str | None = None  # adapter folder to begin from (fleet rounds); None: the bundle's
+    resume: bool = False  # continue `run` from its newest checkpoint
+    seed: int | None = None  # None: the profile's
+    threads: int | None = None  # None: the device's cores, at most this machine's
+    cache_dtype: str = "fp16"
+    views: int | None = None  # None: the profile's; precompute may ask for more
+    fence: str = "auto"  # auto, none, or one layer by name
+    restarts: int = 4  # of a worker that was killed or ran out of memory, with less each time
+    mode: str | None = None  # None: the plan chooses fused, recompute or chunked
+    chunk: int | None = None  # None: the plan chooses
+    verify: bool = True  # hash the bundle's files before use
+    floor: dict[str, Any] | None = None  # measured machine floor, filled in by the supervisor
+    supervisor_bytes: int = 0  # memory of the process that waits, filled in by the supervisor
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; `from_dict` is its inverse."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainRequest:
+        """A request from `to_dict`'s values; keys of other versions are left out."""
+        known = {item.name for item in dataclasses.fields(cls)}
+        return cls(**{key: value for key, value in values.items() if key in known})
