@@ -41,7 +41,7 @@ def precompute(
     options.require(bundle=bundle, pictures=data)
     request = _request(bundle, data, cache, device, budget, views=views, cache_dtype=dtype)
     with Progress() as progress:
-        values = supervisor.precompute(request, progress)
+        values = supervisor.precompute(request, progress.event)
     return Answer(values, lambda: _precomputed(values))
 
 
@@ -83,6 +83,10 @@ def train(
     run: Annotated[
         Path | None, typer.Option("--run", help="Run directory to make. [runs/<stamp>]")
     ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option("--start", help="Begin from this adapter's parameters. [the bundle's]"),
+    ] = None,
     resume: Annotated[
         Path | None, typer.Option("--resume", help="Continue this run from its checkpoint.")
     ] = None,
@@ -97,11 +101,11 @@ def train(
         options.require(run=resume)
     request = _request(
         bundle, data, cache, device, budget, profile=profile, overrides=settings,
-        shots=shots, engine=engine, seed=seed,
+        shots=shots, engine=engine, seed=seed, start=str(start) if start else None,
         run=str(resume or run) if resume or run else None, resume=resume is not None,
     )  # fmt: skip
     with Progress() as progress:
-        values = supervisor.train(request, progress)
+        values = supervisor.train(request, progress.event)
     return Answer(values, lambda: trained(values))
 
 

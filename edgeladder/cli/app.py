@@ -29,15 +29,21 @@ from edgeladder.cli import (
 from edgeladder.cli.output import Answer, Output
 from edgeladder.errors import BudgetError, ConfigError, EdgeLadderError, StorageError
 
-_UsageError: type = typer.BadParameter.__mro__[1]  # typer may carry a copy of click of its own
-_ClickException: type = typer.BadParameter.__mro__[2]
+_ClickException: type = typer.BadParameter.__mro__[2]  # typer may carry its own copy of click
+_EXTRAS = {  # optional package -> the extra that brings it
+    "asyncssh": "fleet",
+    "flwr": "flower",
+    "onnx": "host",
+    "onnxscript": "host",
+    "open_clip": "host",
+    "torch": "host",
+}
 
 app = typer.Typer(
     name="edgeladder",
     help="Adapt a frozen CLIP to a place, on the device, inside a memory budget.",
     epilog="Each command has --help, and --json for exactly one JSON object on stdout.",
     cls=lazy.LazyGroup,
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,  # plain help: rich would cost half of the start-up time
     pretty_exceptions_enable=False,
@@ -56,7 +62,8 @@ def root(
         from edgeladder import __version__
 
         print(f"edgeladder {__version__}")
-        raise typer.Exit
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,6 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if isinstance(answer, Answer):
                 output.answer(answer)
                 return answer.exit_code
+            if answer == 130:  # typer's word for Ctrl-C
+                raise KeyboardInterrupt
             return answer if isinstance(answer, int) else 0
         except BaseException as error:
             failure, code = explain(error)
@@ -105,6 +114,14 @@ def explain(error: BaseException) -> tuple[EdgeLadderError | None, int]:
             remedy="free some space, then run the same command again: what is written is kept",
         )
         return full, full.exit_code
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in _EXTRAS:
+        package = str(error.name).split(".")[0]
+        lacking = ConfigError(
+            f"this command needs {package}, which is not installed here",
+            where=sys.prefix,
+            remedy=f"pip install 'edgeladder[{_EXTRAS[package]}]'",
+        )
+        return lacking, lacking.exit_code
     if isinstance(error, MemoryError):
         short = BudgetError(
             "out of memory",

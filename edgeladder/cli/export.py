@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edgeladder.cli import options
 from edgeladder.cli.output import Answer
 from edgeladder.cli.progress import Progress
+
+if TYPE_CHECKING:
+    from edgeladder.bundle import Bundle
 
 
 def register(app: typer.Typer) -> None:
@@ -39,9 +42,9 @@ def export(
 ) -> Answer:
     """Host: turn an open_clip model into a bundle for devices."""
     from edgeladder.config import load_profile
+    from edgeladder.host.export import export as run_export
 
     recipe = load_profile(profile, settings or ())
-    run_export = _host_export()
     with Progress() as progress:
         bundle = run_export(
             model,
@@ -55,22 +58,6 @@ def export(
         )
     values = describe(bundle)
     return Answer(values, "\n".join(f"{key}: {value}" for key, value in values.items()))
-
-
-def _host_export():  # type: ignore[no-untyped-def]
-    from edgeladder.errors import ConfigError
-
-    try:
-        from edgeladder.host.export import export as run_export
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("edgeladder"):
-            raise
-        raise ConfigError(
-            f"export needs the host's packages; {error.name} is not installed here",
-            where="edgeladder export",
-            remedy="run it on a host: pip install 'edgeladder[host]'",
-        ) from error
-    return run_export
 
 
 def class_names(text: str | None) -> list[str]:
@@ -92,7 +79,7 @@ def class_names(text: str | None) -> list[str]:
     return names
 
 
-def describe(bundle):  # type: ignore[no-untyped-def]
+def describe(bundle: Bundle) -> dict[str, Any]:
     """What an export answers: where, what and how big."""
     manifest = bundle.manifest
     return {

@@ -1,0 +1,243 @@
+"""What this machine is, what will work on it, and how to fix what won't."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from edgeladder import __version__
+from edgeladder.errors import ConfigError, EdgeLadderError, IntegrityError
+from edgeladder.sizes import format_size
+
+_NEEDED_PACKAGES = (
+    "numpy", "pillow", "psutil", "pydantic", "pyyaml", "rich", "safetensors", "tokenizers", "typer",
+)  # fmt: skip
+_LEAST_DISK_BYTES = 500_000_000  # cache of some thousand pictures, a run and its checkpoints
+_LEAST_BUDGET_BYTES = 160_000_000  # interpreter, runtime and the smallest useful windows
+_PROBE_FENCE_BYTES = 512_000_000  # any limit will do to see whether the kernel takes one
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the examination."""
+
+    name: str
+    status: Literal["ok", "warning", "failed"]
+    detail: str
+    remedy: str | None = None
+    exit_code: int = 0  # of the command, where this line failed
+
+
+@dataclass
+class Examination:
+    """All that `edgeladder doctor` found."""
+
+    machine: dict[str, Any] = field(default_factory=dict)
+    checks: list[Check] = field(default_factory=list)
+    golden: dict[str, Any] | None = None  # a bundle's replayed steps
+
+    @property
+    def exit_code(self) -> int:
+        """0, or that of the first line that failed."""
+        return next((check.exit_code for check in self.checks if check.status == "failed"), 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "healthy": self.exit_code == 0,
+            "machine": self.machine,
+            "checks": [dataclasses.asdict(check) for check in self.checks],
+            "golden": self.golden,
+        }
+
+    def text(self) -> str:
+        """For a person: one line a check, and how to fix what is wrong."""
+        marks = {"ok": "ok     ", "warning": "warning", "failed": "FAILED "}
+        lines = []
+        for check in self.checks:
+            lines.append(f"{marks[check.status]}  {check.name}: {check.detail}")
+            if check.remedy:
+                lines.append(f"         fix: {check.remedy}")
+        return "\n".join(lines)
+
+
+def examine(bundle: Path | None = None) -> Examination:
+    """Look at this machine, and at a bundle if one is named.
+
+    Args:
+        bundle: a bundle whose files are hashed and whose golden steps are replayed.
+    """
+    found = Examination(machine=describe_machine())
+    machine = found.machine
+    found.checks.append(
+        Check(
+            "machine",
+            "ok",
+            f"{machine['model']}, {machine['architecture']}, {machine['cores']} cores, "
+            f"{format_size(machine['ram_bytes'])} RAM, "
+            f"{format_size(machine['available_bytes'])} available",
+        )
+    )
+    for check in (_python, _packages, _engines, _memory, _fence, _disk):
+        found.checks.append(check(machine))
+    if bundle is not None:
+        found.checks.extend(_bundle(bundle, found))
+    return found
+
+
+def describe_machine() -> dict[str, Any]:
+    """Facts about this machine, bytes and counts as plain numbers."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    return {
+        "model": _model(),
+        "architecture": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "ram_bytes": memory.total,
+        "available_bytes": memory.available,
+        "swap_bytes": psutil.swap_memory().total,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "edgeladder": __version__,
+    }
+
+
+def _model() -> str:
+    """The board's name from the device tree, else the processor's."""
+    try:
+        return Path("/proc/device-tree/model").read_text(encoding="utf-8").strip("\0\n ")
+    except (OSError, UnicodeDecodeError):
+        pass
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _python(machine: dict[str, Any]) -> Check:
+    detail = f"Python {machine['python']}, edgeladder {__version__} in {sys.prefix}"
+    return Check("python", "ok", detail)
+
+
+def _packages(machine: dict[str, Any]) -> Check:
+    missing = []
+    for name in _NEEDED_PACKAGES:
+        try:
+            metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        remedy = f"pip install {' '.join(missing)}"
+        return Check("packages", "failed", f"missing: {', '.join(missing)}", remedy, 2)
+    return Check("packages", "ok", "all that the device side needs")
+
+
+def _engines(machine: dict[str, Any]) -> Check:
+    from edgeladder.device.engine import environment
+
+    try:
+        environment.check_environment()
+        import onnxruntime
+    except ConfigError as error:
+        return Check("engines", "failed", error.message, error.remedy, error.exit_code)
+    except ImportError as error:
+        remedy = "pip install --force-reinstall --no-deps onnxruntime"
+        return Check("engines", "failed", f"onnxruntime does not import: {error}", remedy, 2)
+    engines = environment.installed_engines()
+    machine["engines"] = engines
+    machine["onnxruntime"] = onnxruntime.__version__
+    return Check("engines", "ok", f"{', '.join(engines)} (onnxruntime {onnxruntime.__version__})")
+
+
+def _memory(machine: dict[str, Any]) -> Check:
+    available = machine["available_bytes"]
+    if available < _LEAST_BUDGET_BYTES:
+        return Check(
+            "memory",
+            "warning",
+            f"{format_size(available)} available; little fits below "
+            f"{format_size(_LEAST_BUDGET_BYTES)}",
+            "stop other programs, or run without a desktop",
+        )
+    return Check("memory", "ok", f"{format_size(available)} available")
+
+
+def _fence(machine: dict[str, Any]) -> Check:
+    from edgeladder.device.memory.fence import open_fence
+
+    fence = open_fence("auto", _PROBE_FENCE_BYTES)
+    try:
+        machine["fence"] = fence.layer
+    finally:
+        fence.close()
+    why = "; ".join(fence.notes)
+    if fence.layer in ("cgroup2", "cgroup1", "systemd-run"):
+        return Check("fence", "ok", f"{fence.layer} bounds memory in the kernel")
+    remedy = (
+        "run as root or under a user systemd with the memory controller delegated; on Raspberry "
+        "Pi OS add cgroup_enable=memory to /boot/firmware/cmdline.txt and reboot"
+    )
+    if fence.layer == "rlimit":
+        return Check("fence", "warning", f"only RLIMIT_DATA bounds memory ({why})", remedy)
+    return Check("fence", "warning", f"no kernel limit on memory, only watching ({why})", remedy)
+
+
+def _disk(machine: dict[str, Any]) -> Check:
+    free = shutil.disk_usage(Path.cwd()).free
+    machine["disk_free_bytes"] = free
+    if free < _LEAST_DISK_BYTES:
+        detail = f"{format_size(free)} free in {Path.cwd()}"
+        return Check("disk", "warning", detail, "free some space, or name a --cache elsewhere")
+    return Check("disk", "ok", f"{format_size(free)} free in {Path.cwd()}")
+
+
+def _bundle(path: Path, found: Examination) -> Iterator[Check]:
+    """Verify a bundle's files, then replay its golden steps on each installed engine."""
+    from edgeladder.bundle import Bundle
+
+    opened: list[Bundle] = []
+    yield _tried("bundle", lambda: _verified(path, opened))
+    if opened and "engines" in found.machine:
+        yield _tried("golden steps", lambda: _replayed(opened[0], found))
+
+
+def _tried(name: str, check: Callable[[], str]) -> Check:
+    try:
+        return Check(name, "ok", check())
+    except EdgeLadderError as error:
+        detail = error.message + (f" ({error.where})" if error.where else "")
+        return Check(name, "failed", detail, error.remedy, error.exit_code)
+
+
+def _verified(path: Path, opened: list[Any]) -> str:
+    from edgeladder.bundle import Bundle
+
+    bundle = Bundle.open(path)
+    opened.append(bundle)
+    manifest = bundle.manifest
+    size = format_size(sum(record.size for record in manifest.files.values()))
+    return f"{manifest.model.name}, {len(manifest.files)} files, {size}, every hash right"
+
+
+def _replayed(bundle: Any, found: Examination) -> str:
+    from edgeladder.device.engine.golden import replay
+
+    found.golden = replay(bundle)
+    if not found.golden.get("ok", True):
+        raise IntegrityError(
+            "this machine computes other golden steps than the host did",
+            where=str(bundle.folder),
+            remedy="try another onnxruntime version, and report the numbers of --json",
+        )
+    return "the same numbers as on the host"
