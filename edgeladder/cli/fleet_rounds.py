@@ -1,0 +1,147 @@
+"""`edgeladder fleet` aggregate, rounds, evaluate, report: many adapters become one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from edgeladder.bundle import Bundle
+from edgeladder.cli import options as common
+from edgeladder.cli.fleet_jobs import JobId, train_options
+from edgeladder.cli.fleet_options import (
+    INVENTORY,
+    OUT,
+    Inventory,
+    Limit,
+    Out,
+    Parallel,
+    Poll,
+    Timeout,
+    answer,
+    open_fleet,
+)
+from edgeladder.cli.output import Answer
+from edgeladder.fleet import console, crew, evaluate, report, rounds
+from edgeladder.fleet.rounds import RoundOptions
+
+Method = Annotated[
+    Literal["mean", "trimmed", "median"],
+    typer.Option("--method", help="mean weighs by pictures; the others withstand bad boxes."),
+]
+Trim = Annotated[float, typer.Option("--trim", help="Share dropped at each end, for trimmed.")]
+Bound = Annotated[
+    float, typer.Option("--bound", help="Refuse an adapter this many times the median distance.")
+]
+Start = Annotated[
+    Path | None, typer.Option("--start", help="What the boxes began from. [the bundle's]")
+]
+AverageFolder = Annotated[Path, typer.Option("--adapter", help="Folder of the adapter.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the fleet's application."""
+    app.command("aggregate")(aggregate)
+    app.command("rounds")(rounds_command)
+    app.command("evaluate")(evaluate_command)
+    app.command("report")(report_command)
+
+
+def aggregate(
+    job: JobId,
+    inventory: Inventory = INVENTORY,
+    limit: Limit = None,
+    bundle: common.Bundle = common.BUNDLE,
+    out: Out = OUT,
+    method: Method = "mean",
+    trim: Trim = 0.2,
+    bound: Bound = 10.0,
+    start: Start = None,
+    as_json: common.Json = False,
+) -> Answer:
+    """Average a job's pulled adapters into one."""
+    fleet = open_fleet(inventory, limit, 1, 30.0)
+    names = [host.name for host in fleet.hosts]
+    options = RoundOptions(method=method, trim=trim, bound=bound)
+    opened = Bundle.open(bundle, verify=False)
+    origin = start / "adapter.safetensors" if start is not None and start.is_dir() else start
+    account = rounds.aggregate_job(out, job, names, options, opened, start=origin)
+    columns = ("weight", "distance")
+    return answer(account, {column: console.fact(column) for column in columns})
+
+
+def rounds_command(
+    count: Annotated[int, typer.Argument(min=1, help="How many rounds.")],
+    name: Annotated[str, typer.Option("--name", help="Of the rounds: their jobs are NAME-r1...")],
+    inventory: Inventory = INVENTORY,
+    limit: Limit = None,
+    parallel: Parallel = 10,
+    timeout: Timeout = 30.0,
+    bundle: common.Bundle = common.BUNDLE,
+    out: Out = OUT,
+    profile: common.Profile = None,
+    shots: common.Shots = None,
+    seed: common.Seed = None,
+    engine: common.Engine = "auto",
+    settings: common.Settings = None,
+    method: Method = "mean",
+    trim: Trim = 0.2,
+    bound: Bound = 10.0,
+    quorum: Annotated[
+        float, typer.Option("--quorum", min=0, max=1, help="Share of boxes a round needs.")
+    ] = 0.5,
+    poll: Poll = 5.0,
+    patience: Annotated[
+        float, typer.Option("--patience", help="Seconds a box may be unreachable.")
+    ] = 600.0,
+    as_json: common.Json = False,
+) -> Answer:
+    """Repeat push, train, pull and aggregate; pictures never leave a box."""
+    fleet = open_fleet(inventory, limit, parallel, timeout)
+    options = RoundOptions(method, trim, bound, quorum, poll, patience)
+    training = train_options(bundle, profile, shots, seed, engine, settings)
+    with console.Watch() as watch:
+        account = crew.run(
+            rounds.rounds(
+                fleet, Bundle.open(bundle), training, name=name, count=count, out=out,
+                options=options, watch=watch, say=console.say,
+            )
+        )  # fmt: skip
+    return answer(account, {"weight": console.fact("weight")})
+
+
+def evaluate_command(
+    adapter: AverageFolder,
+    inventory: Inventory = INVENTORY,
+    limit: Limit = None,
+    parallel: Parallel = 10,
+    timeout: Timeout = 30.0,
+    bundle: common.Bundle = common.BUNDLE,
+    out: Out = OUT,
+    poll: Poll = 2.0,
+    as_json: common.Json = False,
+) -> Answer:
+    """Push an adapter and evaluate it on every box's own test pictures."""
+    fleet = open_fleet(inventory, limit, parallel, timeout)
+    with console.Watch() as watch:
+        account = crew.run(
+            evaluate.evaluate(
+                fleet, Bundle.open(bundle), adapter, out, poll_seconds=poll, watch=watch
+            )
+        )
+    columns = ("accuracy", "zero_shot_accuracy", "count")
+    return answer(account, {column: console.fact(column) for column in columns})
+
+
+def report_command(
+    job: JobId,
+    out: Out = OUT,
+    page: Annotated[
+        Path | None, typer.Option("--page", help="The page. [OUT/JOB/report.html]")
+    ] = None,
+    as_json: common.Json = False,
+) -> Answer:
+    """One HTML page for the fleet: accuracy, peaks, failures."""
+    written, rows = report.write(out, job, page)
+    return Answer({"report": str(written), "hosts": rows}, str(written))

@@ -1,0 +1,79 @@
+"""Work on many hosts at once: bounded, retried, each host's fate its own."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from edgeladder.errors import EdgeLadderError
+from edgeladder.fleet.account import Account, HostError, HostResult, failed
+from edgeladder.fleet.inventory import Host
+from edgeladder.fleet.transport import Box, Dialer, quiet_asyncssh
+
+Work = Callable[[Box], Awaitable[HostResult]]
+Note = Callable[[HostResult], None]
+Value = TypeVar("Value")
+
+
+@dataclass
+class Crew:
+    """How a fleet command goes to its hosts."""
+
+    dialer: Dialer
+    hosts: list[Host]
+    parallel: int = 10  # connections at a time; more only crowds the uplink
+    tries: int = 3  # per host, where the connection failed or broke
+    backoff_seconds: float = 1.0  # before the second try, doubled after each
+    note: Note = lambda result: None  # told of each host as it ends
+
+    async def each(self, command: str, work: Work) -> Account:
+        """Do `work` on every host, at most `parallel` at a time.
+
+        Returns:
+            The account, in the order of the hosts; a failed host never stops another.
+        """
+        quiet_asyncssh()
+        waiting = iter(self.hosts)
+        results: dict[str, HostResult] = {}
+
+        async def worker() -> None:
+            for host in waiting:  # shared: each host is taken once
+                result = await self._one(host, work)
+                results[host.name] = result
+                self.note(result)
+
+        workers = [asyncio.create_task(worker()) for _ in self.hosts[: max(1, self.parallel)]]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for task in workers:
+                task.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+            await self.dialer.close()
+        return Account(command, [results[host.name] for host in self.hosts])
+
+    async def _one(self, host: Host, work: Work) -> HostResult:
+        started = time.monotonic()
+        for attempt in range(1, self.tries + 1):
+            try:
+                async with self.dialer.connect(host) as box:
+                    result = await work(box)
+            except HostError as error:
+                result = failed(host.name, error)
+                if error.retry and attempt < self.tries:
+                    await asyncio.sleep(self.backoff_seconds * 2 ** (attempt - 1))
+                    continue
+            except (EdgeLadderError, OSError, ValueError) as error:
+                result = failed(host.name, error)
+            result.tries = attempt
+            break
+        result.seconds = time.monotonic() - started
+        return result
+
+
+def run(work: Coroutine[Any, Any, Value]) -> Value:
+    """Run a fleet command's coroutine to its end."""
+    return asyncio.run(work)

@@ -1,0 +1,172 @@
+"""Collect what jobs produced: adapters, metrics and reports, each verified; nothing else.
+
+The agent sends no file outside `PULLABLE`. Since a box may be broken or hostile, what arrives is
+checked again here: size, hash, JSON where JSON is due, and an adapter's tensors by name, type and
+shape against those of the bundle, so that nothing can ride along in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from edgeladder.bundle import Manifest
+from edgeladder.files import building, read_json, sha256_file, write_json
+from edgeladder.fleet.account import HostError, HostResult
+from edgeladder.fleet.box.jobs import PULLABLE
+from edgeladder.fleet.tensors import read_header
+from edgeladder.fleet.transport import Box
+
+ADAPTER_LIMIT_BYTES = 1 << 30
+TEXT_LIMIT_BYTES = 64 << 20
+TORN_LINE_CHARACTERS = 4096
+RECORD = "pull.json"  # name -> size and hash of what was pulled, and the job's state
+_RASTER = re.compile(rb"data:image/(?!svg)|<img\b", re.IGNORECASE)
+
+
+def host_folder(out: Path, job: str, host: str) -> Path:
+    """Where a host's files of a job lie on the controller."""
+    return out / job / "hosts" / host
+
+
+def pulled_state(folder: Path) -> str | None:
+    """The job's state when its files were pulled, or None when they were not."""
+    record = folder / RECORD
+    return str(read_json(record)["state"]) if record.is_file() else None
+
+
+async def pull(box: Box, job: str, out: Path, *, manifest: Manifest | None = None) -> HostResult:
+    """Pull one host's files of a job into `OUT/JOB/hosts/HOST`, whole or not at all.
+
+    Args:
+        manifest: of the bundle, against which an adapter is checked.
+
+    Raises:
+        HostError: there is no such job, a file is not what the box announced, or not what it
+            should be.
+    """
+    answer = await box.call("outputs", job=job, timeout_seconds=120)
+    if answer["state"] == "absent":
+        raise HostError(f"no job {job} here", kind="refused", where=box.host.name)
+    offered = {name: answer["files"][name] for name in PULLABLE if name in answer["files"]}
+    folder = host_folder(out, job, box.host.name)
+    record = {"state": answer["state"], "exit_code": answer["exit_code"], "files": offered}
+    facts: dict[str, Any] = {"job": job, "job_state": answer["state"], "files": len(offered)}
+    if (
+        (folder / RECORD).is_file()
+        and read_json(folder / RECORD) == record
+        and _intact(folder, offered)
+    ):
+        return HostResult(box.host.name, "unchanged", facts)
+    before = box.received_bytes
+    withheld: list[str] = []
+    with building(folder) as temporary:
+        for name, announced in offered.items():
+            target = temporary / name.removeprefix("run/")
+            await _fetch(box, job, name, announced, target)
+            if not _check(target, manifest, box.host.name):
+                target.unlink()
+                withheld.append(name)
+        write_json(temporary / RECORD, record)
+    facts.update(received_bytes=box.received_bytes - before)
+    if withheld:
+        facts["withheld"] = withheld  # a report that shows pictures stays on its box
+    return HostResult(box.host.name, "done", facts)
+
+
+def _intact(folder: Path, offered: dict[str, dict[str, Any]]) -> bool:
+    for name, announced in offered.items():
+        path = folder / name.removeprefix("run/")
+        if path.suffix == ".html" and not path.exists():
+            continue  # withheld
+        if not path.is_file() or sha256_file(path) != announced["sha256"]:
+            return False
+    return True
+
+
+async def _fetch(box: Box, job: str, name: str, announced: dict[str, Any], target: Path) -> None:
+    limit = ADAPTER_LIMIT_BYTES if name.endswith(".safetensors") else TEXT_LIMIT_BYTES
+    size = announced["size"]
+    if not isinstance(size, int) or not 0 <= size <= limit:
+        raise HostError(
+            f"{name} is {size} bytes, at most {limit} are taken",
+            kind="integrity",
+            where=box.host.name,
+        )
+    digest = hashlib.sha256()
+    received = 0
+    with open(target, "wb") as stream:
+
+        def sink(block: bytes) -> None:
+            nonlocal received
+            received += len(block)
+            if received > size:
+                raise HostError(
+                    f"{name} is longer than announced", kind="integrity", where=box.host.name
+                )
+            digest.update(block)
+            stream.write(block)
+
+        await box.call("send", job=job, name=name, sink=sink)
+    if received != size or digest.hexdigest() != announced["sha256"]:
+        raise HostError(
+            f"{name} changed while it was pulled, or on its way",
+            kind="integrity",
+            where=box.host.name,
+            remedy="pull again when the job has ended",
+        )
+
+
+def _check(path: Path, manifest: Manifest | None, host: str) -> bool:
+    """Whether a pulled file may stay; raises where it is not what its name says."""
+    try:
+        if path.suffix == ".json":
+            if path.stat().st_size and not isinstance(read_json(path), dict):
+                raise ValueError("not a JSON object")
+        elif path.suffix == ".jsonl":
+            with open(path, encoding="utf-8") as stream:
+                for line in stream:
+                    _check_line(line)
+        elif path.suffix == ".html":
+            return not _RASTER.search(path.read_bytes())
+        elif path.suffix == ".safetensors":
+            check_adapter(path, manifest)
+    except (ValueError, UnicodeDecodeError, RecursionError) as error:
+        raise HostError(
+            f"{path.name} is not what it should be: {error}", kind="integrity", where=host
+        ) from None
+    return True
+
+
+def _check_line(line: str) -> None:
+    try:
+        json.loads(line)
+    except ValueError:
+        if len(line) > TORN_LINE_CHARACTERS:  # less is what a power cut leaves of a record
+            raise
+
+
+def check_adapter(path: Path, manifest: Manifest | None) -> None:
+    """Compare an adapter's tensors with those the bundle's ladder has.
+
+    Raises:
+        ValueError: unreadable, or a tensor that is missing, unknown or of another shape.
+    """
+    header = read_header(path)
+    if manifest is None:
+        return
+    ladder = manifest.ladder
+    expected = {record.name: list(record.shape) for record in ladder.parameters}
+    optional = {record.name: list(record.shape) for record in ladder.buffers}
+    for name, tensor in header.items():
+        shape = expected.get(name, optional.get(name))
+        if shape is None:
+            raise ValueError(f"tensor {name!r} is not of this bundle's ladder")
+        if list(tensor.shape) != shape:
+            raise ValueError(f"tensor {name!r} is {list(tensor.shape)}, should be {shape}")
+    missing = sorted(set(expected) - set(header))
+    if missing:
+        raise ValueError(f"tensor {missing[0]!r} is missing")
