@@ -10,9 +10,12 @@ is found here by comparing what lies on the disk with what each package says it 
 from __future__ import annotations
 
 import importlib.util
-from importlib import metadata
+from typing import TYPE_CHECKING
 
 from edgeladder.errors import ConfigError
+
+if TYPE_CHECKING:
+    from importlib import metadata
 
 STOCK = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
 TRAINING = ("onnxruntime-training", "onnxruntime-training-cpu")
@@ -22,6 +25,8 @@ _WHERE = "this Python environment"
 
 def installed(names: tuple[str, ...]) -> list[metadata.Distribution]:
     """The distributions of these names that are installed here."""
+    from importlib import metadata  # here: it costs a training worker 3 MB that it need not pay
+
     found = []
     for name in names:
         try:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from edgeladder.config import format_size
@@ -73,6 +73,7 @@ class Plan:
     classes: int
     pictures: int
     floor: MachineFloor
+    least: dict[str, int]  # smallest peak each phase can be brought to
 
     def to_dict(self) -> dict[str, Any]:
         """The `plan` JSON of the design."""
@@ -85,6 +86,17 @@ class Plan:
             "pictures": self.pictures,
             "floor": self.floor.to_dict(),
         }
+
+    def only(self, name: str) -> Plan:
+        """The plan of a command that runs one phase alone."""
+        phase = self.phases[name]
+        least = math.ceil(self.least[name] / PLANNED / _MB) * _MB
+        return replace(
+            self,
+            phases={name: phase},
+            minimum_budget_bytes=least,
+            fits=least <= self.budget_bytes,
+        )
 
     def check(self) -> None:
         """Refuse before anything starts.
@@ -147,13 +159,13 @@ def plan(
         "train": list(_train(workload, floor, base, mode, chunk)),
         "evaluate": list(_evaluate(workload, floor, base)),
     }
-    phases, least = {}, 0
+    phases, least = {}, {}
     for name, candidates in choices.items():
         smallest = min(candidates, key=lambda phase: phase.planned_peak_bytes)
         fitting = (phase for phase in candidates if phase.planned_peak_bytes <= room)
         phases[name] = next(fitting, smallest)
-        least = max(least, smallest.planned_peak_bytes)
-    minimum = math.ceil(least / PLANNED / _MB) * _MB
+        least[name] = smallest.planned_peak_bytes
+    minimum = math.ceil(max(least.values()) / PLANNED / _MB) * _MB
     return Plan(
         budget_bytes=budget_bytes,
         minimum_budget_bytes=minimum,
@@ -162,6 +174,7 @@ def plan(
         classes=workload.classes,
         pictures=workload.pictures,
         floor=floor,
+        least=least,
     )
 
 
@@ -292,9 +305,7 @@ def _train_phase(
     return _phase(parts, batch=workload.batch, chunk=chunk, mode=mode, moments=moments)
 
 
-def graph_costs(
-    workload: Workload, mode: str, images: int, classes: int
-) -> tuple[float, float]:
+def graph_costs(workload: Workload, mode: str, images: int, classes: int) -> tuple[float, float]:
     """Bytes of the graphs a mode keeps loaded, and of the activations at its peak."""
     records = workload.manifest.ladder.graphs
     used = [records[name] for name in GRAPHS[mode] if name in records]

@@ -144,7 +144,9 @@ class Attempt:
             self.sizes["chunk"] = event["chunk"]
         elif kind == "progress":
             self.last_step = event.get("step", self.last_step)
-            self.supervisor.progress({**event, "phase": self.phase})
+            self.supervisor.progress(
+                self.phase, self.last_step, event.get("steps"), event.get("note", "")
+            )
 
     def _keep_peak(self) -> None:
         """The phase's peak: the highest sample, or the kernel's mark plus our own memory."""

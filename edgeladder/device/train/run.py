@@ -1,14 +1,14 @@
 """The run directory (contract 6): every file of a run, and who may write there.
 
-    config.yaml          the resolved configuration
-    plan.json            predicted peak per phase and the sizes chosen
-    environment.json     machine, versions, bundle, fence
-    metrics.jsonl        one line per step and per event, only ever appended to
-    checkpoints/         two generations
-    adapter.safetensors  the trained parameters, adapter.json says of what
-    result.json          what `train --json` printed
-    inputs.json          which cached pictures train and which test
-    worker.log           what the workers wrote to stderr
+config.yaml          the resolved configuration
+plan.json            predicted peak per phase and the sizes chosen
+environment.json     machine, versions, bundle, fence
+metrics.jsonl        one line per step and per event, only ever appended to
+checkpoints/         two generations
+adapter.safetensors  the trained parameters, adapter.json says of what
+result.json          what `train --json` printed
+inputs.json          which cached pictures train and which test
+worker.log           what the workers wrote to stderr
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from edgeladder.device.train.request import TrainRequest
 from edgeladder.device.train.run import MetricsLog, RunDirectory, new_run_folder
 from edgeladder.errors import BudgetError, EdgeLadderError, Interrupted
 
-Progress = Callable[[dict[str, Any]], None]
+Progress = Callable[..., None]  # (phase, done, total, note)
 
 _MARGIN_SHARE = 0.02  # of the budget kept from the workers: the supervisor's own growth
 
@@ -80,7 +80,7 @@ class Supervisor:
 
     def __init__(self, request: TrainRequest, progress: Progress | None, *, keep_run: bool = True):
         self.request = request
-        self.progress = progress or (lambda event: None)
+        self.progress = progress or (lambda *event: None)
         self.run: RunDirectory | None = None
         if keep_run:
             if request.resume and not request.run:
@@ -231,7 +231,7 @@ class Supervisor:
         planned = values.get("plan", {}).get("phases", {}).get(name, {})
         sizes = {key: planned[key] for key in _SIZES.get(name, ()) if key in planned}
         causes: list[str] = []
-        self.progress({"event": "phase", "phase": name})
+        self.progress(name, 0, None, "")
         while True:
             with self._fence(values) as fence:
                 attempt = Attempt(self, name, {**values, "sizes": sizes}, fence)

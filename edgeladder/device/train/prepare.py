@@ -1,0 +1,235 @@
+"""The plan worker: validate everything, decide everything, then end.
+
+Pydantic, YAML and the data set's listing live in this process only; the workers after it get
+plain values.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import sys
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from edgeladder import __version__
+from edgeladder.bundle import Bundle
+from edgeladder.config import DeviceProfile, Profile, load_device, load_profile, override, read_yaml
+from edgeladder.device import engine as engines
+from edgeladder.device.data.images import Dataset, open_data, split
+from edgeladder.device.memory import meter
+from edgeladder.device.memory.floor import MachineFloor, machine_floor
+from edgeladder.device.memory.plan import Plan, Workload, plan
+from edgeladder.device.train.request import TrainRequest
+from edgeladder.device.train.run import RunDirectory
+from edgeladder.errors import ConfigError, IntegrityError
+from edgeladder.files import write_json, write_text
+
+if TYPE_CHECKING:
+    from edgeladder.device.train.control import Control
+
+_DEFAULT_SHARE = 0.8  # of available memory, where neither a budget nor a device is named
+
+
+def prepare(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]]:
+    """Resolve a request into what the workers need; writes config, plan and environment.
+
+    Args:
+        values: `request`, and `only_plan` or `only_precompute`.
+
+    Raises:
+        ConfigError, DataError, IntegrityError: whatever is wrong with the request.
+        BudgetError: nothing fits (not where `only_plan`).
+    """
+    request = TrainRequest.from_dict(values["request"])
+    only_plan = bool(values.get("only_plan"))
+    run = RunDirectory(request.run) if request.run else None
+    resumed = None
+    if request.resume and run is not None:
+        request, resumed = _resume(request, run)
+    bundle = Bundle.open(request.bundle, verify=request.verify)
+    if resumed is not None and resumed["bundle_digest"] != bundle.digest:
+        raise IntegrityError(
+            "the bundle is not the one this run began with",
+            where=str(bundle.folder),
+            remedy="name the run's bundle, or start a new run",
+        )
+    profile = _profile(request, bundle)
+    device = load_device(request.device) if request.device else None
+    request = replace(
+        request,
+        bundle=str(bundle.folder),
+        budget_bytes=request.budget_bytes or _default_budget(device),
+        threads=request.threads or _threads(device),
+        views=profile.train.views if request.views is None else request.views,
+        seed=profile.train.seed if request.seed is None else request.seed,
+    )
+    assert request.seed is not None
+    dataset = open_data(request.data)
+    train, test = split(dataset, request.shots, request.seed)
+    decided, engine = _decide(request, bundle, profile, dataset, len(train))
+    if values.get("only_precompute"):
+        decided = decided.only("precompute")
+    if not only_plan:
+        decided.check()
+    batch = min(profile.train.batch, len(train))
+    steps_per_epoch = math.ceil(len(train) / batch)
+    prepared = {
+        "request": request.to_dict(),
+        "budget_bytes": request.budget_bytes,
+        "seed": request.seed,
+        "threads": request.threads,
+        "engine": engine,
+        "bundle_digest": bundle.digest,
+        "steps": profile.train.steps or profile.train.epochs * steps_per_epoch,
+        "batch": batch,
+        "warmup_steps": math.ceil(profile.train.warmup_epochs * steps_per_epoch),
+        "profile": profile.model_dump(mode="json"),
+        "plan": decided.to_dict(),
+        "counts": {"train": len(train), "test": len(test), "classes": len(dataset.classes)},
+    }
+    if run is not None and not only_plan:
+        _write_run(run, prepared, device, dataset)
+    return "done", prepared
+
+
+def _resume(request: TrainRequest, run: RunDirectory) -> tuple[TrainRequest, dict[str, Any]]:
+    """The run's own request; what concerns this machine now may be given anew."""
+    config = read_yaml(run.config)
+    saved = TrainRequest.from_dict(config["request"])
+    return (
+        replace(
+            saved,
+            run=request.run,
+            resume=True,
+            budget_bytes=request.budget_bytes or saved.budget_bytes,
+            threads=request.threads or saved.threads,
+            fence=request.fence,
+            restarts=request.restarts,
+            supervisor_bytes=request.supervisor_bytes,
+        ),
+        config,
+    )
+
+
+def _profile(request: TrainRequest, bundle: Bundle) -> Profile:
+    exported = bundle.manifest.profile
+    profile = load_profile(request.profile) if request.profile else exported
+    profile = override(profile, request.overrides)
+    wanted, given = profile.ladder.model_dump(), exported.ladder.model_dump()
+    differing = [f"ladder.{key}" for key in given if wanted[key] != given[key]]
+    if differing:
+        name = request.profile or exported.name
+        raise ConfigError(
+            f"{', '.join(differing)} of profile {name!r} differ from the exported ladder's",
+            where=f"bundle {bundle.folder} (profile {exported.name!r})",
+            remedy=f"the ladder is fixed at export: `edgeladder export --profile {name}` "
+            "on the host, or leave these keys alone",
+        )
+    return profile
+
+
+def _default_budget(device: DeviceProfile | None) -> int:
+    if device is not None:
+        return device.default_budget_bytes
+    return int(_DEFAULT_SHARE * (meter.available_bytes() or meter.total_bytes()))
+
+
+def _threads(device: DeviceProfile | None) -> int:
+    here = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        here = len(os.sched_getaffinity(0))
+    return min(device.cores, here) if device is not None else here
+
+
+def _decide(
+    request: TrainRequest, bundle: Bundle, profile: Profile, dataset: Dataset, pictures: int
+) -> tuple[Plan, str]:
+    """The plan, and the engine it is for: `auto` takes the faster one that fits."""
+    floor = MachineFloor(**request.floor) if request.floor else machine_floor()
+    names = [request.engine]
+    if request.engine == "auto":
+        available = engines.installed_engines()
+        follows = bool(bundle.manifest.ladder.ort_training) and (
+            profile.train.optimizer == "adamw" and profile.train.moments != "int8"
+        )
+        names = ["ort-training"] if follows and "ort-training" in available else []
+        names.append("stock")
+    assert request.budget_bytes is not None
+    decided: Plan | None = None
+    for name in names:
+        workload = Workload(
+            manifest=bundle.manifest,
+            classes=len(dataset.classes),
+            pictures=len(dataset.pictures),
+            batch=min(profile.train.batch, pictures),
+            moments=profile.train.moments,
+            engine=name,
+            average=profile.train.average > 0,
+            optimizer=profile.train.optimizer,
+            files={key: record.size for key, record in bundle.manifest.files.items()},
+        )
+        decided = plan(
+            workload,
+            floor,
+            request.budget_bytes,
+            supervisor_bytes=request.supervisor_bytes,
+            mode=request.mode,
+            chunk=request.chunk,
+        )
+        if decided.fits:
+            return decided, name
+    assert decided is not None
+    return decided, names[-1]
+
+
+def _write_run(
+    run: RunDirectory, prepared: dict[str, Any], device: DeviceProfile | None, dataset: Dataset
+) -> None:
+    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    config = {
+        "request": prepared["request"],
+        "profile": prepared["profile"],
+        "device": device.model_dump(mode="json") if device is not None else None,
+        "bundle_digest": prepared["bundle_digest"],
+        "engine": prepared["engine"],
+        "seed": prepared["seed"],
+        "steps": prepared["steps"],
+        "batch": prepared["batch"],
+        "classes": dataset.classes,
+        "class_names": dataset.class_names,
+    }
+    # plain YAML: what was resolved is what a person reads and what --resume continues
+    write_text(run.config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    write_json(run.plan, prepared["plan"])
+    write_json(run.environment, _environment(prepared))
+
+
+def _environment(prepared: dict[str, Any]) -> dict[str, Any]:
+    versions = {}
+    for name in ("numpy", "onnxruntime", "onnxruntime-training-cpu", "pydantic", "pillow"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "edgeladder": __version__,
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_total_bytes": meter.total_bytes(),
+        "memory_available_bytes": meter.available_bytes(),
+        "versions": versions,
+        "bundle": str(Path(prepared["request"]["bundle"]).resolve()),
+        "bundle_digest": prepared["bundle_digest"],
+        "engine": prepared["engine"],
+        "threads": prepared["threads"],
+        "floor": prepared["plan"]["floor"],
+    }
