@@ -122,6 +122,7 @@ class Tensor:
     path: Path | None = None
     offset: int = 0
     size: int = 0
+    make: Callable[[], np.ndarray] | None = None  # converted only as it is written
 
     @classmethod
     def of(cls, name: str, array: np.ndarray) -> Tensor:
@@ -129,6 +130,13 @@ class Tensor:
         data = np.ascontiguousarray(array).tobytes()
         code = _CODE[array.dtype]
         return cls(name, tuple(array.shape), code, data, size=len(data))
+
+    @classmethod
+    def later(cls, name: str, dtype: str, dims: tuple[int, ...], make: Callable[[], Any]) -> Tensor:
+        """A constant that `make` computes when it is written: (dims) of `dtype`."""
+        kind = np.dtype(dtype)
+        size = int(np.prod(dims, dtype=np.int64)) * kind.itemsize
+        return cls(name, dims, _CODE[kind], None, size=size, make=make)
 
     def array(self) -> np.ndarray:
         """Its values; read now, if they are in a file."""
@@ -142,7 +150,10 @@ class Tensor:
         if self.data is not None:
             yield self.data
             return
-        assert self.path is not None  # read_model sets data or path
+        if self.make is not None:
+            yield np.ascontiguousarray(self.make()).tobytes()
+            return
+        assert self.path is not None  # data, make or path is set
         left = self.size
         with open(self.path, "rb") as stream:
             stream.seek(self.offset)
