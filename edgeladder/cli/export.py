@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -88,14 +89,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "pretrained": manifest.model.pretrained,
         "profile": manifest.profile.name,
         "engines": ["stock", *(["ort-training"] if manifest.ladder.ort_training else [])],
-        "parameters": sum(_size(item.shape) for item in manifest.ladder.parameters),
+        "parameters": sum(math.prod(item.shape) for item in manifest.ladder.parameters),
         "bytes": sum(record.size for record in manifest.files.values()),
         "digest": bundle.digest,
     }
-
-
-def _size(shape: list[int]) -> int:
-    size = 1
-    for extent in shape:
-        size *= extent
-    return size

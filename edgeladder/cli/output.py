@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
 from edgeladder.errors import EdgeLadderError
 
@@ -32,17 +32,20 @@ class Output:
     def __init__(self, as_json: bool):
         self.as_json = as_json
         self._stdout: int | None = None
+        self._print: TextIO = sys.stdout
 
     def __enter__(self) -> Output:
         if self.as_json:
             sys.stdout.flush()
             self._stdout = os.dup(1)
             os.dup2(2, 1)
+            self._print = sys.stdout
+            sys.stdout = sys.stderr
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._stdout is not None:
-            sys.stdout.flush()
+            sys.stdout = self._print
             os.dup2(self._stdout, 1)
             os.close(self._stdout)
             self._stdout = None

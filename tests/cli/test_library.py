@@ -1,0 +1,81 @@
+"""`edgeladder devices` and `profiles`, and the YAML they ship."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from edgeladder.cli.app import main
+from edgeladder.config import library, load_device, load_profile
+
+ROOT = Path(__file__).parents[2]
+
+
+def answer(capfd: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> dict:
+    assert main([*arguments, "--json"]) == code
+    return json.loads(capfd.readouterr().out)
+
+
+@pytest.mark.parametrize("kind", ["devices", "profiles"])
+def test_list_is_the_default_and_names_everything(capfd, kind):
+    listed = answer(capfd, kind, "list")[kind]
+    assert [item["name"] for item in listed] == sorted(library(kind), key=lambda n: f"{n}.yaml")
+    assert all(item["summary"] for item in listed)
+    assert answer(capfd, kind)[kind] == listed
+    assert main([kind]) == 0
+    assert listed[0]["name"] in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["devices", "profiles"])
+def test_all_that_ships_is_valid(capfd, kind):
+    assert answer(capfd, kind, "validate")["valid"] == list(library(kind))
+
+
+def test_show_gives_every_key_and_can_be_read_back(capfd, tmp_path):
+    shown = answer(capfd, "profiles", "show", "default")
+    assert shown["train"]["learning_rate"] == load_profile("default").train.learning_rate
+    path = tmp_path / "mine.yaml"
+    path.write_text(json.dumps(shown))
+    assert load_profile(str(path)) == load_profile("default")
+
+
+def test_an_unknown_name_gets_the_nearest_one(capfd):
+    failure = answer(capfd, "devices", "show", "jetson-orinn", code=2)["error"]
+    assert "jetson-orin" in failure["remedy"]
+
+
+def test_an_unknown_key_gets_the_nearest_one_and_all_errors_come_at_once(capfd, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\ntrain: {bach: 4, epochs: 0}\nladder: {width: 50, heads: 4}\n")
+    failure = answer(capfd, "profiles", "validate", str(path), code=2)["error"]
+    assert "did you mean 'batch'" in failure["message"]
+    for place in ("train.bach", "train.epochs", "ladder"):
+        assert place in failure["message"]
+    assert failure["where"] == str(path)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "devices").glob("*.yaml")), ids=lambda p: p.stem)
+def test_a_device_states_its_sources_and_leaves_room(path):
+    device = load_device(path.stem)
+    assert device.name == path.stem
+    facts = device.model_dump(exclude={"name", "summary", "architecture", "sources"})
+    stated = {key for key, value in facts.items() if value}
+    assert stated == set(device.sources), "each fact has its source"
+    assert device.default_budget_bytes <= 0.8 * device.ram_bytes
+    assert f"--device {device.name}" in path.read_text().splitlines()[0]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "profiles").glob("*.yaml")), ids=lambda p: p.stem)
+def test_a_profile_opens_with_its_launch_command_and_paper(path):
+    profile = load_profile(path.stem)
+    assert profile.name == path.stem
+    first = path.read_text().splitlines()[0]
+    assert first.startswith("# edgeladder ") and f"--profile {path.stem}" in first
+    assert profile.paper
+
+
+def test_the_boards_of_the_promise_are_there():
+    assert {"jetson-orin", "raspberry-pi-zero-2w", "generic-1gb"} <= set(library("devices"))
+    assert load_device("raspberry-pi-zero-2w").ram_bytes == 512 * 2**20

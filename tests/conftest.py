@@ -1,0 +1,54 @@
+"""What the whole suite shares: a tiny exported bundle, and a few generated pictures."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(scope="session")
+def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny bundle with untrained weights; tests must not change it.
+
+    `tools/test` exports it once and names it in EDGELADDER_TEST_BUNDLE, so that environments
+    without torch have it too; elsewhere it is exported here.
+    """
+    given = os.environ.get("EDGELADDER_TEST_BUNDLE")
+    if given:
+        return Path(given)
+    if importlib.util.find_spec("torch") is None:
+        pytest.fail("no torch to export the test bundle with: set EDGELADDER_TEST_BUNDLE to one")
+    from tests.make_bundle import make_bundle
+
+    return make_bundle(tmp_path_factory.mktemp("bundle") / "bundle")
+
+
+@pytest.fixture
+def bundle_copy(bundle_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny bundle that a test may damage."""
+    return Path(shutil.copytree(bundle_folder, tmp_path / "bundle-copy"))
+
+
+def make_pictures(folder: Path, *, classes: int = 3, count: int = 8, size: int = 40) -> Path:
+    """An image folder of coloured noise: class k is bright in channel k. Returns `folder`."""
+    random = np.random.default_rng(0)
+    for k in range(classes):
+        place = folder / f"class{k}"
+        place.mkdir(parents=True)
+        for index in range(count):
+            pixels = random.integers(0, 120, (size, size + index, 3), dtype=np.uint8)
+            pixels[..., k % 3] += 100
+            Image.fromarray(pixels).save(place / f"picture{index}.png")
+    return folder
+
+
+@pytest.fixture
+def picture_folder(tmp_path: Path) -> Path:
+    """Three classes of eight generated pictures."""
+    return make_pictures(tmp_path / "pictures")

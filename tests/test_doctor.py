@@ -1,0 +1,87 @@
+"""doctor: what it says of machines and bundles, healthy and not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from edgeladder import doctor
+from edgeladder.cli.app import main
+from edgeladder.errors import ConfigError
+
+
+def line(examination: doctor.Examination, name: str) -> doctor.Check:
+    return next(check for check in examination.checks if check.name == name)
+
+
+def test_a_healthy_machine(capfd):
+    assert main(["doctor", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["healthy"]
+    assert found["machine"]["cores"] >= 1
+    assert "stock" in found["machine"]["engines"]
+    assert {check["name"] for check in found["checks"]} >= {"python", "engines", "fence", "disk"}
+
+
+def test_clashing_packages_fail_with_the_repair(monkeypatch, capfd):
+    def clash() -> None:
+        raise ConfigError("two packages", remedy="pip uninstall -y both")
+
+    monkeypatch.setattr("edgeladder.device.engine.environment.check_environment", clash)
+    assert main(["doctor"]) == 2
+    text = capfd.readouterr().out
+    assert "FAILED   engines: two packages" in text
+    assert "fix: pip uninstall -y both" in text
+
+
+def test_a_missing_package_names_the_pip_command(monkeypatch):
+    monkeypatch.setattr(doctor, "_NEEDED_PACKAGES", ("numpy", "no-such-package"))
+    check = line(doctor.examine(), "packages")
+    assert (check.status, check.exit_code) == ("failed", 2)
+    assert check.remedy == "pip install no-such-package"
+
+
+def test_little_memory_and_disk_are_warnings(monkeypatch):
+    monkeypatch.setattr(doctor, "_LEAST_DISK_BYTES", 1 << 62)
+    monkeypatch.setattr(doctor, "_LEAST_BUDGET_BYTES", 1 << 62)
+    found = doctor.examine()
+    assert line(found, "disk").status == line(found, "memory").status == "warning"
+    assert found.exit_code == 0
+
+
+def test_a_bundle_is_verified_and_its_golden_steps_replayed(bundle_folder):
+    found = doctor.examine(bundle_folder)
+    assert line(found, "bundle").status == "ok"
+    assert line(found, "golden steps").status == "ok", line(found, "golden steps")
+    assert found.golden
+
+
+def test_a_changed_byte_is_exit_5_and_names_the_file(bundle_copy: Path, capfd):
+    victim = next((bundle_copy / "backbone").rglob("*.onnx"))
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    assert main(["doctor", "--bundle", str(bundle_copy), "--json"]) == 5
+    check = json.loads(capfd.readouterr().out)["checks"][-1]
+    assert (check["name"], check["status"]) == ("bundle", "failed")
+    assert victim.name in check["detail"]
+    assert check["remedy"]
+
+
+def test_no_bundle_is_exit_2(tmp_path):
+    assert main(["doctor", "--bundle", str(tmp_path)]) == 2
+
+
+@pytest.mark.parametrize("layer", ["rlimit", "none"])
+def test_a_weak_fence_is_a_warning_that_says_how_to_get_a_better_one(monkeypatch, layer):
+    from edgeladder.device.memory import fence
+
+    monkeypatch.setattr(
+        fence, "open_fence", lambda *_: fence.Fence(layer, notes=["cgroup2: not mounted"])
+    )
+    check = line(doctor.examine(), "fence")
+    assert check.status == "warning"
+    assert "cgroup2: not mounted" in check.detail
+    assert "cgroup_enable=memory" in str(check.remedy)
