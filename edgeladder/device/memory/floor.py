@@ -8,19 +8,17 @@ folder, keyed by versions, and measured again when one of them changes.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
-import platform
-import subprocess
 import sys
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from edgeladder.errors import EdgeLadderError
 
-_VERSION = 1  # of what is measured
+_VERSION = 2  # of what is measured
 # y = Identity(x), opset 17: the smallest model that makes onnxruntime set itself up
 _IDENTITY = bytes.fromhex(
     "08083a390a100a017812017922084964656e746974791201675a100a0178120b0a09080112050a0312016e"
@@ -37,7 +35,8 @@ class MachineFloor:
     worker_bytes: int  # interpreter, numpy, onnxruntime and its first session
     pictures_bytes: int  # more, where pictures are decoded (Pillow, hashes)
     training_bytes: int  # more, where onnxruntime-training's own API is loaded
-    data_slack_bytes: int  # writable address space less resident bytes, for RLIMIT_DATA
+    file_bytes: int  # of the worker's: pages of libraries, which a cgroup may charge to others
+    data_slack_bytes: int  # writable address space that is not resident, for RLIMIT_DATA
 
     def to_dict(self) -> dict[str, int]:
         """Plain values."""
@@ -89,11 +88,15 @@ def measure_floor() -> MachineFloor:
         worker_bytes=worker["high_water"],
         pictures_bytes=max(0, pictures["high_water"] - worker["high_water"]),
         training_bytes=max(0, training["high_water"] - worker["high_water"]),
-        data_slack_bytes=worker["data"] - worker["resident"],
+        file_bytes=worker["file"],
+        data_slack_bytes=worker["data"] - (worker["resident"] - worker["file"]),
     )
 
 
 def _key() -> str:
+    import platform
+    from importlib import metadata
+
     parts = [f"floor {_VERSION}", platform.machine(), platform.python_version(), sys.prefix]
     parts += list(platform.libc_ver())
     for name in _DISTRIBUTIONS:
@@ -105,6 +108,8 @@ def _key() -> str:
 
 
 def _measured(kind: str) -> dict[str, int]:
+    import subprocess
+
     package = str(Path(__file__).resolve().parents[3])
     environment = {**os.environ, "MALLOC_ARENA_MAX": "2"}
     path = [package, *environment.get("PYTHONPATH", "").split(os.pathsep)]
@@ -134,13 +139,13 @@ def _become(kind: str) -> Any:
     import numpy as np
     import onnxruntime
 
-    from edgeladder.device.train import worker
+    from edgeladder.device.train import checkpoint, control, loop, plain, run, worker
 
     options = onnxruntime.SessionOptions()
     options.enable_cpu_mem_arena = False
     session = onnxruntime.InferenceSession(_IDENTITY, options, ["CPUExecutionProvider"])
     session.run(None, {"x": np.zeros(1, np.float32)})
-    kept: list[Any] = [worker, session]
+    kept: list[Any] = [checkpoint, control, loop, plain, run, worker, session]
     if kind == "pictures":
         import hashlib
 
@@ -151,9 +156,7 @@ def _become(kind: str) -> Any:
         from edgeladder.device import engine
 
         if "ort-training" in engine.installed_engines():
-            from edgeladder.device.engine import ort_training
-
-            kept.append(ort_training)
+            kept.append(importlib.import_module("edgeladder.device.engine.ort_training"))
     return kept
 
 
@@ -167,6 +170,7 @@ def main() -> None:
         "private": meter.private(pid),
         "resident": meter.resident(pid),
         "high_water": meter.high_water(pid) or meter.resident(pid),
+        "file": meter.file_bytes(pid),
         "data": meter.data_bytes(pid),
     }
     print(json.dumps(values))

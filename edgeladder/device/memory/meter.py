@@ -117,6 +117,11 @@ def high_water(pid: int) -> int:
     return _fields(_read(f"{PROC}/{pid}/status")).get("VmHWM", 0)
 
 
+def file_bytes(pid: int) -> int:
+    """Resident pages of mapped files: libraries and mapped weights (RssFile)."""
+    return _fields(_read(f"{PROC}/{pid}/status")).get("RssFile", 0)
+
+
 def data_bytes(pid: int) -> int:
     """Private writable address space (VmData), which is what RLIMIT_DATA bounds."""
     return _fields(_read(f"{PROC}/{pid}/status")).get("VmData", 0)

@@ -282,6 +282,8 @@ class Supervisor:
         floor = values.get("plan", {}).get("floor", {})
         limit = self.budget_bytes - meter.private(os.getpid())
         limit -= int(_MARGIN_SHARE * self.budget_bytes)
+        # library pages that others read first are charged to others, yet count as resident here
+        limit -= floor.get("file_bytes", 0)
         fence = open_fence(
             self.request.fence,
             max(limit, 1 << 20),

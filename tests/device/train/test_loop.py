@@ -116,9 +116,7 @@ def test_kill_nine_at_random_moments(tmp_path):
         process = subprocess.Popen([sys.executable, str(script), str(killed)])
         metrics = killed / "metrics.jsonl"
         before = metrics.stat().st_size if metrics.exists() else 0
-        while process.poll() is None and not (
-            metrics.exists() and metrics.stat().st_size > before
-        ):
+        while process.poll() is None and not (metrics.exists() and metrics.stat().st_size > before):
             time.sleep(0.001)
         if kills < 5:
             time.sleep(chance.uniform(0, 0.15))
