@@ -1,0 +1,1 @@
+"""Tests mirror the package; what needs torch is under tests/host."""
