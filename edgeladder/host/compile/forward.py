@@ -322,10 +322,11 @@ def _layer_norm(lowering: Lowering, node: torch.fx.Node) -> str:
     shape = lowering.shape(node)
     epsilon = float(node.args[4]) if len(node.args) > 4 else 1e-5  # type: ignore[arg-type]
     ones = graph.constant(np.ones(shape[-1], np.float32), hint="ones")  # type: ignore[arg-type]
+    zeros = graph.constant(np.zeros(shape[-1], np.float32), hint="zeros")  # type: ignore[arg-type]
     reduced = (*shape[:-1], 1)
-    # three outputs: onnxruntime-training's gradient reads mean and inverse deviation
+    # onnxruntime-training's gradient needs the bias, and three outputs: mean, inverse deviation
     return graph.emit_many(
-        "LayerNormalization", [x, ones], [shape, reduced, reduced], axis=-1, epsilon=epsilon
+        "LayerNormalization", [x, ones, zeros], [shape, reduced, reduced], axis=-1, epsilon=epsilon
     )[0]
 
 

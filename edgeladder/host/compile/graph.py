@@ -22,7 +22,13 @@ from edgeladder.host.compile.extent import Extent, Shape, combine, parse, symbol
 OPSET = 18
 IR_VERSION = 8
 CONTRIB = "com.microsoft"
-_TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "bool": TensorProto.BOOL}
+_TYPES = {
+    "float32": TensorProto.FLOAT,
+    "int64": TensorProto.INT64,
+    "bool": TensorProto.BOOL,
+    "int8": TensorProto.INT8,
+    "uint8": TensorProto.UINT8,
+}
 _NAMES = {code: name for name, code in _TYPES.items()}
 
 

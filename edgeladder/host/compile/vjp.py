@@ -421,7 +421,7 @@ def _layer_norm(b: Backward, node: Node, gradients: list[Gradient]) -> list[Grad
     along = b.reduce("ReduceMean", b.binary("Mul", g, y), [-1], keep=True)
     centred = b.binary("Sub", g, b.reduce("ReduceMean", g, [-1], keep=True))
     free = b.binary("Sub", centred, b.binary("Mul", y, along))
-    return [b.binary("Mul", free, inverse), None]
+    return [b.binary("Mul", free, inverse)]
 
 
 def product(b: Backward, left: str, right: str, trans_left: int, trans_right: int) -> str:

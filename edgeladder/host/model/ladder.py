@@ -141,11 +141,11 @@ class Rung(nn.Module):
             state = state + torch.sigmoid(self.gate * -10.0) * (taps - state)
         else:
             state = state + taps
-        sides = [t * n for t, n in zip(tokens, counts, strict=True)]
         given = prompts.of(index)  # one (m, d) per side
         extra = given if self.kind == "token" else []
-        rows = standardise(torch.cat([state, *extra]) if extra else state)
-        state = state + self.attend(rows, tokens, counts, sides, len(extra), prompts, index) @ self.out
+        rows = standardise(state)
+        state = state + self.attend(rows, tokens, counts, extra, prompts, index) @ self.out
+        sides = [t * n for t, n in zip(tokens, counts, strict=True)]
         state = prompts.inject(self, state, given, sides, index)
         inner = standardise(state)
         hidden = functional.silu(torch.addmm(self.up_bias, inner, self.up))
@@ -157,16 +157,16 @@ class Rung(nn.Module):
         rows: Tensor,
         tokens: Sequence[int],
         counts: Sequence[int],
-        sides: Sequence[int],
-        extra: int,
+        extra: Sequence[Tensor],
         prompts: View,
         index: int,
     ) -> Tensor:
         """Self-attention within each sample, prompts as further keys and values: -> (R, d)."""
-        pieces = [*sides, *([prompts.owner.length] * extra)]
-        query = torch.addmm(self.query_bias, rows, self.query).split(pieces)
-        key = (rows @ self.key).split(pieces)
-        value = (rows @ self.value).split(pieces)
+        sides = [t * n for t, n in zip(tokens, counts, strict=True)]
+        query = split(torch.addmm(self.query_bias, rows, self.query), sides)
+        seen = torch.cat([rows, *extra]) if extra else rows
+        pieces = [*sides, *([prompts.owner.length] * len(extra))]
+        key, value = split(seen @ self.key, pieces), split(seen @ self.value, pieces)
         attended = []
         for side, (length, count) in enumerate(zip(tokens, counts, strict=True)):
             keys = key[side].reshape(length, count, self.width)
@@ -320,6 +320,11 @@ class Ladder(nn.Module):
             for s, piece in zip(active, state.split(rows), strict=True):
                 read[s].append(read_out(piece, tokens[s]))
         return read
+
+
+def split(rows: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
+    """Rows in pieces; one piece is the rows themselves."""
+    return rows.split(list(sizes)) if len(sizes) > 1 else (rows,)
 
 
 def read_out(rows: Tensor, tokens: int) -> Tensor:

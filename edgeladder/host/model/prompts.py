@@ -118,7 +118,15 @@ class Prompts(nn.Module):
             return View(self, ((), ()))
         text = self.quantize(self.tokens)
         image = text + text @ self.couple if self.couple_sides else self.quantize(self.image_tokens)
+        if self.kind in ("token", "cross"):  # these meet weights that expect standardised rows
+            image, text = self.standardise(image), self.standardise(text)
         return View(self, (image.unbind(0), text.unbind(0)))
+
+    def standardise(self, tokens: Tensor) -> Tensor:
+        """Layer norm over rows: in 3-D onnxruntime would fuse it with the sum before it."""
+        width = tokens.shape[-1]
+        rows = functional.layer_norm(tokens.reshape(-1, width), (width,), eps=1e-5)
+        return rows.reshape(self.rungs, self.length, width)
 
     def quantize(self, tokens: Tensor) -> Tensor:
         """QPrompt (Hao et al., arXiv:2407.10704): nearest codebook entry, straight-through."""
@@ -146,7 +154,6 @@ class Prompts(nn.Module):
     def cross(self, rung: Rung, rows: Tensor, prompt: Tensor, index: int) -> Tensor:
         """softmax((x Wq)(P Wk)^T) (P Wv) per head, the rung's own weights: (R, d) -> (R, d)."""
         inner = rung.width // rung.heads
-        prompt = functional.layer_norm(prompt, prompt.shape[-1:], eps=1e-5)
         query = torch.addmm(rung.query_bias, rows, rung.query)
         query = query.reshape(-1, rung.heads, inner).transpose(0, 1)  # (H, R, d/H)
         keys = (prompt @ rung.key).reshape(-1, rung.heads, inner).permute(1, 2, 0)

@@ -1,0 +1,218 @@
+"""The stock engine: the whole training step as ordinary ONNX graphs on plain onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from edgeladder.device.engine.optimizer import Layout, Optimizer
+from edgeladder.device.engine.protocol import StepInputs, StepPlan, StepResult
+from edgeladder.device.engine.session import Bound, open_session
+from edgeladder.device.engine.targets import soft_targets
+from edgeladder.errors import ConfigError
+
+if TYPE_CHECKING:  # pydantic costs a worker 20 MB
+    from edgeladder.bundle import Bundle
+    from edgeladder.config import LossConfig, TrainConfig
+
+
+class StockEngine:
+    """Fused, recomputed or chunked steps over one flat vector of parameters."""
+
+    name = "stock"
+
+    def __init__(self, bundle: Bundle, plan: StepPlan, train: TrainConfig, loss: LossConfig):
+        ladder = bundle.manifest.ladder
+        self.bundle, self.plan, self.loss = bundle, plan, loss
+        self.logit_scale = bundle.manifest.model.logit_scale
+        self.logit_bias = bundle.manifest.model.logit_bias
+        self.groups = {
+            side: [g.input for g in ladder.groups if g.side == side] for side in ("image", "text")
+        }
+        self.layout = Layout(ladder.parameters)
+        self._flat = np.zeros(self.layout.size, np.float32)
+        self._gradients = np.zeros(self.layout.size, np.float32)
+        self._views = self.layout.views(self._flat)
+        self._slopes = {
+            f"gradient/{n}": v for n, v in self.layout.views(self._gradients).items()
+        }
+        initial = load_file(bundle.path(ladder.initial))
+        self._buffers = {
+            record.name: np.ascontiguousarray(initial[record.name]) for record in ladder.buffers
+        }
+        self.set_parameters({name: initial[name] for name in self._views})
+        graphs = {name: bundle.path(record.file) for name, record in ladder.graphs.items()}
+        self._graphs = graphs
+        self._sessions: dict[str, Bound] = {}
+        self._loss = np.zeros((), np.float32)
+        self._chunk = plan.chunk if plan.mode == "chunked" else None
+        self.optimizer = Optimizer(
+            graphs, self.layout, self._flat, self._gradients, train, plan.moments, plan.threads
+        )
+
+    # -- sessions ---------------------------------------------------------------------------
+
+    def _session(self, name: str) -> Bound:
+        """A graph's session, opened at its first use with parameters and gradients bound."""
+        if name not in self._sessions:
+            bound = Bound(open_session(self._graphs[name], self.plan.threads))
+            bound.bind_inputs({**self._views, **self._buffers})
+            bound.bind_inputs({f"sum/{n.partition('/')[2]}": v for n, v in self._slopes.items()})
+            bound.bind_outputs(self._slopes)
+            bound.bind_outputs({"loss": self._loss})
+            self._sessions[name] = bound
+        return self._sessions[name]
+
+    # -- one step ---------------------------------------------------------------------------
+
+    def step(self, inputs: StepInputs, learning_rate: float) -> StepResult:
+        """Loss, gradients and one update; see `Engine.step`."""
+        self.gradients(inputs)
+        norm = self.optimizer.update(learning_rate)
+        return StepResult(float(self._loss), norm)
+
+    def gradients(self, inputs: StepInputs) -> float:
+        """Loss and gradients of one batch, left in `gradient_views`."""
+        targets = soft_targets(inputs, self.loss, self.logit_scale)
+        if self._chunk is None:
+            self._fused(inputs, targets)
+        else:
+            self._chunked(inputs, targets, self._chunk)
+        return float(self._loss)
+
+    @property
+    def gradient_views(self) -> dict[str, np.ndarray]:
+        """The last step's gradients by parameter name, before clipping."""
+        return {name.removeprefix("gradient/"): view for name, view in self._slopes.items()}
+
+    def _fused(self, inputs: StepInputs, targets: np.ndarray) -> None:
+        bound = self._session("recompute" if self.plan.mode == "recompute" else "fused")
+        count, classes = targets.shape
+        arrays = {"targets": targets, "image_embedding": inputs.image_embedding}
+        arrays["text_embedding"] = inputs.text_embedding
+        arrays.update(inputs.image_extra)
+        arrays.update(zip(self.groups["image"], inputs.image_taps(0, count), strict=True))
+        arrays.update(zip(self.groups["text"], inputs.text_taps(0, classes), strict=True))
+        bound.bind_inputs(arrays)
+        bound.run()
+
+    def _chunked(self, inputs: StepInputs, targets: np.ndarray, chunk: int) -> None:
+        """Encode, loss by embedding, re-encode and pull back: exact, memory set by the chunk."""
+        tuned = {
+            side: np.empty_like(getattr(inputs, f"{side}_embedding")) for side in ("image", "text")
+        }
+        for side, window, arrays in self._windows(inputs, chunk):
+            bound = self._session(f"encode_{side}")
+            bound.bind_inputs(arrays)
+            bound.bind_outputs({side: tuned[side][window]})
+            bound.run()
+        slopes = {f"{side}_gradient": np.empty_like(tuned[side]) for side in tuned}
+        bound = self._session("loss")
+        bound.bind_inputs({**tuned, "targets": targets})
+        bound.bind_outputs(slopes)
+        bound.run()
+        self._gradients[:] = 0
+        for side, window, arrays in self._windows(inputs, chunk):
+            name = f"{side}_gradient"
+            bound = self._session(f"pull_{side}")
+            bound.bind_inputs({**arrays, name: slopes[name][window]})
+            bound.run()
+
+    def _windows(
+        self, inputs: StepInputs, chunk: int
+    ) -> Iterator[tuple[str, slice, dict[str, np.ndarray]]]:
+        for side in ("image", "text"):
+            embedding = getattr(inputs, f"{side}_embedding")
+            for start in range(0, len(embedding), chunk):
+                window = slice(start, min(start + chunk, len(embedding)))
+                read = inputs.image_taps if side == "image" else inputs.text_taps
+                taps = read(window.start, window.stop)
+                arrays = dict(zip(self.groups[side], taps, strict=True))
+                arrays[f"{side}_embedding"] = embedding[window]
+                if side == "image":
+                    arrays.update({n: v[window] for n, v in inputs.image_extra.items()})
+                yield side, window, arrays
+
+    # -- inference --------------------------------------------------------------------------
+
+    def encode_image(
+        self, taps: list[np.ndarray], embedding: np.ndarray, extra: dict[str, np.ndarray]
+    ) -> np.ndarray:
+        """Tuned picture embeddings (n, D); see `Engine.encode_image`."""
+        return self._encode("image", taps, {"image_embedding": embedding, **extra})
+
+    def encode_text(self, taps: list[np.ndarray], embedding: np.ndarray) -> np.ndarray:
+        """Tuned class embeddings (n, D); see `Engine.encode_text`."""
+        return self._encode("text", taps, {"text_embedding": embedding})
+
+    def _encode(
+        self, side: str, taps: list[np.ndarray], arrays: dict[str, np.ndarray]
+    ) -> np.ndarray:
+        tuned = np.empty_like(arrays[f"{side}_embedding"])
+        bound = self._session(f"encode_{side}")
+        bound.bind_inputs({**arrays, **dict(zip(self.groups[side], taps, strict=True))})
+        bound.bind_outputs({side: tuned})
+        bound.run()
+        return tuned
+
+    # -- state ------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Flat parameters, moments, step and buffers: views, to be written before the next step."""
+        return {
+            "parameters": self._flat,
+            **self.optimizer.moments,
+            "step": np.array([self.optimizer.step_count], np.int64),
+            **{f"buffer/{name}": value for name, value in self._buffers.items()},
+        }
+
+    def load_state(self, state: dict[str, np.ndarray]) -> None:
+        """Continue from a `state()`.
+
+        Raises:
+            ConfigError: the state is of another optimiser, kind of moments or ladder.
+        """
+        mine = self.state()
+        for name, value in mine.items():
+            if name not in state or state[name].shape != value.shape:
+                raise ConfigError(
+                    f"the checkpoint has no {name} of shape {value.shape}",
+                    remedy="resume with the optimiser, moments and bundle the run began with",
+                )
+        for name, value in mine.items():
+            if name != "step":
+                value[...] = state[name]
+        self.optimizer.step_count = int(state["step"][0])
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        """Trained tensors by name (copies)."""
+        return {name: view.copy() for name, view in self._views.items()}
+
+    def set_parameters(self, values: dict[str, np.ndarray]) -> None:
+        """Replace parameters by name."""
+        for name, value in values.items():
+            self._views[name][...] = value
+
+    def buffers(self) -> dict[str, np.ndarray]:
+        """Untrained state by name (copies)."""
+        return {name: value.copy() for name, value in self._buffers.items()}
+
+    def set_buffers(self, values: dict[str, np.ndarray]) -> None:
+        """Replace buffers by name."""
+        for name, value in values.items():
+            self._buffers[name][...] = value
+
+    def set_chunk(self, chunk: int | None) -> None:
+        """Chunk the steps from now on; None: as planned."""
+        planned = self.plan.chunk if self.plan.mode == "chunked" else None
+        self._chunk = planned if chunk is None else max(1, chunk)
+        if self._chunk is not None:  # the fused graph's session is memory we were asked to free
+            for name in ("fused", "recompute"):
+                self._sessions.pop(name, None)
+
+    def close(self) -> None:
+        """Free sessions and buffers."""
+        self._sessions.clear()

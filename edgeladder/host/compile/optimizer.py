@@ -1,0 +1,140 @@
+"""Optimisers as element-wise ONNX graphs over a block of the flat parameter vector.
+
+AdamW: Loshchilov & Hutter, arXiv:1711.05101 (decoupled decay). SGD with momentum as torch.optim's.
+Scalars (rates, corrections, the clipping factor) are inputs, so one graph serves every step.
+Outputs may be written in place of their inputs: `check_aliases` proves it for each pair.
+"""
+
+from __future__ import annotations
+
+from edgeladder.host.compile.extent import symbol
+from edgeladder.host.compile.graph import Graph
+from edgeladder.host.compile.step import check_aliases
+
+BLOCK = 256  # elements that share one scale, where moments have 8 bits
+
+
+class _Blocks:
+    """Element-wise operators over one shape."""
+
+    def __init__(self, graph: Graph, shape: tuple[object, ...]):
+        self.graph, self.shape = graph, shape
+
+    def __call__(self, op: str, *inputs: str) -> str:
+        return self.graph.emit(op, inputs, self.shape)  # type: ignore[arg-type]
+
+
+def _named(graph: Graph, value: str, label: str) -> None:
+    node = graph.producers()[value]
+    graph.declare(label, graph.shapes[value], graph.types[value])
+    node.outputs = [label if name == value else name for name in node.outputs]
+    graph.rename(value, label)
+    graph.outputs.append(label)
+
+
+def _scalars(graph: Graph, *labels: str) -> None:
+    for label in labels:
+        graph.add_input(label, ())
+
+
+def adamw() -> Graph:
+    """parameter, gradient, moment1, moment2 (N,) and scalars -> the three updated.
+
+    With g the clipped gradient: m = beta1 m + (1-beta1) g, v = beta2 v + (1-beta2) g^2,
+    p = p keep - rate m / (sqrt(v) correction + epsilon), where keep = 1 - lr decay,
+    rate = lr / (1 - beta1^t) and correction = 1 / sqrt(1 - beta2^t).
+    """
+    graph = Graph("adamw")
+    shape = (symbol("N"),)
+    do = _Blocks(graph, shape)
+    for name in ("parameter", "gradient", "moment1", "moment2"):
+        graph.add_input(name, shape)
+    _scalars(graph, "clip", "beta1", "rest1", "beta2", "rest2", "keep", "rate", "correction")
+    _scalars(graph, "epsilon")
+    gradient = do("Mul", "gradient", "clip")
+    first = do("Add", do("Mul", "moment1", "beta1"), do("Mul", gradient, "rest1"))
+    square = do("Mul", do("Mul", gradient, gradient), "rest2")
+    second = do("Add", do("Mul", "moment2", "beta2"), square)
+    _apply(graph, do, first, second)
+    _named(graph, first, "moment1_next")
+    _named(graph, second, "moment2_next")
+    check_aliases(graph, {n: f"{n}_next" for n in ("parameter", "moment1", "moment2")})
+    return graph
+
+
+def _apply(graph: Graph, do: _Blocks, first: str, second: str) -> None:
+    scale = do("Add", do("Mul", do("Sqrt", second), "correction"), "epsilon")
+    step = do("Mul", do("Div", first, scale), "rate")
+    _named(graph, do("Sub", do("Mul", "parameter", "keep"), step), "parameter_next")
+
+
+def adamw8() -> Graph:
+    """AdamW with moments in 8 bits and one scale per 256 elements: 2 bytes of state, not 8.
+
+    moment1 is int8, linear. moment2 is stored as its root in uint8, rounded up, so that a small
+    second moment never becomes zero under a first moment that is not (after Dettmers et al.,
+    arXiv:2110.02861, blockwise quantisation). Shapes: (N, 256), scales (N, 1).
+    """
+    graph = Graph("adamw8")
+    rows = symbol("N")
+    shape, scales = (rows, BLOCK), (rows, 1)
+    do, per_row = _Blocks(graph, shape), _Blocks(graph, scales)
+    graph.add_input("parameter", shape)
+    graph.add_input("gradient", shape)
+    graph.add_input("moment1", shape, "int8")
+    graph.add_input("scale1", scales)
+    graph.add_input("moment2", shape, "uint8")
+    graph.add_input("scale2", scales)
+    _scalars(graph, "clip", "beta1", "rest1", "beta2", "rest2", "keep", "rate", "correction")
+    _scalars(graph, "epsilon")
+    gradient = do("Mul", "gradient", "clip")
+    old = do("Mul", graph.emit("Cast", ["moment1"], shape, to=1), "scale1")
+    first = do("Add", do("Mul", old, "beta1"), do("Mul", gradient, "rest1"))
+    root = do("Mul", graph.emit("Cast", ["moment2"], shape, to=1), "scale2")
+    square = do("Mul", do("Mul", gradient, gradient), "rest2")
+    second = do("Add", do("Mul", do("Mul", root, root), "beta2"), square)
+    _apply(graph, do, first, second)
+    tiny = graph.constant(1e-30)
+    axes = graph.constant([1], "int64", "axes")
+
+    def quantise(value: str, levels: float, rounding: str, dtype: str, code: int) -> list[str]:
+        size = graph.emit("ReduceMax", [do("Abs", value), axes], scales, keepdims=1)
+        scale = per_row("Div", per_row("Max", size, tiny), graph.constant(levels))
+        whole = do(rounding, do("Div", value, scale))
+        limited = do("Min", whole, graph.constant(levels))
+        return [graph.emit("Cast", [limited], shape, dtype=dtype, to=code), scale]
+
+    stored = [*quantise(first, 127.0, "Round", "int8", 3)]
+    stored += quantise(do("Sqrt", second), 255.0, "Ceil", "uint8", 2)
+    pairs = {"parameter": "parameter_next"}
+    for source, value in zip(("moment1", "scale1", "moment2", "scale2"), stored, strict=True):
+        _named(graph, value, f"{source}_next")
+        pairs[source] = f"{source}_next"
+    check_aliases(graph, pairs)
+    return graph
+
+
+def sgd() -> Graph:
+    """parameter, gradient, moment1 (N,) -> both updated: m = beta1 m + g, p = p keep - rate m."""
+    graph = Graph("sgd")
+    shape = (symbol("N"),)
+    do = _Blocks(graph, shape)
+    for name in ("parameter", "gradient", "moment1"):
+        graph.add_input(name, shape)
+    _scalars(graph, "clip", "beta1", "keep", "rate")
+    first = do("Add", do("Mul", "moment1", "beta1"), do("Mul", "gradient", "clip"))
+    update = do("Sub", do("Mul", "parameter", "keep"), do("Mul", first, "rate"))
+    _named(graph, update, "parameter_next")
+    _named(graph, first, "moment1_next")
+    check_aliases(graph, {n: f"{n}_next" for n in ("parameter", "moment1")})
+    return graph
+
+
+def norm() -> Graph:
+    """gradient (N,) -> its squared norm, for clipping by the global norm."""
+    graph = Graph("norm")
+    graph.add_input("gradient", (symbol("N"),))
+    axes = graph.constant([0], "int64", "axes")
+    value = graph.emit("ReduceSumSquare", ["gradient", axes], (), keepdims=0)
+    _named(graph, value, "squared_norm")
+    return graph

@@ -1,0 +1,134 @@
+"""`forward.onnx` -> onnxruntime-training's own artifacts, where its wheel is installed."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from edgeladder.config import TrainConfig
+from edgeladder.errors import ConfigError, EdgeLadderError
+
+# Mean of one value is that value; unlike Identity no pass removes it, and it has no gradient of
+# its own that would win over ours
+_STOP = "Mean"
+FILES = {
+    "training_model": "training_model.onnx",
+    "eval_model": "eval_model.onnx",
+    "optimizer_model": "optimizer_model.onnx",
+    "checkpoint": "checkpoint",
+}
+
+
+def available() -> bool:
+    """Whether onnxruntime-training is installed here."""
+    from edgeladder.device.engine import installed_engines
+
+    return "ort-training" in installed_engines()
+
+
+def write_artifacts(
+    forward: Path,
+    initial: Mapping[str, np.ndarray],
+    parameters: Sequence[str],
+    train: TrainConfig,
+    folder: Path,
+) -> dict[str, str]:
+    """Training, evaluation and optimiser model and checkpoint, in `folder`.
+
+    The gradient graph is what the `ort-training` engine runs. The optimiser model has the
+    profile's AdamW and clipping; it knows one weight decay for all parameters, so the engine
+    updates with our own graphs, which spare biases and gates, and the model serves onnxruntime-
+    training's own Python, C++ and mobile APIs.
+
+    Returns:
+        role -> file name below `folder`.
+
+    Raises:
+        ConfigError: onnxruntime-training is not installed.
+        EdgeLadderError: its gradient builder refuses the graph.
+    """
+    if not available():
+        raise ConfigError(
+            "onnxruntime-training is not installed on this host",
+            where="--engine ort-training",
+            remedy="pip install 'edgeladder[host-ort-training]' in an environment of its own, "
+            "or export with --engine stock",
+        )
+    import onnxruntime
+    from onnxruntime.capi import _pybind_state as native
+    from onnxruntime.training import artifacts, onnxblock
+
+    _register_stops(native)
+    model = onnx.load(str(forward))
+    _prepare(model)
+    _as_initializers(model, {name: initial[name] for name in parameters})
+    folder.mkdir(parents=True)
+    optimizer = onnxblock.optim.AdamW(
+        betas=(train.beta1, train.beta2),
+        eps=train.epsilon,
+        weight_decay=train.weight_decay,
+        clip_grad=onnxblock.optim.ClipGradNorm(train.clip),
+    )
+    onnxruntime.set_default_logger_severity(3)  # its graph passes log every step otherwise
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            artifacts.generate_artifacts(
+                model,
+                requires_grad=list(parameters),
+                frozen_params=[],
+                optimizer=optimizer,
+                artifact_directory=str(folder),
+            )
+    except RuntimeError as error:
+        raise EdgeLadderError(
+            f"onnxruntime-training cannot differentiate the ladder: {error}",
+            where=str(forward),
+            remedy="export with --engine stock",
+        ) from error
+    return dict(FILES)
+
+
+def _register_stops(native: Any) -> None:
+    """Zero gradients for detach and for the maximum that only ever feeds one.
+
+    Its own list of stop edges is fixed; gradients of operators that it has none for are not.
+    """
+    zero = native.GradientNodeDefinition()
+    zero.op_type, zero.domain, zero.attributes = "Sub", "", []
+    zero.inputs, zero.outputs = ["I(0)", "I(0)"], ["GI(0)"]
+    for op in (_STOP, "ReduceMax"):
+        native.register_gradient_definition(f"::{op}", [zero])
+
+
+def _prepare(model: onnx.ModelProto) -> None:
+    """What its gradient builder needs: a stop that survives, constants of one reader each."""
+    values = {tensor.name: tensor for tensor in model.graph.initializer}
+    for number, node in enumerate(model.graph.node):
+        if node.op_type == "Identity":  # torch's detach, and nothing else, in forward.onnx
+            node.op_type = _STOP
+        if node.op_type != "LayerNormalization":
+            continue
+        for place in (1, 2):  # shared, their gradients would be defined twice
+            copy = onnx.TensorProto()
+            copy.CopyFrom(values[node.input[place]])
+            copy.name = f"{copy.name}/{number}"
+            model.graph.initializer.append(copy)
+            node.input[place] = copy.name
+
+
+def _as_initializers(model: onnx.ModelProto, values: Mapping[str, np.ndarray]) -> None:
+    kept = [info for info in model.graph.input if info.name not in values]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+    for name, value in values.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+    loss = [info for info in model.graph.output if info.name == "loss"]
+    del model.graph.output[:]
+    model.graph.output.extend(loss)
