@@ -180,7 +180,7 @@ def _refuse_mixed(
     differing = [name for name, card in known.items() if _identity(card) != common]
     if bundle_digest is None or count == second:
         raise IntegrityError(
-            f"adapters of different bundles or classes: {', '.join(differing)} differ from the rest",
+            f"mixed bundles or classes: {', '.join(differing)} differ from the rest",
             remedy="aggregate only runs of one bundle and one list of classes (a classes.yaml "
             "pushed to every box gives them one)",
         )

@@ -54,5 +54,6 @@ def answer(
 def main() -> None:
     """Serve the one request on standard input."""
     os.umask(0o077)
-    stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
+    stdin: Any = sys.stdin.buffer
+    stdout: Any = sys.stdout.buffer
     answer(json.loads(stdin.readline().decode()), stdin, stdout)

@@ -15,7 +15,8 @@ import tempfile
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from io import BufferedReader, BufferedWriter
+    from io import BufferedReader as BufferedReader
+    from io import BufferedWriter as BufferedWriter
 
     Request = dict[str, Any]
     Answer = dict[str, Any]

@@ -1,0 +1,149 @@
+"""Boxes for the fleet's tests: real sshd instances on loopback.
+
+They need Debian's openssh-server. Where it is missing the tests fail and say so; nothing is
+skipped.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from edgeladder.bundle import (
+    Bundle,
+    LadderRecord,
+    Manifest,
+    ModelRecord,
+    ParameterRecord,
+    PreprocessRecord,
+    TokenizerRecord,
+    TowerRecord,
+    write_manifest,
+)
+from edgeladder.cli.app import main
+from edgeladder.config import Profile
+from edgeladder.fleet.crew import Crew
+from edgeladder.fleet.inventory import Inventory
+from edgeladder.fleet.transport import Dialer
+
+TOOLS = Path(__file__).resolve().parents[2] / "tools" / "fleet"
+
+
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"edgeladder_tools_{name}", TOOLS / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+farm_module = _load("farm")
+
+
+def tiny_manifest() -> Manifest:
+    """A manifest with two trained tensors and no real model behind it."""
+    tower = TowerRecord(segments=[], taps=[], embedding="embedding", digest="0" * 64)
+    return Manifest(
+        model=ModelRecord(
+            name="tiny", pretrained="none", origin="test", licence="none",
+            embedding_dim=4, logit_scale=10.0,
+        ),
+        preprocess=PreprocessRecord(size=8, mean=[0.5] * 3, std=[0.5] * 3),
+        tokenizer=TokenizerRecord(kind="nano", files=[], context_length=4),
+        image=tower,
+        text=tower,
+        ladder=LadderRecord(
+            parameters=[
+                ParameterRecord(name="up.weight", shape=[3, 4], decay=True),
+                ParameterRecord(name="up.bias", shape=[4], decay=False),
+            ],
+            groups=[],
+            forward="ladder/forward.onnx",
+            initial="ladder/init.safetensors",
+            golden="ladder/golden.safetensors",
+            graphs={},
+        ),
+        profile=Profile(name="tiny"),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    """A small bundle: two tensors and a megabyte and a half of `weights`."""
+    folder = tmp_path / "bundle"
+    (folder / "ladder").mkdir(parents=True)
+    (folder / "backbone").mkdir()
+    save_file(
+        {
+            "up.weight": np.arange(12, dtype=np.float32).reshape(3, 4),
+            "up.bias": np.zeros(4, dtype=np.float32),
+        },
+        str(folder / "ladder" / "init.safetensors"),
+    )
+    (folder / "ladder" / "forward.onnx").write_bytes(b"graph")
+    weights = np.random.default_rng(0).bytes(1_500_000)
+    (folder / "backbone" / "weights.bin").write_bytes(weights)
+    write_manifest(folder, tiny_manifest())
+    return Bundle.open(folder)
+
+
+@pytest.fixture(scope="session")
+def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An `edgeladder` for the boxes that trains nothing (tools/fleet/stand_in.py)."""
+    script = tmp_path_factory.mktemp("program") / "edgeladder"
+    script.write_text(f"#!/bin/sh\nexec {sys.executable} {TOOLS / 'stand_in.py'} \"$@\"\n")
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    return script
+
+
+@pytest.fixture
+def make_farm(tmp_path: Path, stand_in: Path) -> Iterator[Callable[..., Any]]:
+    """`make_farm("a", "b")` starts sshd boxes; all are stopped after the test."""
+    farms = []
+
+    def make(*names: str, proxied: bool = False, **defaults: str) -> Any:
+        folder = tmp_path / f"farm{len(farms)}"
+        farm = farm_module.Farm(
+            folder, list(names), proxied=proxied, program=str(stand_in), **defaults
+        )
+        farms.append(farm)
+        return farm.start()
+
+    yield make
+    for farm in farms:
+        farm.stop()
+
+
+@pytest.fixture
+def crew_of() -> Callable[..., Crew]:
+    """`crew_of(farm)`: a crew of all its boxes that tries again quickly."""
+
+    def make(farm: Any, *, timeout: float = 10.0, **more: Any) -> Crew:
+        inventory = Inventory.open(farm.inventory)
+        more = {"backoff_seconds": 0.05, **more}
+        return Crew(Dialer(inventory, timeout_seconds=timeout), inventory.hosts, **more)
+
+    return make
+
+
+@pytest.fixture
+def fleet_cli(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, dict[str, Any]]]:
+    """Run `edgeladder fleet ... --json` in this process: exit code and its one JSON object."""
+
+    def run(*arguments: object) -> tuple[int, dict[str, Any]]:
+        capfd.readouterr()
+        code = main(["fleet", *map(str, arguments), "--json"])
+        return code, json.loads(capfd.readouterr().out)
+
+    return run

@@ -1,0 +1,206 @@
+"""Averages against plain numpy, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+from edgeladder.errors import ConfigError, DataError, IntegrityError
+from edgeladder.fleet import aggregate as module
+from edgeladder.fleet.aggregate import Contribution, aggregate, combine
+from edgeladder.fleet.tensors import read_header, read_values
+
+
+def adapter(folder: Path, name: str, values: dict[str, np.ndarray], **card: Any) -> Contribution:
+    (folder / name).mkdir(parents=True)
+    save_file(values, str(folder / name / "adapter.safetensors"))
+    record = {"bundle_digest": "d", "classes": ["a"], "head": {"kind": "gda"}, **card}
+    (folder / name / "adapter.json").write_text(json.dumps(record))
+    return Contribution(name, folder / name, pictures=card.get("pictures", 1))
+
+
+def boxes(folder: Path, count: int, seed: int = 0) -> tuple[list[Contribution], list[dict]]:
+    rng = np.random.default_rng(seed)
+    values = [
+        {
+            "w": rng.normal(size=(7, 5)).astype(np.float32),
+            "b": rng.normal(size=9),
+            "mask": np.array([True, False]),
+        }
+        for _ in range(count)
+    ]
+    made = [
+        adapter(folder, f"box{n}", v, pictures=n + 1) for n, v in enumerate(values)
+    ]
+    return made, values
+
+
+def test_mean_weighs_by_pictures(tmp_path: Path) -> None:
+    made, values = boxes(tmp_path, 4)
+    result = aggregate(made, tmp_path / "out")
+    found = load_file(tmp_path / "out" / "adapter.safetensors")
+    weights = np.array([1, 2, 3, 4]) / 10
+    for name in ("w", "b"):
+        expected = sum(w * v[name].astype(np.float64) for w, v in zip(weights, values, strict=True))
+        np.testing.assert_allclose(found[name], expected, rtol=1e-6)
+        assert found[name].dtype == values[0][name].dtype
+    np.testing.assert_array_equal(found["mask"], [True, False])
+    assert result.weights == pytest.approx({f"box{n}": (n + 1) / 10 for n in range(4)})
+    card = json.loads((tmp_path / "out" / "adapter.json").read_text())
+    assert card["head"] is None and card["bundle_digest"] == "d"
+
+
+@pytest.mark.parametrize("method", ["median", "trimmed"])
+def test_robust_methods_ignore_a_liar(tmp_path: Path, method: Any) -> None:
+    made, values = boxes(tmp_path, 4)
+    liar = {name: v + 5 if v.dtype.kind == "f" else v for name, v in values[0].items()}
+    made.append(adapter(tmp_path, "liar", liar, pictures=10**6))
+    aggregate(made, tmp_path / "out", method=method)
+    stack = np.stack([v["w"] for v in [*values, liar]]).astype(np.float64)
+    ordered = np.sort(stack, axis=0)
+    expected = ordered[2] if method == "median" else ordered[1:4].mean(axis=0)
+    found = load_file(tmp_path / "out" / "adapter.safetensors")["w"]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 7), st.integers(1, 40), st.sampled_from(["mean", "trimmed", "median"]))
+def test_cutting_into_blocks_changes_nothing(boxes: int, size: int, method: Any) -> None:
+    rng = np.random.default_rng(boxes * 100 + size)
+    block, weights = rng.normal(size=(boxes, size)), rng.dirichlet(np.ones(boxes))
+    whole = combine(block, weights, method, 0.2)
+    cut = [combine(block[:, i : i + 3], weights, method, 0.2) for i in range(0, size, 3)]
+    np.testing.assert_array_equal(whole, np.concatenate(cut))
+
+
+def test_blocks_of_files_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, _ = boxes(tmp_path, 3)
+    aggregate(made, tmp_path / "whole", method="trimmed")
+    monkeypatch.setattr(module, "_BLOCK_VALUES", 7)
+    aggregate(made, tmp_path / "cut", method="trimmed")
+    whole = (tmp_path / "whole" / "adapter.safetensors").read_bytes()
+    assert whole == (tmp_path / "cut" / "adapter.safetensors").read_bytes()
+
+
+def test_refuses_one_by_one(tmp_path: Path) -> None:
+    made, values = boxes(tmp_path, 4)
+
+    def changed(**new: np.ndarray) -> dict[str, np.ndarray]:
+        return {**values[0], **new}
+
+    nan = values[0]["b"].copy()
+    nan[3] = np.nan
+    made += [
+        adapter(tmp_path, "nan", changed(b=nan)),
+        adapter(tmp_path, "far", changed(b=values[0]["b"] + 1e4)),
+        adapter(tmp_path, "shape", changed(w=np.zeros((5, 7), np.float32))),
+        adapter(tmp_path, "mask", changed(mask=np.array([True, True]))),
+        adapter(tmp_path, "other", values[0], bundle_digest="e"),
+        adapter(tmp_path, "empty", values[0], pictures=0),
+        adapter(tmp_path, "torn", values[0]),
+        Contribution("absent", tmp_path / "absent"),
+    ]
+    torn = tmp_path / "torn" / "adapter.safetensors"
+    torn.write_bytes(torn.read_bytes()[:-8])
+    result = aggregate(made, tmp_path / "out", bundle_digest="d")
+    assert set(result.weights) == {f"box{n}" for n in range(4)}
+    why = result.refused
+    assert "NaN" in why["nan"] and "times as far off" in why["far"]
+    assert "shape" in why["shape"] and "mask" in why["mask"]
+    assert why["other"] == "of another bundle" and why["absent"] == "no adapter there"
+    assert "no number of pictures" in why["empty"] and "no tensor" in why["torn"]
+    plain = aggregate(made[:4], tmp_path / "plain")
+    assert plain.weights == result.weights
+    assert (tmp_path / "out" / "adapter.safetensors").read_bytes() == (
+        tmp_path / "plain" / "adapter.safetensors"
+    ).read_bytes()
+
+
+def test_distance_from_the_start(tmp_path: Path) -> None:
+    start = {"w": np.zeros(4, np.float32)}
+    save_file(start, str(tmp_path / "start.safetensors"))
+    made = [adapter(tmp_path, f"b{n}", {"w": np.full(4, n, np.float32)}) for n in (1, 1.5, 2, 50)]
+    result = aggregate(
+        made, tmp_path / "out", start=tmp_path / "start.safetensors", bound=5.0
+    )
+    assert result.distances["b1"] == pytest.approx(2.0)
+    assert list(result.refused) == ["b50"]
+
+
+def test_mixed_bundles_are_refused_whole(tmp_path: Path) -> None:
+    values = {"w": np.zeros(2, np.float32)}
+    made = [
+        adapter(tmp_path, "a", values),
+        adapter(tmp_path, "b", values),
+        adapter(tmp_path, "c", values, bundle_digest="e"),
+    ]
+    with pytest.raises(IntegrityError, match="c differ from the rest"):
+        aggregate(made, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_mixed_classes_without_a_majority(tmp_path: Path) -> None:
+    values = {"w": np.zeros(2, np.float32)}
+    made = [adapter(tmp_path, "a", values), adapter(tmp_path, "b", values, classes=["x"])]
+    with pytest.raises(IntegrityError):
+        aggregate(made, tmp_path / "out", bundle_digest="d")
+
+
+def test_nothing_left(tmp_path: Path) -> None:
+    made = [adapter(tmp_path, "a", {"w": np.array([np.inf], np.float32)})]
+    with pytest.raises(DataError, match="NaN or infinity"):
+        aggregate(made, tmp_path / "out")
+    good = [adapter(tmp_path, "b", {"w": np.ones(1, np.float32)})]
+    with pytest.raises(DataError, match="1 adapters are left, 2 are needed"):
+        aggregate(good, tmp_path / "out", minimum=2)
+
+
+@pytest.mark.parametrize(
+    "options", [{"trim": 0.5}, {"trim": -0.1}, {"bound": 1.0}, {"bound": float("nan")}]
+)
+def test_options_out_of_range(tmp_path: Path, options: dict[str, float]) -> None:
+    made = [adapter(tmp_path, "a", {"w": np.ones(1, np.float32)})]
+    with pytest.raises(ConfigError):
+        aggregate(made, tmp_path / "out", **options)  # type: ignore[arg-type]
+
+
+def test_reading_by_pieces_is_the_librarys_reading(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    values = {
+        "a": rng.normal(size=(3, 4)).astype(np.float16),
+        "empty": np.zeros((0, 4), np.float32),
+        "scalar": np.array(2.5, np.float64),
+        "n": np.arange(5),
+    }
+    path = tmp_path / "x.safetensors"
+    save_file(values, str(path))
+    header = read_header(path)
+    assert set(header) == set(values)
+    for name, expected in load_file(path).items():
+        found = read_values(path, header[name]).reshape(header[name].shape)
+        np.testing.assert_array_equal(found, expected)
+        assert found.dtype == expected.dtype
+
+
+@pytest.mark.parametrize("damage", ["hidden", "overlap", "short", "text"])
+def test_files_with_bytes_of_no_tensor_are_refused(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({"a": np.ones(4, np.float32), "b": np.ones(4, np.float32)}, str(path))
+    data = path.read_bytes()
+    broken = {
+        "hidden": data + b"picture",
+        "overlap": data.replace(b"[16,32]", b"[0,16] "),
+        "short": data[:-4],
+        "text": b"just some text, long enough",
+    }[damage]
+    assert broken != data
+    path.write_bytes(broken)
+    with pytest.raises(ValueError, match="no tensor|safetensors"):
+        read_header(path)

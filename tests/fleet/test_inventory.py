@@ -1,0 +1,186 @@
+"""The inventory: ours and Ansible's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgeladder.errors import ConfigError
+from edgeladder.fleet import ansible
+from edgeladder.fleet.inventory import Inventory, jump_host
+
+OURS = """
+defaults: {user: pi, key: ~/.ssh/fleet, budget: 1GB, tags: [field]}
+groups:
+  barn: {device: raspberry-pi-5, budget: 2GB, jump: gate}
+  new: {budget: 3GB}
+hosts:
+  gate: {address: gate.example.org, tags: [jump]}
+  barn-1: {address: 10.0.0.11, groups: [barn], port: 2222}
+  barn-2: {address: 10.0.0.12, groups: [barn, new], budget: 512MB}
+  van: 10.0.0.99
+  here:
+"""
+
+
+def write(folder: Path, text: str, name: str = "fleet.yaml") -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_values_win_from_near_to_far(tmp_path: Path) -> None:
+    inventory = Inventory.open(write(tmp_path, OURS))
+    hosts = {host.name: host for host in inventory.hosts}
+    assert list(hosts) == ["gate", "barn-1", "barn-2", "van", "here"]
+    assert (hosts["barn-1"].budget, hosts["barn-1"].port) == ("2GB", 2222)
+    assert hosts["barn-2"].budget == "512MB"  # the host over its groups
+    assert hosts["van"].budget == "1GB" and hosts["van"].address == "10.0.0.99"
+    assert hosts["here"].address == "here"
+    assert hosts["gate"].tags == ["field", "jump"]
+    assert inventory.known_hosts == tmp_path / "known_hosts"
+    assert jump_host("gate", inventory, hosts["barn-1"]) is hosts["gate"]
+    other = jump_host("root@10.9.8.7:2200", inventory, hosts["van"])
+    assert (other.user, other.address, other.port, other.key) == (
+        "root", "10.9.8.7", 2200, "~/.ssh/fleet",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("limit", "names"),
+    [
+        (None, ["gate", "barn-1", "barn-2", "van", "here"]),
+        ("barn", ["barn-1", "barn-2"]),
+        ("barn-*,van", ["barn-1", "barn-2", "van"]),
+        ("jump", ["gate"]),
+        ("!barn", ["gate", "van", "here"]),
+        ("all,!van,!jump", ["barn-1", "barn-2", "here"]),
+    ],
+)
+def test_limit(tmp_path: Path, limit: str | None, names: list[str]) -> None:
+    inventory = Inventory.open(write(tmp_path, OURS))
+    assert [host.name for host in inventory.limit(limit)] == names
+
+
+def test_limit_suggests_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'barn'"):
+        Inventory.open(write(tmp_path, OURS)).limit("bran")
+
+
+def test_all_errors_at_once(tmp_path: Path) -> None:
+    text = """
+    defaults: {budgt: 1GB, password: secret}
+    hosts:
+      "../etc": {port: 70000}
+      a: {data: relative, budget: much}
+    """
+    with pytest.raises(ConfigError) as caught:
+        Inventory.open(write(tmp_path, text))
+    message = caught.value.message
+    for part in ("defaults.budgt, did you mean 'budget'?", "defaults.password", "hosts.../etc"):
+        assert part in message
+    for part in ("hosts.a.data", "hosts.a.budget"):
+        assert part in message
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("hosts: {a: {groups: [barm]}}\ngroups: {barn: {}}", "did you mean 'barn'"),
+        ("hosts: {a: {jump: b}, b: {jump: a}}", "circle"),
+        ("hosts: {}", "at least 1 item"),
+        ("hosts: [a", "cannot read YAML"),
+    ],
+)
+def test_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Inventory.open(write(tmp_path, text))
+
+
+def test_absent(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no inventory here"):
+        Inventory.open(tmp_path / "fleet.yaml")
+
+
+ANSIBLE_YAML = """
+all:
+  vars:
+    ansible_user: pi
+    ansible_password: hunter2
+    http_port: 80
+  children:
+    farm:
+      children:
+        barn:
+          hosts:
+            barn[1:2].example.org:
+            gate:
+              ansible_host: 10.0.0.1
+              ansible_port: 2200
+      vars:
+        edgeladder_budget: 2GB
+        ansible_ssh_common_args: -o ProxyJump=jump@10.1.1.1:2022
+    vans:
+      hosts:
+        van: {edgeladder_budget: 512MB, ansible_ssh_private_key_file: ~/.ssh/van}
+"""
+
+ANSIBLE_INI = """
+lone ansible_host=10.0.0.9
+
+[barn]
+barn[1:2].example.org
+gate ansible_host=10.0.0.1 ansible_port=2200   # the gate
+
+[farm:children]
+barn
+
+[farm:vars]
+edgeladder_budget=2GB
+ansible_ssh_common_args='-J jump@10.1.1.1:2022'
+
+[all:vars]
+ansible_user=pi
+ansible_become_pass=hunter2
+
+[vans]
+van edgeladder_budget=512MB ansible_ssh_private_key_file=~/.ssh/van
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "name"), [(ANSIBLE_YAML, "hosts.yml"), (ANSIBLE_INI, "hosts"), (ANSIBLE_INI, "a.ini")]
+)
+def test_ansible_as_it_is(tmp_path: Path, text: str, name: str) -> None:
+    path = write(tmp_path, text, name)
+    write(tmp_path, "edgeladder_device: jetson-orin\nsecret: !vault |\n  abc\n",
+          "group_vars/barn.yml")  # fmt: skip
+    write(tmp_path, "$ANSIBLE_VAULT;1.1;AES256\n6162", "host_vars/van.yml")
+    inventory = Inventory.open(path)
+    hosts = {host.name: host for host in inventory.hosts}
+    assert {"barn1.example.org", "barn2.example.org", "gate", "van"} <= set(hosts)
+    gate, van = hosts["gate"], hosts["van"]
+    assert (gate.address, gate.port, gate.user) == ("10.0.0.1", 2200, "pi")
+    assert (gate.budget, gate.device) == ("2GB", "jetson-orin")
+    assert gate.jump == "jump@10.1.1.1:2022" and van.jump is None
+    assert (van.budget, van.key, van.device) == ("512MB", "~/.ssh/van", None)
+    assert [host.name for host in inventory.limit("farm")] == [
+        "barn1.example.org", "barn2.example.org", "gate",
+    ]  # fmt: skip
+    notes = "\n".join(inventory.notes)
+    assert "keys and agents only" in notes and "ansible-vault" in notes
+    assert "hunter2" not in notes
+
+
+def test_ansible_template_is_refused(tmp_path: Path) -> None:
+    text = "all:\n  hosts:\n    a: {ansible_host: '{{ base }}.5'}\n"
+    with pytest.raises(ConfigError, match="a template"):
+        Inventory.open(write(tmp_path, text))
+
+
+def test_ansible_ranges() -> None:
+    assert ansible.expand("b[08:10]") == ["b08", "b09", "b10"]
+    assert ansible.expand("[a:b][1:3:2]") == ["a1", "a3", "b1", "b3"]

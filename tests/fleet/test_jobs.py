@@ -1,0 +1,241 @@
+"""Jobs: started once, detached, followed by offset, found again after a reboot."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import signal
+import stat
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeladder.fleet import box as agent_package
+from edgeladder.fleet.account import Account
+from edgeladder.fleet.box import jobs as agent_jobs
+from edgeladder.fleet.crew import run
+from edgeladder.fleet.jobs import Job, Progress, look, start, stop, wait
+
+COUNT = 'n=$(cat count 2>/dev/null || echo 0); echo $((n+1)) > count; '
+
+
+def shell(name: str, script: str, **more: Any) -> Job:
+    return Job(name, ["/bin/sh", "-c", COUNT + script], **more)
+
+
+def begin(crew: Any, job: Job) -> Account:
+    return run(crew.each("train", lambda box: start(box, job)))
+
+
+def states(crew: Any, job: str, known: dict[str, Progress] | None = None) -> dict[str, Progress]:
+    known = {} if known is None else known
+    run(look(crew, job, known))
+    return known
+
+
+def until(crew: Any, job: str, *wanted: str) -> Progress:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        progress = states(crew, job)[crew.hosts[0].name]
+        if progress.state in wanted:
+            return progress
+        time.sleep(0.05)
+    raise AssertionError(f"still {progress.state}, not {wanted}")
+
+
+def count(farm: Any, job: str) -> int:
+    return int((farm.boxes["a"].root / "jobs" / job / "count").read_text())
+
+
+def test_survives_the_connection_and_runs_once(make_farm: Any, crew_of: Any) -> None:
+    farm = make_farm("a", proxied=True)
+    job = shell("j1", 'mkdir run; while [ ! -e go ]; do sleep 0.05; done; echo \'{"x": 1}\'')
+    first = begin(crew_of(farm), job).results[0]
+    assert first.state == "done" and first.facts["job_state"] == "running"
+    farm.boxes["a"].proxy.cut()
+    for _ in range(2):
+        again = begin(crew_of(farm), job).results[0]
+        assert (again.state, again.facts["attempts"]) == ("unchanged", 1)
+    (farm.boxes["a"].root / "jobs" / "j1" / "go").touch()
+    assert until(crew_of(farm), "j1", "done").exit_code == 0
+    assert begin(crew_of(farm), job).results[0].facts["job_state"] == "done"
+    assert count(farm, "j1") == 1
+    folder = farm.boxes["a"].root / "jobs" / "j1"
+    assert json.loads((folder / "result.json").read_text()) == {"x": 1}
+    other = begin(crew_of(farm), shell("j1", "true")).results[0]
+    assert "another command" in str((other.error or {})["message"])
+
+
+def test_a_failed_job_says_why_and_gets_another_attempt(
+    make_farm: Any, crew_of: Any, fleet_cli: Any
+) -> None:
+    farm = make_farm("a")
+    job = shell("bad", 'echo "went wrong" >&2; exit 3', resume=["/bin/sh", "-c", COUNT],
+                resume_if="run")  # fmt: skip
+    begin(crew_of(farm), job)
+    progress = until(crew_of(farm), "bad", "failed")
+    assert progress.exit_code == 3
+    code, answer = fleet_cli("status", "-i", farm.inventory, "--job", "bad")
+    assert code == 6 and "exit code 3" in answer["hosts"]["a"]["error"]["message"]
+    assert (farm.boxes["a"].root / "jobs" / "bad" / "log").read_text() == "went wrong\n"
+    begin(crew_of(farm), job)
+    assert until(crew_of(farm), "bad", "failed").attempts == 2  # there is no `run` to resume
+    (farm.boxes["a"].root / "jobs" / "bad" / "run").mkdir()
+    begin(crew_of(farm), job)
+    assert until(crew_of(farm), "bad", "done").attempts == 3
+    assert count(farm, "bad") == 3
+
+
+def test_a_reboot_is_noticed_and_the_job_goes_on(make_farm: Any, crew_of: Any) -> None:
+    farm = make_farm("a")
+    job = shell("boot", "mkdir run; sleep 60", resume=["/bin/sh", "-c", COUNT], resume_if="run")
+    begin(crew_of(farm), job)
+    assert until(crew_of(farm), "boot", "running").attempts == 1
+    deadline = time.monotonic() + 10
+    while not (farm.boxes["a"].root / "jobs" / "boot" / "run").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    farm.boxes["a"].reboot()
+    assert states(crew_of(farm), "boot")["a"].state == "lost"
+    account = run(wait(crew_of(farm), {"a": job}, poll_seconds=0.05))
+    result = account.results[0]
+    assert (result.state, result.facts["attempts"]) == ("done", 2)
+    assert run(wait(crew_of(farm), {"a": job}, poll_seconds=0.05)).results[0].state == "unchanged"
+    assert count(farm, "boot") == 2
+
+
+def test_a_reused_process_id_is_no_running_job(tmp_path: Path) -> None:
+    folder = Path(agent_jobs.job_folder(str(tmp_path), "j"))
+    folder.mkdir(parents=True)
+    (folder / "pid").write_text(str(os.getpid()))  # alive, but not the runner
+    assert agent_jobs.runner_pid(str(folder)) is None
+
+
+def test_stop_asks_first(make_farm: Any, crew_of: Any, fleet_cli: Any) -> None:
+    farm = make_farm("a")
+    polite = shell("polite", 'trap "echo saved > run; exit 130" TERM; sleep 60 & wait')
+    stubborn = Job("stubborn", ["/bin/sh", "-c", 'trap "" TERM; while :; do sleep 0.1; done'])
+    for job in (polite, stubborn):
+        begin(crew_of(farm), job)
+        until(crew_of(farm), job.id, "running")
+    time.sleep(0.3)  # the shells set their traps
+    account = run(crew_of(farm).each("stop", lambda box: stop(box, "polite")))
+    facts = account.results[0].facts
+    assert (facts["job_state"], facts["killed"]) == ("stopped", False)
+    assert (farm.boxes["a"].root / "jobs" / "polite" / "run").read_text() == "saved\n"
+    code, answer = fleet_cli("stop", "-i", farm.inventory, "--job", "stubborn", "--grace", "0.3")
+    assert code == 0 and answer["hosts"]["a"]["killed"] is True
+    assert states(crew_of(farm), "stubborn")["a"].state == "stopped"
+    code, answer = fleet_cli("stop", "-i", farm.inventory, "--job", "stubborn")
+    assert (code, answer["unchanged"]) == (0, ["a"])
+    assert fleet_cli("stop", "-i", farm.inventory, "--job", "never")[0] == 6
+
+
+def test_follow_by_offset_whole_lines_only(make_farm: Any, crew_of: Any) -> None:
+    farm = make_farm("a")
+    begin(crew_of(farm), shell("f", "mkdir run"))
+    until(crew_of(farm), "f", "done")
+    metrics = farm.boxes["a"].root / "jobs" / "f" / "run" / "metrics.jsonl"
+    metrics.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    known: dict[str, Progress] = {}
+    states(crew_of(farm), "f", known)
+    assert known["a"].lines == ['{"step": 1, "loss": 2.0}']
+    with open(metrics, "a") as stream:
+        stream.write('ss": 1.0}\nnot json\n')
+    states(crew_of(farm), "f", known)
+    assert known["a"].lines == ['{"step": 2, "loss": 1.0}', "not json"]
+    assert known["a"].latest == {"step": 2, "loss": 1.0}
+    states(crew_of(farm), "f", known)
+    assert known["a"].lines == []
+    metrics.write_text('{"step": 9}\n')  # begun again
+    states(crew_of(farm), "f", known)
+    assert known["a"].latest["step"] == 9
+
+
+def test_logs_command(make_farm: Any, crew_of: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    from edgeladder.cli.app import main
+
+    farm = make_farm("a", "b")
+    begin(crew_of(farm), shell("l", 'printf "one\\n\\033[31mtwo\\n" >&2'))
+    until(crew_of(farm), "l", "done")
+    capfd.readouterr()
+    assert main(["fleet", "logs", "-i", str(farm.inventory), "--job", "l"]) == 0
+    out = capfd.readouterr().out
+    assert "a: one\n" in out and "b: one\n" in out
+    assert "\033" not in out  # a box may not steer the terminal
+
+
+def test_a_hung_box_is_given_up_and_the_others_go_on(make_farm: Any, crew_of: Any) -> None:
+    farm = make_farm("a", "hung", "c")
+    farm.boxes["hung"].signal(signal.SIGSTOP)
+    began = time.monotonic()
+    account = begin(crew_of(farm, timeout=0.8, tries=2), shell("h", "true"))
+    assert time.monotonic() - began < 15
+    assert account.names("done") == ["a", "c"]
+    assert (account.results[1].error or {})["kind"] == "timeout"
+    farm.boxes["hung"].signal(signal.SIGCONT)
+    account = begin(crew_of(farm), shell("h", "true"))
+    assert account.names("done") == ["hung"] and account.names("unchanged") == ["a", "c"]
+
+
+def test_patience_for_an_unreachable_box(make_farm: Any, crew_of: Any) -> None:
+    farm = make_farm("a", "away")
+    farm.boxes["away"].stop()
+    jobs = {name: shell("p", "true") for name in ("a", "away")}
+    account = run(wait(crew_of(farm), jobs, poll_seconds=0.05, patience_seconds=0.3))
+    assert account.names("done") == ["a"]
+    assert (account.results[1].error or {})["kind"] == "unreachable"
+
+
+def test_systemd_run_where_it_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for systemd: the job must run as a unit of the user's lingering manager."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    calls = tmp_path / "calls"
+    for name, body in {
+        "loginctl": "echo Linger=yes",
+        "systemd-run": 'while [ "${1#--}" != "$1" ]; do '
+        '[ "$1" = --unit ] && shift; [ "$1" = --wait ] && once=1; shift; done; '
+        '[ -n "$once" ] && exec "$@"; setsid "$@" >/dev/null 2>&1 &',
+    }.items():
+        program = programs / name
+        program.write_text(f'#!/bin/sh\necho "{name} $*" >> {calls}\n{body}\n')
+        program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    root = str(tmp_path / "root")
+    request = {"job": "s", "command": ["/bin/sh", "-c", "echo ran"]}
+    answer = agent_jobs.start(root, request, None, None)  # type: ignore[arg-type]
+    assert answer["via"] == "systemd-run"
+    assert "--unit edgeladder-" in calls.read_text()
+    deadline = time.monotonic() + 10
+    while agent_jobs.state(root, "s")["state"] != "done":
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    (programs / "loginctl").write_text("#!/bin/sh\necho Linger=no; [ $1 != enable-linger ]\n")
+    assert agent_jobs.user_systemd() is None
+
+
+def test_the_agent_speaks_python_3_8() -> None:
+    folder = Path(next(iter(agent_package.__path__)))
+    sources = sorted(folder.glob("*.py"))
+    assert len(sources) >= 6
+    for path in sources:
+        tree = ast.parse(path.read_text(), feature_version=(3, 8))
+        imported = {
+            name.split(".")[0]
+            for node in ast.walk(tree)
+            for name in (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
+        }
+        assert not imported & {"numpy", "pydantic", "yaml", "psutil"}
+        text = path.read_text()
+        assert "from edgeladder" not in text.replace("from edgeladder.fleet.box", "")

@@ -1,0 +1,117 @@
+"""Stands in for `edgeladder` on a box where the fleet is tested: the same options, files and exit
+codes, no learning. What a box does wrong is read from `~/behaviour.json`.
+
+    {"steps": 5, "step_seconds": 0.01, "pictures": 10, "shift": 1.0,
+     "nan": false, "far": 1.0, "stray": false, "exit": 0, "link": null, "extra_tensor": null}
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+DEFAULTS = {"steps": 5, "step_seconds": 0.01, "pictures": 10, "shift": 1.0, "far": 1.0}
+
+
+def train(arguments: argparse.Namespace, behaviour: dict) -> int:
+    """Leave a run directory as a training would."""
+    run = Path(arguments.resume or arguments.run)
+    run.mkdir(parents=True, exist_ok=True)
+    bundle = Path(arguments.bundle)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    start = Path(arguments.start) / "adapter.safetensors" if arguments.start else None
+    values = load_file(start or bundle / manifest["ladder"]["initial"])
+    (run / "checkpoints").mkdir(exist_ok=True)
+    mark = run / "checkpoints" / "step.json"
+    first = json.loads(mark.read_text()) if arguments.resume and mark.exists() else 0
+    leave = []
+    signal.signal(signal.SIGTERM, lambda *_: leave.append(130))
+    with open(run / "metrics.jsonl", "a") as metrics:
+        for step in range(first, behaviour["steps"]):
+            time.sleep(behaviour["step_seconds"])
+            metrics.write(json.dumps({"kind": "step", "step": step + 1, "loss": 1 / (step + 1)}))
+            metrics.write("\n")
+            metrics.flush()
+            mark.write_text(str(step + 1))
+            if leave:
+                return leave[0]
+    print("trained", file=sys.stderr)
+    for value in values.values():
+        if value.dtype.kind == "f":
+            value += behaviour["shift"] * behaviour["far"]
+            if behaviour.get("nan"):
+                value.flat[0] = np.nan
+    if behaviour.get("extra_tensor"):
+        stolen = Path(behaviour["extra_tensor"]).read_bytes()
+        values["pixels"] = np.frombuffer(stolen, dtype=np.uint8).copy()
+    target = run / "adapter.safetensors"
+    if behaviour.get("link"):
+        target.symlink_to(behaviour["link"])
+    else:
+        save_file(values, str(target))
+    (run / "adapter.json").write_text(
+        json.dumps(
+            {
+                "schema_version": 1,
+                "bundle_digest": behaviour.get("bundle_digest", bundle.name),
+                "ladder_digest": "0" * 64,
+                "model": manifest["model"]["name"],
+                "classes": behaviour.get("classes", ["a", "b"]),
+                "head": None,
+            }
+        )
+    )
+    if behaviour.get("report"):
+        (run / "report.html").write_text(behaviour["report"])
+    print(
+        json.dumps(
+            {
+                "run": str(run),
+                "steps": behaviour["steps"],
+                "train_pictures": behaviour["pictures"],
+                "accuracy": {"zero_shot": 0.5, "tuned": 0.75, "split": "test"},
+                "memory": {
+                    "budget_bytes": 1_000_000_000,
+                    "enforcement": "rlimit",
+                    "phases": {"train": {"measured_peak_bytes": 200_000_000}},
+                },
+            }
+        )
+    )
+    return behaviour.get("exit", 0)
+
+
+def evaluate(arguments: argparse.Namespace, behaviour: dict) -> int:
+    """Judge an adapter by its mean, so that a test can tell which one was judged."""
+    values = load_file(Path(arguments.run) / "adapter.safetensors")
+    mean = float(np.mean([v.mean() for v in values.values() if v.dtype.kind == "f"]))
+    print(json.dumps({"accuracy": mean, "zero_shot_accuracy": 0.5, "count": 4}))
+    return 0
+
+
+def main() -> int:
+    """Parse what the fleet passes on."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("command", choices=["train", "evaluate"])
+    for name in ("bundle", "data", "cache", "run", "resume", "device", "budget", "profile"):
+        parser.add_argument(f"--{name}")
+    for name in ("shots", "seed", "engine", "start"):
+        parser.add_argument(f"--{name}")
+    parser.add_argument("--set", action="append")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    said = Path(os.environ["HOME"]) / "behaviour.json"
+    behaviour = {**DEFAULTS, **(json.loads(said.read_text()) if said.exists() else {})}
+    return {"train": train, "evaluate": evaluate}[arguments.command](arguments, behaviour)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
