@@ -96,18 +96,26 @@ def fit_gda(
     classes = zero_shot.shape[1]
     owners = shot_folds(labels) if folds is None else np.asarray(folds)
     matrix, bias = gda_rule(rows, labels, classes)
+    matrix, bias = _unit_spread(matrix, bias, rows)
     term = np.empty_like(zero_shot)
     for fold in np.unique(owners):
         out = owners == fold
         if len(np.unique(labels[~out])) < classes:
-            spread = zero_shot.std() / max(float((rows @ matrix + bias).std()), 1e-12)
-            return Gda(matrix, bias, _BLIND_WEIGHT * float(spread))
-        part, offset = gda_rule(rows[~out], labels[~out], classes)
+            return Gda(matrix, bias, _BLIND_WEIGHT * float(zero_shot.std()))
+        part, offset = _unit_spread(*gda_rule(rows[~out], labels[~out], classes), rows[~out])
         term[out] = rows[out] @ part + offset
     (prior, weight), _ = fit_weights([zero_shot, term], labels, start=(1.0, 0.0))
     return Gda(
         matrix, bias, float(weight), float(prior), held_out=prior * zero_shot + weight * term
     )
+
+
+def _unit_spread(matrix: Array, bias: Array, rows: Array) -> tuple[Array, Array]:
+    """The rule in units of its own spread between classes, so that rules of different covariance
+    (a fold's, the whole set's) share one weight."""
+    term = rows @ matrix + bias
+    spread = max(float((term - term.mean(axis=1, keepdims=True)).std()), 1e-12)
+    return matrix / spread, bias / spread
 
 
 def fit_head(

@@ -1,0 +1,224 @@
+"""A trained run as a classifier: squares of pixels in, class logits out.
+
+The image tower is opened whole and kept open, its weights mapped from the bundle; pictures pass
+through a few at a time. Class names pass through the text tower once, segment by segment.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgeladder.bundle import Bundle
+from edgeladder.config import LossConfig, TrainConfig, read_yaml
+from edgeladder.device.data.backbone import TowerRunner, TowerSizes
+from edgeladder.device.data.decode import normalize
+from edgeladder.device.data.layout import EMBEDDING, EMBEDDING_PRE, l2_normalize
+from edgeladder.device.data.names import ClassName
+from edgeladder.device.data.text import Tokenizer, class_prompts
+from edgeladder.device.engine import StepPlan, open_engine
+from edgeladder.device.infer.adapter import Adapter, load_adapter
+from edgeladder.device.infer.heads import Head, head_from
+from edgeladder.device.infer.score import head_features
+from edgeladder.errors import ConfigError
+
+if TYPE_CHECKING:
+    from edgeladder.device.engine import Engine
+
+Array = np.ndarray
+
+BATCH = 4  # pictures in the tower at a time
+_TEXT_GROUP = 256  # prompts per opening of the text segments
+_TEXT_CHUNK = 64  # classes encoded by the ladder at a time
+
+
+def run_bundle(run: Path) -> Path:
+    """The bundle a run was trained on, as the run remembers it.
+
+    Raises:
+        ConfigError: it remembers none, or none is there any more.
+    """
+    config = run / "config.yaml"
+    values = read_yaml(config) if config.is_file() else {}
+    named = (values.get("request") or {}).get("bundle") if isinstance(values, dict) else None
+    for path in (Path(named), run / named) if named else ():
+        if path.exists():
+            return path
+    raise ConfigError(
+        f"the run's bundle is not at {named}" if named else "the run names no bundle",
+        where=str(run),
+        remedy="name it with --bundle",
+    )
+
+
+def open_bundle(run: Path, bundle: Bundle | Path | None) -> Bundle:
+    """The bundle given, or the run's own."""
+    if isinstance(bundle, Bundle):
+        return bundle
+    return Bundle.open(bundle if bundle is not None else run_bundle(run))
+
+
+class Classifier:
+    """An adapter on its bundle, ready for pictures.
+
+    Attributes:
+        classes: labels in the order of the logits.
+        tuned_text, zero_shot_text: (C, D) class embeddings at unit length.
+    """
+
+    def __init__(self, bundle: Bundle, adapter: Adapter, *, threads: int | None = None):
+        self.bundle, self.adapter = bundle, adapter
+        self.classes = adapter.classes
+        self.threads = threads or len(os.sched_getaffinity(0))
+        self.engine: Engine = open_engine(
+            "stock", bundle, StepPlan(threads=self.threads), TrainConfig(), LossConfig()
+        )
+        adapter.apply(self.engine)
+        self.head: Head | None = None
+        self.eta = 0.0
+        if adapter.head and adapter.head.get("kind", "none") != "none":
+            self.head = head_from(adapter.head_arrays, adapter.head)
+            self.eta = float(adapter.head.get("eta", 1.0))
+        self._work = tempfile.TemporaryDirectory(prefix="edgeladder-")
+        self.zero_shot_text, self.tuned_text = self._class_embeddings()
+        sizes = TowerSizes(batch=BATCH, threads=self.threads, whole=True)
+        self._tower = TowerRunner(bundle, "image", sizes, Path(self._work.name))
+
+    @classmethod
+    def open(
+        cls, run: Path, bundle: Bundle | Path | None = None, *, threads: int | None = None
+    ) -> Classifier:
+        """Open a run directory (or an adapter's folder) for prediction.
+
+        Raises:
+            ConfigError: no adapter, or no bundle.
+            IntegrityError: the adapter belongs to another bundle, or a file was changed.
+        """
+        run = Path(run)
+        folder = run.parent if run.is_file() else run
+        load_adapter(folder)  # a missing adapter is the clearer error
+        opened = open_bundle(folder, bundle)
+        return cls(opened, load_adapter(folder, opened), threads=threads)
+
+    def __enter__(self) -> Classifier:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free sessions and temporary files."""
+        self.engine.close()
+        self._tower.close()
+        self._work.cleanup()
+
+    def logits(self, squares: Array) -> Array:
+        """Class logits (n, C) of evaluation views (n, S, S, 3) uint8."""
+        preprocess = self.bundle.manifest.preprocess
+        pixels = _Pixels(normalize(squares, preprocess))
+        rows: list[Array] = []
+        self._tower.run(pixels, lambda start, outputs: rows.append(self._judge(outputs)))
+        if not rows:
+            return np.zeros((0, len(self.classes)), np.float32)
+        return np.concatenate(rows)
+
+    def _judge(self, outputs: dict[str, Array]) -> Array:
+        """Logits of one batch of the image tower's outputs."""
+        manifest = self.bundle.manifest
+        scale, bias = manifest.model.logit_scale, manifest.model.logit_bias
+        raw = np.asarray(outputs[EMBEDDING], np.float32)
+        embedding = l2_normalize(raw)
+        extra: dict[str, Array] = {}
+        if "image_embedding_pre" in manifest.ladder.image_inputs:
+            length = np.linalg.norm(raw, axis=-1, keepdims=True)
+            extra["image_embedding_pre"] = np.ascontiguousarray(outputs[EMBEDDING_PRE] / length)
+        taps = self._grouped("image", outputs)
+        tuned = self.engine.encode_image(taps, embedding, extra)
+        logits = scale * (tuned @ self.tuned_text.T) + bias
+        if self.head is not None and self.eta:
+            zero_shot = scale * (embedding @ self.zero_shot_text.T) + bias
+            logits = logits + self.eta * self.head.logits(head_features(taps, embedding), zero_shot)
+        return np.asarray(logits)
+
+    def _grouped(self, side: str, outputs: dict[str, Array]) -> list[Array]:
+        """Taps by name (n, T, W) -> one (L, T, n, W) per tap group."""
+        tower = getattr(self.bundle.manifest, side)
+        return [
+            np.ascontiguousarray(
+                np.stack([outputs[tower.taps[k].name].swapaxes(0, 1) for k in group.taps])
+            )
+            for group in self.bundle.manifest.ladder.groups
+            if group.side == side
+        ]
+
+    def _class_embeddings(self) -> tuple[Array, Array]:
+        """Zero-shot and tuned (C, D): prompts through the text tower, averaged over templates."""
+        prompts = self.adapter.text.get("prompts") or class_prompts(
+            [ClassName(name) for name in self.adapter.class_names], self.adapter.templates or None
+        )
+        tokens = Tokenizer.from_bundle(self.bundle).encode([p for ps in prompts for p in ps])
+        counts = [len(texts) for texts in prompts]
+        sizes = TowerSizes(group=_TEXT_GROUP, batch=BATCH, threads=self.threads)
+        runner = TowerRunner(self.bundle, "text", sizes, Path(self._work.name))
+        parts: list[dict[str, Array]] = []
+        runner.run(_Pixels(tokens), lambda start, outputs: parts.append(dict(outputs)))
+        runner.close()
+        outputs: dict[str, Array] = {}
+        for name in parts[0]:
+            whole = np.concatenate([part[name] for part in parts])
+            if name == EMBEDDING:
+                whole = l2_normalize(np.asarray(whole, np.float32))
+            outputs[name] = _means(whole, counts)
+        zero_shot = l2_normalize(outputs[EMBEDDING])
+        taps = self._grouped("text", outputs)
+        tuned = [
+            self.engine.encode_text(
+                [np.ascontiguousarray(g[:, :, window]) for g in taps], zero_shot[window]
+            )
+            for window in _windows(len(zero_shot), _TEXT_CHUNK)
+        ]
+        return zero_shot, np.concatenate(tuned)
+
+
+class _Pixels:
+    """Arrays as a tower's samples."""
+
+    def __init__(self, values: Array):
+        self.values = values
+        self.count = len(values)
+
+    def read(self, start: int, stop: int) -> Array:
+        return self.values[start:stop]
+
+
+def _means(values: Array, counts: Sequence[int]) -> Array:
+    """Means over each class's prompts: (sum of counts, ..) -> (C, ..) float32."""
+    ends = np.cumsum(counts)
+    return np.stack(
+        [
+            np.asarray(values[end - count : end], np.float32).mean(axis=0)
+            for count, end in zip(counts, ends, strict=True)
+        ]
+    )
+
+
+def _windows(count: int, size: int) -> Iterator[slice]:
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
+
+
+def probabilities(logits: Array) -> Array:
+    """Softmax over classes, float32."""
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True), np.float32)
+
+
+def top_labels(shares: Sequence[float] | Array, classes: Sequence[str], top: int) -> list[Any]:
+    """The `top` most probable labels: [{label, probability}], best first."""
+    order = np.argsort(-np.asarray(shares), kind="stable")[:top]
+    return [{"label": classes[k], "probability": float(shares[k])} for k in order]
