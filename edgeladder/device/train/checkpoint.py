@@ -40,7 +40,7 @@ _BLOCK_BYTES = 1 << 20
 
 
 def _bytes(array: np.ndarray) -> memoryview:
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str]) -> None:
@@ -116,7 +116,7 @@ class TensorFile(Mapping[str, np.ndarray]):
         array = np.empty(entry["shape"], dtype=_NAMES[entry["dtype"]])
         with open(self.path, "rb", buffering=0) as stream:
             stream.seek(self._start + start)
-            view = memoryview(array.reshape(-1).view(np.uint8))
+            view = array.reshape(-1).view(np.uint8).data
             done = 0
             while done < stop - start:
                 count = stream.readinto(view[done:])

@@ -7,7 +7,7 @@ metrics.jsonl        one line per step and per event, only ever appended to
 checkpoints/         two generations
 adapter.safetensors  the trained parameters, adapter.json says of what
 result.json          what `train --json` printed
-inputs.json          which cached pictures train and which test
+selection.safetensors  which cached pictures train and which test
 worker.log           what the workers wrote to stderr
 """
 
@@ -77,7 +77,7 @@ class RunDirectory:
         self.checkpoints = self.folder / "checkpoints"
         self.adapter = self.folder / "adapter.safetensors"
         self.adapter_record = self.folder / "adapter.json"
-        self.inputs = self.folder / "inputs.json"
+        self.selection = self.folder / "selection.safetensors"
         self.result = self.folder / "result.json"
         self.log = self.folder / "worker.log"
         self._lock: int | None = None

@@ -66,29 +66,33 @@ def main() -> int:
         described: dict[str, Any] = error.to_dict()
         if isinstance(error, BudgetError):
             described["minimum_budget_bytes"] = error.minimum_budget_bytes
+        if _is_short_of_memory(error):
+            described["type"] = "OutOfMemory"
         control.tell("error", error=described)
     except Exception as error:
         code = 1
-        text = str(error).lower()
-        short = isinstance(error, MemoryError) or any(word in text for word in _OUT_OF_MEMORY)
-        if short:
-            message = str(error)[:300] or "out of memory"
-            control.tell("error", error={"type": "OutOfMemory", "message": message})
+        described = {
+            "type": "EdgeLadderError",
+            "message": f"{type(error).__name__}: {str(error)[:500]}",
+            "where": f"{sys.argv[1]} worker",
+            "remedy": "see worker.log in the run's folder",
+        }
+        if _is_short_of_memory(error):
+            described = {"type": "OutOfMemory", "message": str(error)[:300] or "out of memory"}
         else:
             import traceback
 
             traceback.print_exc()
-            described = {
-                "type": "EdgeLadderError",
-                "message": f"{type(error).__name__}: {str(error)[:500]}",
-                "where": f"{sys.argv[1]} worker",
-                "remedy": "see worker.log in the run's folder",
-            }
-            control.tell("error", error=described)
+        control.tell("error", error=described)
     control.tell("high_water", bytes=meter.high_water(os.getpid()))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # onnxruntime's thread pools need no goodbye, and teardown only costs memory
+
+
+def _is_short_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(word in text for word in _OUT_OF_MEMORY)
 
 
 def _first_line(descriptor: int) -> bytes:

@@ -1,0 +1,50 @@
+"""`python -m edgeladder.device.train REQUEST`: the bare supervisor (see `supervisor.become`)."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from edgeladder.device.train import supervisor
+from edgeladder.device.train.request import TrainRequest
+from edgeladder.errors import BudgetError, EdgeLadderError
+
+_TENTH = 10
+
+
+class _Lines:
+    """Progress as a plain line now and then, on stderr."""
+
+    def __init__(self) -> None:
+        self._said: tuple[str, int] = ("", -1)
+
+    def __call__(self, phase: str, done: int = 0, total: int | None = None, note: str = "") -> None:
+        part = _TENTH * done // total if total else -1
+        if (phase, part) != self._said:
+            self._said = (phase, part)
+            print(f"{phase} {done}/{total}" if total else phase, file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """Run one command; the exit code of the design."""
+    values = json.loads(sys.argv[1])
+    request = TrainRequest.from_dict(values["request"])
+    command = {"train": supervisor.train, "precompute": supervisor.precompute}[values["command"]]
+    try:
+        result: dict[str, Any] = command(request, _Lines())
+    except EdgeLadderError as error:
+        described: dict[str, Any] = error.to_dict()
+        if isinstance(error, BudgetError) and error.minimum_budget_bytes:
+            described["minimum_budget_bytes"] = error.minimum_budget_bytes
+        if values["json"]:
+            print(json.dumps({"error": described}))
+        else:
+            print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(json.dumps(result) if values["json"] else json.dumps(result, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""The evaluate worker: zero-shot and tuned accuracy on the held-out pictures, from the cache."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, cast
+
+from edgeladder.device.data.inputs import open_reader
+from edgeladder.device.data.selection import Selection
+from edgeladder.device.infer.adapter import load_adapter
+from edgeladder.device.infer.score import evaluate_cached
+from edgeladder.device.train.fit import open_engine_named
+from edgeladder.device.train.plain import PlainBundle
+from edgeladder.device.train.run import RunDirectory
+from edgeladder.files import write_json
+
+if TYPE_CHECKING:
+    from edgeladder.bundle import Bundle
+    from edgeladder.device.train.control import Control
+
+_WINDOW = 256  # pictures whose embeddings are held at once; their taps come by the chunk
+
+
+def score(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]]:
+    """Evaluate the run's adapter; writes `evaluation.json`.
+
+    Args:
+        values: what the plan worker prepared, and `sizes`: chunk.
+    """
+    started = time.monotonic()
+    request = values["request"]
+    chunk = int(values["sizes"].get("chunk") or 64)
+    run = RunDirectory(request["run"])
+    bundle = cast("Bundle", PlainBundle(request["bundle"]))
+    selection = Selection.load(run.selection)
+    engine = open_engine_named(values, bundle, {"mode": "chunked", "chunk": chunk})
+    adapter = load_adapter(run.folder, bundle)
+    adapter.apply(engine)
+    reader = open_reader(bundle, request["cache"], selection, keep_bytes=0)
+    # a data set too small to hold pictures out still gets an answer, named as what it is
+    side = "test" if len(selection.test_labels) else "train"
+    total = len(selection.test_labels if side == "test" else selection.train_labels)
+
+    def told() -> Any:
+        done = 0
+        for window in reader.windows(cast("Any", side), _WINDOW):
+            yield window
+            done += len(window.labels)
+            control.tell("progress", step=done, steps=total)
+
+    evaluation = evaluate_cached(
+        engine, bundle.manifest.model, told(), selection.classes, split=side, chunk=chunk
+    )
+    write_json(run.folder / "evaluation.json", evaluation)
+    return "done", {
+        "accuracy": {
+            "zero_shot": evaluation["zero_shot_accuracy"],
+            "tuned": evaluation["accuracy"],
+            "split": evaluation["split"],
+            "count": evaluation["count"],
+        },
+        "seconds": round(time.monotonic() - started, 3),
+    }
