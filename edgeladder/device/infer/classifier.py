@@ -119,31 +119,41 @@ class Classifier:
 
     def logits(self, squares: Array) -> Array:
         """Class logits (n, C) of evaluation views (n, S, S, 3) uint8."""
-        preprocess = self.bundle.manifest.preprocess
-        pixels = _Pixels(normalize(squares, preprocess))
-        rows: list[Array] = []
-        self._tower.run(pixels, lambda start, outputs: rows.append(self._judge(outputs)))
-        if not rows:
-            return np.zeros((0, len(self.classes)), np.float32)
-        return np.concatenate(rows)
+        rows = [tuned for tuned, _ in self.judge_squares(squares)]
+        return np.concatenate(rows) if rows else np.zeros((0, len(self.classes)), np.float32)
 
-    def _judge(self, outputs: dict[str, Array]) -> Array:
-        """Logits of one batch of the image tower's outputs."""
-        manifest = self.bundle.manifest
-        scale, bias = manifest.model.logit_scale, manifest.model.logit_bias
+    def judge_squares(self, squares: Array) -> list[tuple[Array, Array]]:
+        """Tuned and zero-shot logits, (n, C) twice per batch, of evaluation views."""
+        found: list[tuple[Array, Array]] = []
+        samples = _Samples(normalize(squares, self.bundle.manifest.preprocess))
+        self._tower.run(samples, lambda start, outputs: found.append(self._judge_outputs(outputs)))
+        return found
+
+    def _judge_outputs(self, outputs: dict[str, Array]) -> tuple[Array, Array]:
         raw = np.asarray(outputs[EMBEDDING], np.float32)
-        embedding = l2_normalize(raw)
         extra: dict[str, Array] = {}
-        if "image_embedding_pre" in manifest.ladder.image_inputs:
+        if "image_embedding_pre" in self.bundle.manifest.ladder.image_inputs:
             length = np.linalg.norm(raw, axis=-1, keepdims=True)
             extra["image_embedding_pre"] = np.ascontiguousarray(outputs[EMBEDDING_PRE] / length)
-        taps = self._grouped("image", outputs)
-        tuned = self.engine.encode_image(taps, embedding, extra)
-        logits = scale * (tuned @ self.tuned_text.T) + bias
+        return self.judge(self._grouped("image", outputs), l2_normalize(raw), extra)
+
+    def judge(
+        self, taps: list[Array], embedding: Array, extra: dict[str, Array]
+    ) -> tuple[Array, Array]:
+        """Tuned and zero-shot logits (n, C) of activations as the cache holds them.
+
+        Args:
+            taps: one (L, T, n, W) per image tap group.
+            embedding: (n, D) at unit length.
+            extra: the ladder's further per-picture inputs, (n, W) each.
+        """
+        model = self.bundle.manifest.model
+        zero_shot = model.logit_scale * (embedding @ self.zero_shot_text.T) + model.logit_bias
+        encoded = self.engine.encode_image(taps, embedding, extra)
+        tuned = model.logit_scale * (encoded @ self.tuned_text.T) + model.logit_bias
         if self.head is not None and self.eta:
-            zero_shot = scale * (embedding @ self.zero_shot_text.T) + bias
-            logits = logits + self.eta * self.head.logits(head_features(taps, embedding), zero_shot)
-        return np.asarray(logits)
+            tuned = tuned + self.eta * self.head.logits(head_features(taps, embedding), zero_shot)
+        return np.asarray(tuned), np.asarray(zero_shot)
 
     def _grouped(self, side: str, outputs: dict[str, Array]) -> list[Array]:
         """Taps by name (n, T, W) -> one (L, T, n, W) per tap group."""
@@ -166,7 +176,7 @@ class Classifier:
         sizes = TowerSizes(group=_TEXT_GROUP, batch=BATCH, threads=self.threads)
         runner = TowerRunner(self.bundle, "text", sizes, Path(self._work.name))
         parts: list[dict[str, Array]] = []
-        runner.run(_Pixels(tokens), lambda start, outputs: parts.append(dict(outputs)))
+        runner.run(_Samples(tokens), lambda start, outputs: parts.append(dict(outputs)))
         runner.close()
         outputs: dict[str, Array] = {}
         for name in parts[0]:
@@ -185,7 +195,7 @@ class Classifier:
         return zero_shot, np.concatenate(tuned)
 
 
-class _Pixels:
+class _Samples:
     """Arrays as a tower's samples."""
 
     def __init__(self, values: Array):
