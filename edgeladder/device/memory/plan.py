@@ -326,7 +326,8 @@ def graph_costs(workload: Workload, mode: str, images: int, classes: int) -> tup
 GRAPHS = {
     "fused": ("fused",),
     "recompute": ("recompute",),
-    "chunked": ("encode_image", "encode_text", "loss", "backward_image", "backward_text"),
+    "chunked": ("encode_image", "encode_text", "loss", "pull_image", "pull_text"),
+    "evaluate": ("encode_image", "encode_text"),
 }
 
 
@@ -337,7 +338,7 @@ def _evaluate(workload: Workload, floor: MachineFloor, base: int) -> Iterator[Ph
     manifest = workload.manifest
     count = parameter_count(manifest)
     for chunk in (64, 32, 16, 8, 4, 2, 1):
-        graphs, activation = graph_costs(workload, "chunked", chunk, chunk)
+        graphs, activation = graph_costs(workload, "evaluate", chunk, chunk)
         parts = {
             "supervisor": base,
             "floor": floor.worker_bytes,
