@@ -42,16 +42,23 @@ def loaded_by(names: list[str]) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
+@pytest.fixture(scope="module")
+def heavy() -> set[str]:
+    """What must not be loaded. The training build of onnxruntime loads torch and onnx of its own
+    accord where they are installed: there they say nothing about us; elsewhere they do."""
+    return set(HEAVY) - loaded_by(["onnxruntime"])
+
+
 @pytest.mark.parametrize("wing", ["device", "report", "cli"])
-def test_a_wing_loads_nothing_of_the_host(wing):
+def test_a_wing_loads_nothing_of_the_host(wing, heavy):
     names = [name for name in modules_of(wing) if name != "edgeladder.cli.fleet"]
     assert names
-    assert not loaded_by(names) & set(HEAVY)
+    assert not loaded_by(names) & heavy
 
 
-def test_the_ground_floor_loads_nothing_of_the_host():
+def test_the_ground_floor_loads_nothing_of_the_host(heavy):
     names = [f"edgeladder.{n}" for n in ("bundle", "config", "doctor", "errors", "files", "sizes")]
-    assert not loaded_by(names) & set(HEAVY)
+    assert not loaded_by(names) & heavy
 
 
 def test_help_loads_neither_numpy_nor_pydantic_nor_yaml():
@@ -99,5 +106,7 @@ def module_level(tree: ast.Module) -> list[ast.Import | ast.ImportFrom]:
         elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             queue.extend(node.orelse)
         elif not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            queue.extend(child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt))
+            queue.extend(
+                child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)
+            )
     return found

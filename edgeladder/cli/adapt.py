@@ -106,13 +106,16 @@ def train(
     )  # fmt: skip
     with Progress() as progress:
         values = supervisor.train(request, progress.event)
+    from edgeladder.report import write_report  # only now: what it imports counts as well
+
+    values["report"] = str(write_report(Path(values["run"])))
     return Answer(values, lambda: trained(values))
 
 
 def _request(
     bundle: Path, data: Path, cache: Path, device: str | None, budget: str | None, **more: Any
 ) -> Any:
-    """The request of a command line: only what was given, so that each default stays in one place."""
+    """A request of only what was given, so that each default stays in one place."""
     from edgeladder.device.train.request import TrainRequest
 
     given = options.optional(device=device, budget_bytes=options.budget_bytes(budget), **more)
@@ -158,6 +161,7 @@ def trained(values: dict[str, Any]) -> str:
         )
     lines.append(f"budget {_size(memory.get('budget_bytes'))}, fence: {memory['enforcement']}")
     lines.append(f"run: {values['run']} ({values['steps']} steps, engine {values['engine']})")
+    lines.append(f"report: {values['report']}")
     return "\n".join(lines)
 
 

@@ -22,8 +22,8 @@ from edgeladder.cli import (
     doctor,
     export,
     infer,
-    library,
     lazy,
+    library,
     report,
 )
 from edgeladder.cli.output import Answer, Output

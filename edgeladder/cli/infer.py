@@ -10,6 +10,7 @@ import typer
 from edgeladder.cli import options
 from edgeladder.cli.output import Answer, table
 from edgeladder.cli.progress import Progress
+from edgeladder.sizes import format_size
 
 
 def register(app: typer.Typer) -> None:
@@ -26,14 +27,26 @@ def evaluate(
     bundle: Annotated[
         Path | None, typer.Option("--bundle", help="Bundle. [default: the run's]")
     ] = None,
+    cache: Annotated[
+        Path | None, typer.Option("--cache", help="Cached activations. [default: the run's]")
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option("--split", help="train, validation or test. [test if there is one]"),
+    ] = None,
     as_json: options.Json = False,
 ) -> Answer:
     """Accuracy of a run on labelled pictures, by class too."""
-    from edgeladder.device.infer import evaluate as module
+    from edgeladder.device.infer.evaluate import evaluate as judge
 
     with Progress() as progress:
-        values = module.evaluate(
-            options.newest_run(run), data=data, bundle=bundle, progress=progress
+        values = judge(
+            options.newest_run(run),
+            data=data,
+            bundle=bundle,
+            cache=cache,
+            split_name=split,
+            progress=progress,
         )
     return Answer(values, lambda: _evaluated(values))
 
@@ -48,9 +61,9 @@ def predict(
     as_json: options.Json = False,
 ) -> Answer:
     """Labels and probabilities for pictures."""
-    from edgeladder.device.infer import predict as module
+    from edgeladder.device.infer.predict import predict as classify
 
-    values = module.predict(options.newest_run(run), paths, bundle=bundle, top=top)
+    values = classify(options.newest_run(run), paths, bundle=bundle, top=top)
     return Answer(values, lambda: _predicted(values))
 
 
@@ -64,10 +77,10 @@ def deploy(
     as_json: options.Json = False,
 ) -> Answer:
     """One ONNX file of a run: picture in, probabilities out."""
-    from edgeladder.device.infer import deploy as module
+    from edgeladder.device.infer.deploy import deploy as write
 
-    values = module.deploy(options.newest_run(run), out, bundle=bundle, dtype=dtype)
-    return Answer(values, "\n".join(f"{key}: {value}" for key, value in values.items()))
+    values = write(options.newest_run(run), out, bundle=bundle, dtype=dtype)
+    return Answer(values, lambda: _deployed(values))
 
 
 def _evaluated(values: dict[str, Any]) -> str:
@@ -87,3 +100,10 @@ def _predicted(values: dict[str, Any]) -> str:
         labels = ", ".join(f"{x['label']} {100 * x['probability']:.1f} %" for x in item["labels"])
         lines.append(f"{item['path']}: {labels or item['error']}")
     return "\n".join(lines)
+
+
+def _deployed(values: dict[str, Any]) -> str:
+    return (
+        f"{values['path']}: {format_size(values['bytes'])}, {values['dtype']}, "
+        f"{len(values['classes'])} classes; differs from predict by {values['difference']:.1e}"
+    )

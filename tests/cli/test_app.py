@@ -72,7 +72,12 @@ def test_a_budget_error_names_the_smallest_budget(raising, capfd):
     ("error", "code", "kind", "words"),
     [
         (KeyboardInterrupt(), 130, "EdgeLadderError", "interrupted"),
-        (ZeroDivisionError("by zero"), 1, "EdgeLadderError", "unexpected ZeroDivisionError: by zero"),
+        (
+            ZeroDivisionError("by zero"),
+            1,
+            "EdgeLadderError",
+            "unexpected ZeroDivisionError: by zero",
+        ),
         (OSError(errno.ENOSPC, "full", "f"), 1, "StorageError", "no space left on the device"),
         (MemoryError(), 3, "BudgetError", "out of memory"),
         (ModuleNotFoundError("no", name="torch.nn"), 2, "ConfigError", "needs torch"),

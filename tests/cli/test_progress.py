@@ -14,7 +14,12 @@ def test_lines_are_few_and_the_last_is_always_there(capfd, monkeypatch):
             progress("train", step, 100)
     captured = capfd.readouterr()
     assert captured.out == ""
-    assert captured.err.splitlines() == ["train 1/100", "train 41/100", "train 81/100", "train 100/100"]
+    assert captured.err.splitlines() == [
+        "train 1/100",
+        "train 41/100",
+        "train 81/100",
+        "train 100/100",
+    ]
 
 
 def test_each_phase_is_announced(capfd):

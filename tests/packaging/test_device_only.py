@@ -1,4 +1,4 @@
-"""The main job on a device: the wheel in a fresh environment without torch and onnx, real commands."""
+"""The main job on a device: the wheel in a fresh environment without torch, real commands."""
 
 from __future__ import annotations
 

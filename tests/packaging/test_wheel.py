@@ -38,7 +38,7 @@ def requirements(metadata: Message, extra: str | None) -> set[str]:
         requirement, _, marker = line.partition(";")
         wanted = re.search(r"extra == ['\"]([^'\"]+)['\"]", marker)
         if (wanted.group(1) if wanted else None) == extra:
-            found.add(re.match(r"[\w-]+", requirement).group().lower())  # type: ignore[union-attr]
+            found.add(re.match(r"[\w-]+", requirement).group().lower().replace("_", "-"))  # type: ignore[union-attr]
     return found
 
 
@@ -68,7 +68,7 @@ def test_the_base_install_is_small(metadata):
 
 def test_extras(metadata):
     assert requirements(metadata, "host") == {
-        "onnx", "onnxscript", "open_clip_torch", "torch", "torchvision",
+        "onnx", "onnxscript", "open-clip-torch", "torch", "torchvision",
     }  # fmt: skip
     assert requirements(metadata, "ort-training") == {"onnxruntime", "onnxruntime-training-cpu"}
     assert requirements(metadata, "fleet") == {"asyncssh"}
