@@ -260,7 +260,7 @@ class Farm:
             "defaults": {"key": str(self.key), **self.defaults},
             "hosts": {name: box.entry() for name, box in self.boxes.items()},
         }
-        self.inventory.write_text(yaml.safe_dump(values))
+        self.inventory.write_text(yaml.safe_dump(values, sort_keys=False))
 
     def pin(self) -> None:
         """Pin every box's present host key, as `fleet trust --yes` would."""

@@ -1,0 +1,201 @@
+"""Federated rounds over real sshd boxes with faults: an exact account, then only what is missing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from edgeladder.bundle import Bundle
+from edgeladder.errors import FleetError
+from edgeladder.fleet import report
+from edgeladder.fleet.crew import Crew, run
+from edgeladder.fleet.jobs import TrainOptions
+from edgeladder.fleet.rounds import RoundOptions, rounds
+
+QUICK = RoundOptions(poll_seconds=0.1, patience_seconds=1.0)
+
+
+def attempts(box: Any, job: str) -> int:
+    return len(list((box.root / "jobs" / job).glob("attempt-*")))
+
+
+def go(crew: Crew, bundle: Bundle, out: Path, count: int = 2, **more: Any) -> Any:
+    return run(
+        rounds(
+            crew, bundle, TrainOptions(bundle.digest), name="fed", count=count, out=out,
+            options=more.pop("options", QUICK), **more,
+        )
+    )  # fmt: skip
+
+
+def test_two_rounds_average_and_go_on_from_it(
+    make_farm: Any, crew_of: Any, bundle: Bundle, tmp_path: Path
+) -> None:
+    farm = make_farm("a", "b", "c")
+    for number, box in enumerate(farm.boxes.values()):
+        box.behave(pictures=10 * (number + 1), shift=float(number))
+    out = tmp_path / "out"
+    account = go(crew_of(farm), bundle, out)
+    assert account.names("done") == ["a", "b", "c"] and not account.failed
+    assert [r["done"] for r in account.facts["rounds"]] == [["a", "b", "c"]] * 2
+    initial = load_file(bundle.path("ladder/init.safetensors"))
+    shift = (10 * 0 + 20 * 1 + 30 * 2) / 60
+    for number in (1, 2):
+        found = load_file(out / f"fed-r{number}" / "average" / "adapter.safetensors")
+        for name, value in initial.items():
+            np.testing.assert_allclose(found[name], value + number * shift, rtol=1e-5)
+    again = go(crew_of(farm), bundle, out)
+    assert again.names("unchanged") == ["a", "b", "c"]
+    for box in farm.boxes.values():
+        assert attempts(box, "fed-r1") == attempts(box, "fed-r2") == 1
+
+
+def test_faults_then_only_what_is_missing(
+    make_farm: Any, crew_of: Any, bundle: Bundle, tmp_path: Path
+) -> None:
+    """Killed connections mid-push and mid-train, a reboot, a wrong key, a hung box, NaN."""
+    names = ("good", "cut", "reboots", "imposter", "hung", "nan")
+    farm = make_farm(*names, proxied=True)
+    boxes = farm.boxes
+    boxes["cut"].proxy.break_after = 600_000  # mid-push
+    boxes["cut"].behave(steps=40, step_seconds=0.05)
+    boxes["reboots"].behave(steps=60, step_seconds=0.05)
+    boxes["nan"].behave(nan=True)
+    boxes["imposter"].stop()
+    boxes["imposter"].new_host_key()
+    boxes["imposter"].start()
+    boxes["hung"].proxy.silent = True
+
+    def trouble() -> None:
+        mark = boxes["reboots"].root / "jobs" / "fed-r1" / "run" / "checkpoints" / "step.json"
+        while not mark.exists():
+            time.sleep(0.02)
+        time.sleep(0.3)
+        boxes["reboots"].reboot()
+        for _ in range(8):  # mid-train
+            boxes["cut"].proxy.cut()
+            time.sleep(0.15)
+
+    thread = threading.Thread(target=trouble)
+    thread.start()
+    out = tmp_path / "out"
+    crew = crew_of(farm, timeout=1.5, tries=3)
+    account = go(crew, bundle, out, count=1, options=RoundOptions(
+        quorum=0.5, poll_seconds=0.1, patience_seconds=30))  # fmt: skip
+    thread.join()
+    kinds = {r.host: (r.error or {}).get("kind") for r in account.results}
+    assert kinds == {
+        "good": None, "cut": None, "reboots": None,
+        "imposter": "hostkey", "hung": "timeout", "nan": "integrity",
+    }  # fmt: skip
+    assert "NaN" in str(account.results[names.index("nan")].error)
+    assert account.error() is not None and account.error().exit_code == 6
+    record = json.loads((out / "fed-r1" / "average" / "aggregate.json").read_text())
+    assert set(record["weights"]) == {"good", "cut", "reboots"}
+    assert attempts(boxes["reboots"], "fed-r1") == 2 and attempts(boxes["cut"], "fed-r1") == 1
+    steps = [
+        json.loads(line)["step"]
+        for line in (out / "fed-r1" / "hosts" / "reboots" / "metrics.jsonl").open()
+    ]
+    assert steps == list(range(1, 61))  # gone on, nothing trained twice
+
+    boxes["imposter"].proxy.close()  # the real box is back, with its own key
+    boxes["imposter"].proxy = None
+    farm.write_inventory()
+    farm.pin()
+    boxes["hung"].proxy.silent = False
+    sent = {name: boxes[name].proxy.towards_box for name in ("good", "cut", "reboots")}
+    account = go(crew_of(farm, timeout=5), bundle, out, count=1)
+    assert account.failed == ["nan"]
+    record = json.loads((out / "fed-r1" / "average" / "aggregate.json").read_text())
+    assert set(record["weights"]) == set(names) - {"nan"}
+    assert attempts(boxes["good"], "fed-r1") == attempts(boxes["cut"], "fed-r1") == 1
+    assert attempts(boxes["hung"], "fed-r1") == attempts(boxes["imposter"], "fed-r1") == 1
+    for name, before in sent.items():
+        assert boxes[name].proxy.towards_box - before < 200_000  # the bundle has 1.5 MB
+    page, rows = report.write(out, "fed-r1")
+    text = page.read_text()
+    assert {row["host"] for row in rows} == set(names)
+    assert "50.0 %" in text and "75.0 %" in text and "NaN" in text and "200 MB" in text
+
+
+def test_too_few_boxes_make_no_round(
+    make_farm: Any, crew_of: Any, bundle: Bundle, tmp_path: Path
+) -> None:
+    farm = make_farm("a", "b", "c")
+    for name in ("b", "c"):
+        farm.boxes[name].behave(exit=4)
+    with pytest.raises(FleetError, match="1 of 3 hosts have an adapter") as caught:
+        go(crew_of(farm), bundle, tmp_path / "out")
+    assert "exit code 4" in caught.value.message
+    assert not (tmp_path / "out" / "fed-r1" / "average").exists()
+    for name in ("b", "c"):
+        farm.boxes[name].behave()
+    account = go(crew_of(farm), bundle, tmp_path / "out")
+    assert not account.failed
+    assert attempts(farm.boxes["a"], "fed-r1") == 1 and attempts(farm.boxes["b"], "fed-r1") == 2
+
+
+def test_never_more_connections_than_parallel(make_farm: Any, crew_of: Any) -> None:
+    farm = make_farm("a", "b", "c", "d", "e")
+    crew = crew_of(farm, parallel=2)
+    at_once: list[int] = []
+    now = 0
+
+    async def work(box: Any) -> Any:
+        from edgeladder.fleet.account import HostResult
+
+        nonlocal now
+        now += 1
+        at_once.append(now)
+        await asyncio.sleep(0.05)
+        now -= 1
+        return HostResult(box.host.name, "done")
+
+    account = run(crew.each("x", work))
+    assert len(account.names("done")) == 5 and max(at_once) == 2
+
+
+def test_the_whole_command_line(
+    make_farm: Any, bundle: Bundle, tmp_path: Path, fleet_cli: Any
+) -> None:
+    """push, train, pull, aggregate, evaluate and report as a person would type them."""
+    farm = make_farm("a", "b")
+    farm.boxes["b"].behave(shift=3.0, pictures=30)
+    common = ("-i", farm.inventory)
+    of_bundle = ("--bundle", bundle.folder)
+    out = ("--out", tmp_path / "out")
+    code, answer = fleet_cli("train", *common, *of_bundle)
+    assert code == 6 and "fleet push" in answer["hosts"]["a"]["error"]["remedy"]
+    assert fleet_cli("push", *common, *of_bundle)[0] == 0
+    code, answer = fleet_cli("train", *common, *of_bundle, "--wait", "--poll", "0.1")
+    assert code == 0 and answer["done"] == ["a", "b"]
+    job = answer["job"]
+    code, answer = fleet_cli("train", *common, *of_bundle)
+    assert code == 0 and answer["unchanged"] == ["a", "b"] and answer["job"] == job
+    named = ("--job", job)
+    assert fleet_cli("status", *common, *named)[0] == 0
+    assert fleet_cli("logs", *common, *named)[0] == 0
+    assert fleet_cli("pull", *common, *named, *of_bundle, *out)[0] == 0
+    code, answer = fleet_cli("aggregate", *common, *named, *of_bundle, *out)
+    assert code == 0 and answer["hosts"]["b"]["weight"] == 0.75
+    average = tmp_path / "out" / job / "average"
+    code, answer = fleet_cli(
+        "evaluate", *common, *of_bundle, *out, "--adapter", average, "--poll", "0.1"
+    )
+    values = load_file(average / "adapter.safetensors")
+    expected = float(np.mean([v.mean() for v in values.values()]))
+    assert code == 0 and answer["accuracy"] == pytest.approx(expected) and answer["count"] == 8
+    code, answer = fleet_cli("report", *named, *out)
+    assert code == 0 and Path(answer["report"]).is_file()
+    assert fleet_cli("doctor", *common)[0] == 0
+    code, answer = fleet_cli("push", *common, *of_bundle, "--limit", "nobody")
+    assert code == 2 and answer["error"]["type"] == "ConfigError"
