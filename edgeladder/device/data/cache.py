@@ -11,10 +11,12 @@ the index can always be made again; a kill at any moment loses at most what was 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -279,6 +281,17 @@ class ActivationCache:
                     self._write_index()
         finally:
             self.abandon()
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Close at the end; on an error inside, too, keeping what can still be written."""
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(StorageError):
+                self.close()
+            raise
+        self.close()
 
     def abandon(self) -> None:
         """Let go without writing anything more; what is not flushed is lost."""

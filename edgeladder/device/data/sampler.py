@@ -103,9 +103,10 @@ class Sampler:
         """
         mine = self.state()
         for name in ("seed", "count", "batch", "views"):
-            if state.get(name) != mine[name]:
+            now = mine[name]
+            if state.get(name) != now:
                 raise ConfigError(
-                    f"the checkpoint was made with {name} {state.get(name)}, now it is {mine[name]}",
+                    f"the checkpoint was made with {name} {state.get(name)}, now it is {now}",
                     where="--resume",
                     remedy="resume with the pictures and settings the run was started with",
                 )
