@@ -1,0 +1,106 @@
+"""Tables and a plot of few-shot results; SVG written by hand, so that nothing need be installed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from html import escape
+
+import numpy as np
+
+Row = dict[str, object]
+_COLOURS = [
+    *("#777777", "#9c6ade", "#d9822b", "#b5a000", "#2f9e44", "#1c7ed6"),
+    *("#c2255c", "#0b7285", "#000000", "#e03131", "#5f3dc4", "#087f5b"),
+]
+
+
+def means(rows: Iterable[Row]) -> dict[tuple[str, int], tuple[float, float]]:
+    """Per method and shots: mean over data sets of the mean over seeds, and its standard error.
+
+    The error is that of the seeds, data sets being given: sqrt(sum of variances of the data
+    sets' means) / number of data sets.
+    """
+    groups: dict[tuple[str, int], dict[str, list[float]]] = {}
+    for row in rows:
+        key = str(row["method"]), int(str(row["shots"]))
+        groups.setdefault(key, {}).setdefault(str(row["dataset"]), []).append(
+            100 * float(str(row["accuracy"]))
+        )
+    found = {}
+    for key, sets in groups.items():
+        variances = [np.var(v, ddof=1) / len(v) if len(v) > 1 else 0.0 for v in sets.values()]
+        mean = float(np.mean([np.mean(v) for v in sets.values()]))
+        found[key] = mean, float(np.sqrt(sum(variances)) / len(sets))
+    return found
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown: means over the data sets, then one table per data set."""
+    names = list(dict.fromkeys(str(row["dataset"]) for row in rows))
+    parts = [_one(rows, f"Mean of {', '.join(names)}")] if len(names) > 1 else []
+    parts += [_one([r for r in rows if r["dataset"] == name], name) for name in names]
+    return "\n".join(parts)
+
+
+def _one(rows: list[Row], title: str) -> str:
+    found = means(rows)
+    shots = sorted({k for _, k in found})
+    methods = list(dict.fromkeys(method for method, _ in found))
+    lines = [f"### {title}", "", "| method | " + " | ".join(map(str, shots)) + " |"]
+    lines.append("|---" * (len(shots) + 1) + "|")
+    for method in methods:
+        cells = []
+        for k in shots:
+            if (method, k) not in found:
+                cells.append("")
+                continue
+            mean, error = found[method, k]
+            best = max(v[0] for (_, s), v in found.items() if s == k)
+            text = f"{mean:.1f} ± {error:.1f}"
+            cells.append(f"**{text}**" if mean >= best - 1e-9 else text)
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, ""])
+
+
+def plot(rows: list[Row]) -> str:
+    """Accuracy over shots, one line per method."""
+    found = means(rows)
+    shots = sorted({k for _, k in found})
+    methods = list(dict.fromkeys(method for method, _ in found))
+    width, height, left, top, right, bottom = 860.0, 440.0, 52.0, 16.0, 230.0, 40.0
+    values = [mean for mean, _ in found.values()]
+    low, high = np.floor(min(values) / 5) * 5, np.ceil(max(values) / 5) * 5
+
+    def place(k: int, value: float) -> tuple[float, float]:
+        share = np.log2(k / shots[0]) / max(np.log2(shots[-1] / shots[0]), 1e-9)
+        x = left + share * (width - left - right)
+        return x, top + (high - value) / max(high - low, 1e-9) * (height - top - bottom)
+
+    body = [f'<rect width="{width:g}" height="{height:g}" fill="white"/>']
+    for value in np.arange(low, high + 1, 5):
+        y = place(shots[0], value)[1]
+        body.append(f'<path d="M{left:g} {y:.1f}H{width - right:g}" stroke="#ddd"/>')
+        body.append(f'<text x="{left - 6:g}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
+    for k in shots:
+        x = place(k, low)[0]
+        body.append(f'<text x="{x:.1f}" y="{height - 18:g}" text-anchor="middle">{k}</text>')
+    body.append(f'<text x="{left:g}" y="{height - 2:g}">shots; accuracy in percent</text>')
+    for number, method in enumerate(methods):
+        colour = _COLOURS[number % len(_COLOURS)]
+        dash = ' stroke-dasharray="6 3"' if number >= len(_COLOURS) else ""
+        points = [place(k, found[method, k][0]) for k in shots if (method, k) in found]
+        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        body.append(
+            f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>'
+        )
+        body += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in points]
+        y = top + 14 + 20 * number
+        x = width - right + 18
+        body.append(f'<path d="M{x:g} {y - 4:g}h22" stroke="{colour}" stroke-width="2"{dash}/>')
+        body.append(f'<text x="{x + 28:g}" y="{y:g}">{escape(method)}</text>')
+    style = '<style>text{font:12px system-ui,"DejaVu Sans",sans-serif;fill:#222}</style>'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}">{style}'
+        + "".join(body)
+        + "</svg>\n"
+    )

@@ -1,0 +1,195 @@
+"""One few-shot task in memory: support and test activations of one data set, shots and seed.
+
+Activations come from the same cache a device trains from; nothing here runs the backbone twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgeladder.bundle import Bundle
+from edgeladder.device.data.images import Dataset, Picture, open_data, split
+from edgeladder.device.data.inputs import open_reader
+from edgeladder.device.data.precompute import PrecomputeSizes, precompute
+from edgeladder.device.infer.score import head_features
+
+Array = np.ndarray
+WINDOW = 512  # pictures read from the cache at a time
+
+
+@dataclass
+class Activations:
+    """Pictures as every method sees them."""
+
+    embedding: Array  # (n, D) at unit length
+    labels: Array  # (n,)
+    taps: list[Array]  # (L, T, n, W) float16 per group
+    extra: dict[str, Array]  # (n, W)
+
+    def part(self, rows: Array) -> Activations:
+        """Some of the pictures."""
+        return Activations(
+            self.embedding[rows],
+            self.labels[rows],
+            [tap[:, :, rows] for tap in self.taps],
+            {name: values[rows] for name, values in self.extra.items()},
+        )
+
+    def features(self, start: int = 0, stop: int | None = None) -> list[Array]:
+        """What a closed-form head reads: each tap flattened, the embedding last; float32."""
+        taps = [np.asarray(tap[:, :, start:stop], np.float32) for tap in self.taps]
+        return head_features(taps, self.embedding[start:stop])
+
+
+class ArrayInputs:
+    """`StepInputs` of a batch of pictures held in memory."""
+
+    def __init__(self, images: Activations, text: Activations):
+        self.labels = images.labels
+        self.image_embedding = images.embedding
+        self.text_embedding = text.embedding
+        self.image_extra = images.extra
+        self._images, self._text = images, text
+
+    def image_taps(self, start: int, stop: int) -> list[Array]:
+        """(L, T, n, W) float32 per image group."""
+        return [np.ascontiguousarray(t[:, :, start:stop], np.float32) for t in self._images.taps]
+
+    def text_taps(self, start: int, stop: int) -> list[Array]:
+        """(L, T, n, W) float32 per text group."""
+        return [np.ascontiguousarray(t[:, :, start:stop], np.float32) for t in self._text.taps]
+
+
+@dataclass
+class Task:
+    """Everything a method may use, and the test pictures it is judged on once."""
+
+    name: str
+    bundle: Bundle
+    support: Activations
+    test: Activations
+    text: Activations  # one row per class
+    shots: int
+    seed: int
+
+    @property
+    def classes(self) -> int:
+        """C."""
+        return len(self.text.embedding)
+
+    def zero_shot(self, embedding: Array) -> Array:
+        """CLIP's own logits (n, C)."""
+        model = self.bundle.manifest.model
+        return np.asarray(
+            model.logit_scale * (embedding @ self.text.embedding.T) + model.logit_bias
+        )
+
+
+@dataclass
+class Pool:
+    """A data set's cached pictures, from which tasks of any shots and seed are drawn."""
+
+    name: str
+    bundle: Bundle
+    dataset: Dataset
+    train: Activations
+    test: Activations
+    text: Activations
+    rows: dict[str, int]  # picture path -> row of train
+
+    def task(self, shots: int, seed: int) -> Task:
+        """The task of `shots` pictures per class chosen by `seed`."""
+        chosen, _ = split(self.dataset, shots, seed)
+        rows = np.array([self.rows[p.path] for p in chosen if p.path in self.rows])
+        return Task(
+            self.name, self.bundle, self.train.part(rows), self.test, self.text, shots, seed
+        )
+
+
+def load_pool(
+    bundle: Bundle,
+    data: Path,
+    cache: Path,
+    *,
+    shots: int,
+    seeds: int,
+    test_per_class: int | None = None,
+    dtype: str = "fp16",
+) -> Pool:
+    """Precompute what is missing and load all that `seeds` draws of up to `shots` need.
+
+    Args:
+        test_per_class: at most that many test pictures per class, the first by name; None: all.
+    """
+    dataset = open_data(data)
+    wanted: dict[str, Picture] = {}
+    for seed in range(seeds):
+        wanted |= {p.path: p for p in split(dataset, shots, seed)[0]}
+    train = [wanted[path] for path in sorted(wanted)]
+    test = _limited(split(dataset, None, 0)[1], test_per_class)
+    result = precompute(
+        bundle,
+        dataset,
+        cache,
+        train=train,
+        test=test,
+        dtype=dtype,  # type: ignore[arg-type]
+        sizes=_sizes(),
+    )
+    reader = open_reader(bundle, cache, result.selection)
+    skipped = {item["path"] for item in result.selection.skipped}
+    kept = [picture.path for picture in train if picture.path not in skipped]
+    count = len(result.selection.text_keys)
+    text = Activations(
+        reader.text.embedding,
+        np.arange(count),
+        [tap.astype(np.float16) for tap in reader.text.taps(0, count)],
+        {},
+    )
+    pool = Pool(
+        data.stem,
+        bundle,
+        dataset,
+        _collect(reader, "train"),
+        _collect(reader, "test"),
+        text,
+        {path: row for row, path in enumerate(kept)},
+    )
+    reader.close()
+    return pool
+
+
+def _sizes() -> PrecomputeSizes:
+    from edgeladder.device.data.backbone import TowerSizes
+
+    image = TowerSizes(group=512, batch=16, threads=2, whole=True)
+    return PrecomputeSizes(image=image, text=TowerSizes(group=512, batch=16, threads=2, whole=True))
+
+
+def _limited(pictures: list[Picture], most: int | None) -> list[Picture]:
+    if most is None:
+        return pictures
+    seen: dict[str, int] = {}
+    kept = []
+    for picture in sorted(pictures, key=lambda p: p.path):
+        seen[picture.label] = seen.get(picture.label, 0) + 1
+        if seen[picture.label] <= most:
+            kept.append(picture)
+    return kept
+
+
+def _collect(reader: object, side: str) -> Activations:
+    parts = []
+    for window in reader.windows(side, WINDOW):  # type: ignore[attr-defined]
+        taps = [t.astype(np.float16) for t in window.image_taps(0, len(window.labels))]
+        parts.append(Activations(window.image_embedding, window.labels, taps, window.image_extra))
+    first = parts[0]
+    return Activations(
+        np.concatenate([p.embedding for p in parts]),
+        np.concatenate([p.labels for p in parts]),
+        [np.concatenate([p.taps[k] for p in parts], axis=2) for k in range(len(first.taps))],
+        {name: np.concatenate([p.extra[name] for p in parts]) for name in first.extra},
+    )
