@@ -142,6 +142,7 @@ def plan(
     supervisor_bytes: int = 0,
     mode: str | None = None,
     chunk: int | None = None,
+    planning_bytes: int = 0,
 ) -> Plan:
     """Choose, for each phase, the fastest sizes whose peak fits the budget.
 
@@ -151,6 +152,7 @@ def plan(
         budget_bytes: for the whole process tree.
         supervisor_bytes: of the waiting process; 0 takes the bare supervisor's.
         mode, chunk: asked for by the user; the choice is then only checked.
+        planning_bytes: what deciding this took, which no budget can be below.
     """
     base = supervisor_bytes or floor.supervisor_bytes
     room = int(PLANNED * budget_bytes)
@@ -165,7 +167,7 @@ def plan(
         fitting = (phase for phase in candidates if phase.planned_peak_bytes <= room)
         phases[name] = next(fitting, smallest)
         least[name] = smallest.planned_peak_bytes
-    minimum = math.ceil(max(least.values()) / PLANNED / _MB) * _MB
+    minimum = math.ceil(max(planning_bytes, *least.values()) / PLANNED / _MB) * _MB
     return Plan(
         budget_bytes=budget_bytes,
         minimum_budget_bytes=minimum,

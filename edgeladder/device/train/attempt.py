@@ -60,8 +60,11 @@ class Attempt:
 
     def _watch(self, expected_bytes: int) -> None:
         supervisor, child = self.supervisor, self.child
-        budget = supervisor.budget_bytes
-        guard = Guard(budget, expected_bytes, meter.total_bytes()) if budget else None
+        budget = supervisor.enforced_bytes(self.phase)
+        guard = None
+        if budget:
+            shrinkable = self.phase not in ("precompute", "evaluate")
+            guard = Guard(budget, expected_bytes, meter.total_bytes(), shrinkable)
         surroundings_at, available, stall = 0.0, None, 0.0
         confirmed = self.fence.layer == "none"
         wait = _CLOSE_SECONDS

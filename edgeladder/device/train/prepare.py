@@ -33,6 +33,7 @@ from edgeladder.files import write_json, write_text
 if TYPE_CHECKING:
     from edgeladder.device.train.control import Control
 
+_FLOOR_WORKER_BYTES = 16_000_000  # of the worker that measures the floor, beside what it measures
 _DEFAULT_SHARE = 0.8  # of available memory, where neither a budget nor a device is named
 
 
@@ -181,6 +182,8 @@ def _decide(
             supervisor_bytes=request.supervisor_bytes,
             mode=request.mode,
             chunk=request.chunk,
+            planning_bytes=request.supervisor_bytes
+            + max(meter.high_water(os.getpid()), _FLOOR_WORKER_BYTES + floor.worker_bytes),
         )
         if decided.fits:
             return decided, name

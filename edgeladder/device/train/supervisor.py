@@ -55,8 +55,7 @@ def precompute(request: TrainRequest, progress: Progress | None = None) -> dict[
 def plan(request: TrainRequest) -> dict[str, Any]:
     """What `train` would do: the `plan` JSON of the design. Never a BudgetError."""
     with Supervisor(request, None, keep_run=False) as supervisor:
-        prepared = supervisor.phase("plan", {"request": request.to_dict(), "only_plan": True})
-        return dict(prepared["plan"])
+        return supervisor.plan()
 
 
 def become(request: TrainRequest, *, command: str = "train", as_json: bool = False) -> NoReturn:
@@ -173,6 +172,11 @@ class Supervisor:
         os.replace(self.run.result.with_name(".result.json.new"), self.run.result)
         return result
 
+    def plan(self) -> dict[str, Any]:
+        """Plan only."""
+        prepared = self.phase("plan", {"request": self._told_request(), "only_plan": True})
+        return dict(prepared["plan"])
+
     def precompute(self) -> dict[str, Any]:
         """Plan and precompute only."""
         told = {"request": self._told_request(), "only_precompute": True}
@@ -204,6 +208,7 @@ class Supervisor:
             self.metrics(values)
 
     def _told_request(self) -> dict[str, Any]:
+        self.request.floor = self.phase("floor", {})
         self.request.supervisor_bytes = meter.private(os.getpid())
         return self.request.to_dict()
 
@@ -220,6 +225,14 @@ class Supervisor:
                 (self.run.folder / name).unlink(missing_ok=True)
             self.run.folder.rmdir()
 
+    def enforced_bytes(self, phase: str) -> int:
+        """The budget a phase runs under; 0 while it is being settled.
+
+        A budget too small even to plan in must still be refused by name, and what planning needs
+        is part of the smallest budget that fits.
+        """
+        return 0 if phase in ("floor", "plan") else self.budget_bytes
+
     # -- one phase --------------------------------------------------------------------------
 
     def phase(self, name: str, values: dict[str, Any]) -> dict[str, Any]:
@@ -233,7 +246,7 @@ class Supervisor:
         causes: list[str] = []
         self.progress(name, 0, None, "")
         while True:
-            with self._fence(values) as fence:
+            with self._fence(name, values) as fence:
                 attempt = Attempt(self, name, {**values, "sizes": sizes}, fence)
                 outcome, result = attempt.run(planned.get("planned_peak_bytes", 0))
             if outcome == "done":
@@ -275,8 +288,8 @@ class Supervisor:
         )
 
     @contextlib.contextmanager
-    def _fence(self, values: dict[str, Any]) -> Iterator[Fence]:
-        if not self.budget_bytes:  # the plan phase of a request without one, to find one
+    def _fence(self, name: str, values: dict[str, Any]) -> Iterator[Fence]:
+        if not self.enforced_bytes(name):
             yield Fence("none")
             return
         floor = values.get("plan", {}).get("floor", {})
@@ -289,8 +302,7 @@ class Supervisor:
             max(limit, 1 << 20),
             data_slack_bytes=floor.get("data_slack_bytes", 96 << 20),
         )
-        if self.layer is None or values.get("plan"):
-            self.layer = fence.layer
+        self.layer = fence.layer
         try:
             yield fence
         finally:

@@ -23,6 +23,8 @@ _OUT_OF_MEMORY = ("failed to allocate memory", "bad_alloc", "bad allocation", "c
 
 
 def _phase(name: str) -> Phase:
+    if name == "floor":
+        return _floor
     if name == "plan":
         from edgeladder.device.train.prepare import prepare
 
@@ -44,6 +46,13 @@ def _phase(name: str) -> Phase:
         raise EdgeLadderError(f"unknown phase {name!r}", where="worker")
     phase: Phase = getattr(importlib.import_module(module), function)  # a phase of your own
     return phase
+
+
+def _floor(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]]:
+    """Measured in a worker of its own: inside the plan worker the measuring would add to it."""
+    from edgeladder.device.memory.floor import machine_floor
+
+    return "done", machine_floor().to_dict()
 
 
 def main() -> int:
