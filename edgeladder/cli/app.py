@@ -103,6 +103,9 @@ def explain(error: BaseException) -> tuple[EdgeLadderError | None, int]:
         return None, error.exit_code
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
         return EdgeLadderError("interrupted", remedy="run the command again to go on"), 130
+    if type(error).__name__ == "NoArgsIsHelpError":  # a bare group, such as `edgeladder fleet`
+        print(error)
+        return None, 0
     if isinstance(error, _ClickException):
         return _usage(error), ConfigError.exit_code
     if isinstance(error, BrokenPipeError):
@@ -148,4 +151,9 @@ def _unexpected(error: BaseException) -> EdgeLadderError:
 
 def run() -> None:
     """The console script's entry point."""
-    sys.exit(main())
+    code = main()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # `edgeladder devices | head -1` is no error of anyone's
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
