@@ -1,4 +1,4 @@
-"""The suite's tiny bundle: a CLIP of a few thousand parameters with untrained weights.
+"""The suite's tiny bundle: a small CLIP with untrained weights.
 
     python -m tests.make_bundle FOLDER
 

@@ -41,7 +41,7 @@ def precompute(
     options.require(bundle=bundle, pictures=data)
     request = _request(bundle, data, cache, device, budget, views=views, cache_dtype=dtype)
     with Progress() as progress:
-        values = supervisor.precompute(request, progress.event)
+        values = supervisor.precompute(request, progress)
     return Answer(values, lambda: _precomputed(values))
 
 
@@ -105,7 +105,7 @@ def train(
         run=str(resume or run) if resume or run else None, resume=resume is not None,
     )  # fmt: skip
     with Progress() as progress:
-        values = supervisor.train(request, progress.event)
+        values = supervisor.train(request, progress)
     from edgeladder.report import write_report  # only now: what it imports counts as well
 
     values["report"] = str(write_report(Path(values["run"])))

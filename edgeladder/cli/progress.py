@@ -36,14 +36,6 @@ class Progress:
         else:
             self._say(phase, done, total, note)
 
-    def event(self, event: dict[str, Any]) -> None:
-        """Report an event of the supervisor's workers."""
-        phase = str(event.get("phase") or event.get("event"))
-        done = event.get("done", event.get("step", 0))
-        loss = event.get("loss")
-        note = "" if loss is None else f"loss {loss:.4f}"
-        self(phase, done, event.get("total", event.get("steps")), note)
-
     def _draw(self, phase: str, done: int, total: int | None, note: str) -> None:
         if self._bar is None:
             from rich.console import Console

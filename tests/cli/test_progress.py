@@ -24,9 +24,9 @@ def test_lines_are_few_and_the_last_is_always_there(capfd, monkeypatch):
 
 def test_each_phase_is_announced(capfd):
     with module.Progress() as progress:
-        progress.event({"event": "phase", "phase": "plan"})
-        progress.event({"event": "phase", "phase": "train"})
-        progress.event({"event": "progress", "phase": "train", "step": 5, "steps": 5, "loss": 0.25})
+        progress("plan")
+        progress("train", 0, None, "")
+        progress("train", 5, 5, "loss 0.2500")
     assert capfd.readouterr().err.splitlines() == ["plan", "train", "train 5/5 loss 0.2500"]
 
 
