@@ -63,9 +63,10 @@ def open_session(path: Path, threads: int, *, spin: bool = False) -> Any:
     """
     import onnxruntime
 
+    from edgeladder.device.engine.session import use_threads
+
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
+    use_threads(options, threads, share=False)
     options.enable_mem_pattern = False  # a plan of all activations at once, never returned
     options.enable_cpu_mem_arena = False
     options.log_severity_level = 3

@@ -28,6 +28,20 @@ def share_threads(threads: int) -> bool:
     return _threads_set[0] == threads
 
 
+def use_threads(options: Any, threads: int, *, share: bool = True) -> None:
+    """Give a session its threads.
+
+    Args:
+        share: join the pool of all sessions, made now where it can be. Once that pool exists
+            onnxruntime refuses sessions with a pool of their own, so all of them join it.
+    """
+    if _threads_set or (share and threads > 1 and share_threads(threads)):
+        options.use_per_session_threads = False
+    else:
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+
+
 def open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
     """A session that plans no memory ahead and runs nodes in the order they were written.
 
@@ -39,11 +53,7 @@ def open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
     options.enable_mem_pattern = False
     options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     options.log_severity_level = 3
-    options.inter_op_num_threads = 1
-    if threads > 1 and share_threads(threads):
-        options.use_per_session_threads = False
-    else:
-        options.intra_op_num_threads = threads
+    use_threads(options, threads)
     return onnxruntime.InferenceSession(
         str(path),
         options,

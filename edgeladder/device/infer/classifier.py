@@ -10,25 +10,22 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from edgeladder.bundle import Bundle
-from edgeladder.config import LossConfig, TrainConfig, read_yaml
+from edgeladder.config import read_yaml
 from edgeladder.device.data.backbone import TowerRunner, TowerSizes
 from edgeladder.device.data.decode import normalize
 from edgeladder.device.data.layout import EMBEDDING, EMBEDDING_PRE, l2_normalize
 from edgeladder.device.data.names import ClassName
 from edgeladder.device.data.text import Tokenizer, class_prompts
-from edgeladder.device.engine import StepPlan, open_engine
 from edgeladder.device.infer.adapter import Adapter, load_adapter
+from edgeladder.device.infer.encoder import Encoder
 from edgeladder.device.infer.heads import Head, head_from
 from edgeladder.device.infer.score import head_features
 from edgeladder.errors import ConfigError
-
-if TYPE_CHECKING:
-    from edgeladder.device.engine import Engine
 
 Array = np.ndarray
 
@@ -75,10 +72,7 @@ class Classifier:
         self.bundle, self.adapter = bundle, adapter
         self.classes = adapter.classes
         self.threads = threads or len(os.sched_getaffinity(0))
-        self.engine: Engine = open_engine(
-            "stock", bundle, StepPlan(threads=self.threads), TrainConfig(), LossConfig()
-        )
-        adapter.apply(self.engine)
+        self.encoder = Encoder(bundle, adapter.parameters, self.threads)
         self.head: Head | None = None
         self.eta = 0.0
         if adapter.head and adapter.head.get("kind", "none") != "none":
@@ -113,7 +107,7 @@ class Classifier:
 
     def close(self) -> None:
         """Free sessions and temporary files."""
-        self.engine.close()
+        self.encoder.close()
         self._tower.close()
         self._work.cleanup()
 
@@ -149,7 +143,7 @@ class Classifier:
         """
         model = self.bundle.manifest.model
         zero_shot = model.logit_scale * (embedding @ self.zero_shot_text.T) + model.logit_bias
-        encoded = self.engine.encode_image(taps, embedding, extra)
+        encoded = self.encoder.encode_image(taps, embedding, extra)
         tuned = model.logit_scale * (encoded @ self.tuned_text.T) + model.logit_bias
         if self.head is not None and self.eta:
             tuned = tuned + self.eta * self.head.logits(head_features(taps, embedding), zero_shot)
@@ -187,7 +181,7 @@ class Classifier:
         zero_shot = l2_normalize(outputs[EMBEDDING])
         taps = self._grouped("text", outputs)
         tuned = [
-            self.engine.encode_text(
+            self.encoder.encode_text(
                 [np.ascontiguousarray(g[:, :, window]) for g in taps], zero_shot[window]
             )
             for window in _windows(len(zero_shot), _TEXT_CHUNK)

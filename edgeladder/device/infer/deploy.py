@@ -15,6 +15,7 @@ import onnxruntime
 
 from edgeladder import __version__
 from edgeladder.config import nearest
+from edgeladder.device.engine.session import use_threads
 from edgeladder.device.infer.assemble import PICTURE, PROBABILITIES, assemble
 from edgeladder.device.infer.classifier import Classifier, probabilities
 from edgeladder.device.infer.compress import Dtype, compress
@@ -64,7 +65,7 @@ def deploy(
     with Classifier.open(run, bundle, threads=threads) as classifier:
         graph = assemble(
             classifier.bundle,
-            {**classifier.engine.parameters(), **classifier.engine.buffers()},
+            classifier.encoder.values,
             classifier.tuned_text,
             classifier.zero_shot_text,
             head=classifier.head,
@@ -123,7 +124,7 @@ def _compare(classifier: Classifier, path: Path) -> float:
     squares = _probe_pictures(side)
     expected = probabilities(classifier.logits(squares))
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = classifier.threads
+    use_threads(options, classifier.threads, share=False)
     options.enable_mem_pattern = False
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(
