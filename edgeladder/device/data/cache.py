@@ -205,7 +205,12 @@ class ActivationCache:
         return bool(self._search(np.frombuffer(key, np.uint8))[0] >= 0)
 
     def __len__(self) -> int:
-        return len(self._keys) + len(self._recent) + len(self._pending_keys)
+        return self.flushed_count + len(self._pending_keys)
+
+    @property
+    def flushed_count(self) -> int:
+        """Samples on disk, that a power cut cannot take."""
+        return len(self._keys) + len(self._recent)
 
     def forget_index(self) -> None:
         """Free the keys; locations already found stay valid. For a trainer that counts bytes."""
