@@ -171,7 +171,7 @@ def head_arrays(head: Head) -> tuple[dict[str, Array], dict[str, Any]]:
 
 
 def head_from(arrays: dict[str, Array], values: dict[str, Any]) -> Head:
-    """The head that `head_arrays` took apart.
+    """The head that `head_arrays` took apart; support rows are at unit length again.
 
     Raises:
         IntegrityError: arrays or values are missing, or of an unknown kind.
@@ -199,7 +199,7 @@ def head_from(arrays: dict[str, Array], values: dict[str, Any]) -> Head:
                 float("nan") if loss is None else loss,
             ),
             [_wide(arrays[f"centre.{t}"]) if u else empty for t, u in enumerate(used)],
-            [_wide(arrays[f"support.{t}"]) if u else empty for t, u in enumerate(used)],
+            [normalise(arrays[f"support.{t}"]) if u else empty for t, u in enumerate(used)],
             list(values["scales"]),
             _wide(arrays["alpha"]),
         )
