@@ -195,7 +195,7 @@ class TowerRunner:
                     stages.make(name, half=not embedding).append(array)
             tick((last - first) * share)
         del session
-        trim_heap()  # the block's packed weights go back before the next block's come
+        trim_heap(collect=False)  # the block's packed weights go back before the next block's come
 
 
 class _Stages:

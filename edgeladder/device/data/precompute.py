@@ -139,6 +139,7 @@ def precompute(
         text_keys=stack_keys(text_keys),
         classes=list(known),
         class_names=[item.name for item in described_names],
+        aliases=[list(item.aliases) for item in described_names],
         templates=templates,
         dtype=dtype,
         skipped=images.skipped,

@@ -17,7 +17,7 @@ from edgeladder.errors import IntegrityError
 from edgeladder.files import replacing
 
 _TENSORS = ("train_keys", "train_labels", "test_keys", "test_labels", "text_keys")
-_TEXTS = ("classes", "class_names", "templates", "dtype", "skipped")
+_TEXTS = ("classes", "class_names", "templates", "dtype", "skipped", "aliases")
 
 
 @dataclass
@@ -34,6 +34,7 @@ class Selection:
     templates: list[str]
     dtype: TapDtype = "fp16"  # of the stores the keys are found in
     skipped: list[dict[str, str]] = field(default_factory=list)  # path and reason
+    aliases: list[list[str]] = field(default_factory=list)  # further names per class, if any
 
     @property
     def views(self) -> int:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import gc
 
 
-def trim_heap() -> bool:
+def trim_heap(*, collect: bool = True) -> bool:
     """Collect garbage and call glibc's `malloc_trim(0)`; False where the C library has none."""
-    gc.collect()
+    if collect:
+        gc.collect()
     import ctypes  # only under pressure: it costs half a megabyte
 
     try:

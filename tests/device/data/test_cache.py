@@ -221,7 +221,7 @@ def test_killed_at_any_moment(tiny: TinyBundle, tmp_path: Path) -> None:
     here = str(Path(__file__).parent)
     random_source = random.Random(1)
     flushed = 0
-    for _ in range(6):
+    for _ in range(4):
         process = subprocess.Popen(
             [sys.executable, "-c", WRITER, here, str(tmp_path / "b"), str(tmp_path / "cache")],
             stdout=subprocess.PIPE,
