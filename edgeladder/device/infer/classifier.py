@@ -162,9 +162,12 @@ class Classifier:
 
     def _class_embeddings(self) -> tuple[Array, Array]:
         """Zero-shot and tuned (C, D): prompts through the text tower, averaged over templates."""
-        prompts = self.adapter.text.get("prompts") or class_prompts(
-            [ClassName(name) for name in self.adapter.class_names], self.adapter.templates or None
-        )
+        names, aliases = self.adapter.class_names, self.adapter.text.get("aliases") or []
+        described = [
+            ClassName(name, tuple(aliases[k]) if k < len(aliases) else ())
+            for k, name in enumerate(names)
+        ]
+        prompts = class_prompts(described, self.adapter.templates or None)
         tokens = Tokenizer.from_bundle(self.bundle).encode([p for ps in prompts for p in ps])
         counts = [len(texts) for texts in prompts]
         sizes = TowerSizes(group=_TEXT_GROUP, batch=BATCH, threads=self.threads)

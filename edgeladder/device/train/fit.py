@@ -67,6 +67,7 @@ def fit(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]]:
             classes=selection.classes,
             class_names=selection.class_names,
             templates=selection.templates,
+            text={"aliases": selection.aliases},
             buffers=engine.buffers(),
             profile=values["profile"],
         )

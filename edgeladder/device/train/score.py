@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from edgeladder.device.data.inputs import open_reader
 from edgeladder.device.data.selection import Selection
-from edgeladder.device.infer.adapter import load_adapter
+from edgeladder.device.infer.adapter import load_adapter, save_adapter
+from edgeladder.device.infer.heads import head_arrays, head_from
 from edgeladder.device.infer.score import evaluate_cached
+from edgeladder.device.infer.term import DEFAULT_ETA, fit_term
 from edgeladder.device.train.fit import open_engine_named
 from edgeladder.device.train.plain import PlainBundle
 from edgeladder.device.train.run import RunDirectory
@@ -41,6 +43,18 @@ def score(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]
     side = "test" if len(selection.test_labels) else "train"
     total = len(selection.test_labels if side == "test" else selection.train_labels)
 
+    head_config = values["profile"].get("head") or {}
+    head, eta = None, DEFAULT_ETA
+    if head_config.get("kind", "none") != "none":
+        windows = reader.windows("train", _WINDOW)
+        head = fit_term(bundle.manifest.model, windows, head_config["kind"], chunk=chunk)
+        if head_config.get("weight") is not None:
+            eta = float(head_config["weight"])
+        adapter.head_arrays, described = head_arrays(head)
+        adapter.head = {**described, "eta": eta}
+        head = head_from(adapter.head_arrays, adapter.head)  # judged as it is stored
+        save_adapter(run.folder, adapter)
+
     def told() -> Any:
         done = 0
         for window in reader.windows(cast("Any", side), _WINDOW):
@@ -49,7 +63,14 @@ def score(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]
             control.tell("progress", step=done, steps=total)
 
     evaluation = evaluate_cached(
-        engine, bundle.manifest.model, told(), selection.classes, split=side, chunk=chunk
+        engine,
+        bundle.manifest.model,
+        told(),
+        selection.classes,
+        split=side,
+        chunk=chunk,
+        head=head,
+        eta=eta,
     )
     write_json(run.folder / "evaluation.json", evaluation)
     return "done", {

@@ -1,0 +1,59 @@
+"""A closed-form head fitted after training, from the cache, as a term beside the ladder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgeladder.device.infer.heads import Head, Kind, fit_head
+from edgeladder.device.infer.score import head_features
+
+if TYPE_CHECKING:
+    from edgeladder.device.engine.protocol import StepInputs
+
+Array = np.ndarray
+
+# Both terms are log-odds at a temperature of their own choosing, so their sum is a product of
+# experts. The ladder's own support logits cannot weigh it: it was trained on them.
+DEFAULT_ETA = 1.0
+
+
+def fit_term(
+    model: Any,
+    windows: Iterable[StepInputs],
+    kind: Kind,
+    *,
+    chunk: int = 64,
+    seed: int = 0,
+) -> Head:
+    """Fit a head on the cached training pictures.
+
+    Args:
+        model: the manifest's `model` record: scale and bias of the zero-shot logits.
+        windows: the training pictures, plain view.
+        kind: gda, proker or kernel.
+        chunk: pictures whose taps are widened to fp32 at a time.
+        seed: of the sample that the kernel's search looks at.
+
+    Features are held in fp16 while they are gathered: two bytes per picture and channel, which
+    only the kernel needs for more than the final embedding.
+    """
+    parts: list[list[Array]] = []
+    labels, zero_shot = [], []
+    for inputs in windows:
+        count = len(inputs.labels)
+        for start in range(0, count, chunk):
+            stop = min(start + chunk, count)
+            embedding = inputs.image_embedding[start:stop]
+            taps = inputs.image_taps(start, stop) if kind == "kernel" else []
+            rows = head_features(taps, embedding)
+            parts.append([row.astype(np.float16) for row in rows[:-1]] + [rows[-1]])
+            logits = model.logit_scale * (embedding @ inputs.text_embedding.T)
+            zero_shot.append(logits + float(getattr(model, "logit_bias", 0.0)))
+        labels.append(np.asarray(inputs.labels))
+    features = [np.concatenate([part[k] for part in parts]) for k in range(len(parts[0]))]
+    return fit_head(
+        kind, features, np.concatenate(labels), np.concatenate(zero_shot), seed=seed
+    )
