@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -87,7 +88,7 @@ def examine(bundle: Path | None = None) -> Examination:
             f"{format_size(machine['available_bytes'])} available",
         )
     )
-    for check in (_python, _packages, _engines, _memory, _fence, _disk):
+    for check in (_device, _python, _packages, _engines, _memory, _fence, _disk):
         found.checks.append(check(machine))
     if bundle is not None:
         found.checks.extend(_bundle(bundle, found))
@@ -123,6 +124,39 @@ def _model() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.machine()
+
+
+def suggest_device(model: str, architecture: str, ram_bytes: int) -> str | None:
+    """The shipped device profile that fits a machine: by its board's name, else by its RAM."""
+    from edgeladder.config import library, load_device
+
+    words = set(re.findall(r"[a-z]+|\d+", model.lower()))
+    best: tuple[int, float] | None = None
+    name = None
+    for device in map(load_device, library("devices")):
+        # the words of jetson-orin-nano-4gb are jetson, orin, nano: the size is matched by the RAM
+        board = {w for w in re.findall(r"[a-z]+|\d+(?!\d*gb)", device.name) if w != "gb"}
+        generic = device.name.startswith(("generic", "x86"))
+        fits = device.ram_bytes <= 1.05 * ram_bytes  # a part of the RAM is the kernel's or GPU's
+        if device.architecture != architecture or not (generic and fits or board <= words):
+            continue
+        score = (0 if generic else len(board), -abs(device.ram_bytes - ram_bytes))
+        if best is None or score > best:
+            best, name = score, device.name
+    return name
+
+
+def _device(machine: dict[str, Any]) -> Check:
+    from edgeladder.config import load_device
+
+    name = suggest_device(machine["model"], machine["architecture"], machine["ram_bytes"])
+    machine["device"] = name
+    if name is None:
+        return Check(
+            "device", "ok", "no profile ships for it; give --budget, or a YAML of your own"
+        )
+    budget = format_size(load_device(name).default_budget_bytes)
+    return Check("device", "ok", f"--device {name} fits; its default budget is {budget}")
 
 
 def _python(machine: dict[str, Any]) -> Check:

@@ -85,3 +85,27 @@ def test_a_weak_fence_is_a_warning_that_says_how_to_get_a_better_one(monkeypatch
     assert check.status == "warning"
     assert "cgroup2: not mounted" in check.detail
     assert "cgroup_enable=memory" in str(check.remedy)
+
+
+GB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("model", "architecture", "ram_bytes", "name"),
+    [
+        ("Raspberry Pi Zero 2 W Rev 1.0", "aarch64", 0.45 * GB, "raspberry-pi-zero-2w"),
+        ("Raspberry Pi 4 Model B Rev 1.4", "aarch64", 3.8 * GB, "raspberry-pi-4"),
+        ("Raspberry Pi 4 Model B Rev 1.5", "aarch64", 7.8 * GB, "raspberry-pi-4-8gb"),
+        ("Raspberry Pi 5 Model B Rev 1.0", "aarch64", 15.8 * GB, "raspberry-pi-5-16gb"),
+        ("NVIDIA Jetson Orin Nano Developer Kit", "aarch64", 7.4 * GB, "jetson-orin-nano"),
+        ("NVIDIA Jetson AGX Orin Developer Kit", "aarch64", 61 * GB, "jetson-agx-orin"),
+        ("NVIDIA Jetson Nano Developer Kit", "aarch64", 3.9 * GB, "jetson-nano"),
+        ("NVIDIA Jetson Orin NX Engineering Reference", "aarch64", 15.3 * GB, "jetson-orin-nx"),
+        ("Some Board", "aarch64", 2.0 * GB, "generic-2gb"),
+        ("Intel(R) Core(TM) i5", "x86_64", 15.9 * GB, "x86-laptop"),
+        ("Intel(R) Celeron", "x86_64", 4.0 * GB, "generic-x86"),
+        ("Some Board", "riscv64", 4 * GB, None),
+    ],
+)
+def test_the_device_profile_that_fits(model, architecture, ram_bytes, name):
+    assert doctor.suggest_device(model, architecture, int(ram_bytes)) == name
