@@ -70,6 +70,9 @@ def train(
     engine: common.Engine = "auto",
     settings: common.Settings = None,
     job: Job = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Train afresh where the job is done already.")
+    ] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Watch until all have ended.")] = False,
     poll: Poll = 5.0,
     patience: Annotated[
@@ -82,13 +85,16 @@ def train(
     options = train_options(bundle, profile, shots, seed, engine, settings)
     name = jobs.require_job(job, options)
     work = {host.name: jobs.train_job(host, options, name) for host in fleet.hosts}
+    begin = jobs.start_again if again else jobs.start
+    if again and wait:
+        crew.run(fleet.each("train", lambda box: begin(box, work[box.host.name])))
     if wait:
         with console.Watch() as watch:
             account = crew.run(
                 jobs.wait(fleet, work, poll_seconds=poll, patience_seconds=patience, watch=watch)
             )
     else:
-        account = crew.run(fleet.each("train", lambda box: jobs.start(box, work[box.host.name])))
+        account = crew.run(fleet.each("train", lambda box: begin(box, work[box.host.name])))
         account.facts["job"] = name
     columns = ("job", "job_state", "attempts")
     return answer(account, {column: console.fact(column) for column in columns})

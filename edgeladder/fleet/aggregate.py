@@ -59,6 +59,14 @@ class AggregateResult:
         }
 
 
+class TooFew(DataError):
+    """Not enough adapters remain for an average."""
+
+    def __init__(self, message: str, result: AggregateResult, **more: str):
+        super().__init__(message, where=more.get("where"), remedy=more.get("remedy"))
+        self.result = result
+
+
 def aggregate(
     contributions: list[Contribution],
     out: Path,
@@ -86,7 +94,7 @@ def aggregate(
         ConfigError: nothing to average, or an option out of range.
         IntegrityError: adapters of different bundles or classes and no `bundle_digest` to tell
             which are right.
-        DataError: fewer than `minimum` adapters remain.
+        TooFew: fewer than `minimum` adapters remain.
     """
     _check_options(contributions, trim, bound)
     result = AggregateResult(method)
@@ -104,8 +112,9 @@ def aggregate(
         kept = [c for c in kept if c.name not in result.refused]
     if len(kept) < max(1, minimum):
         reasons = "; ".join(f"{name}: {why}" for name, why in result.refused.items())
-        raise DataError(
+        raise TooFew(
             f"{len(kept)} adapters are left, {max(1, minimum)} are needed; refused: {reasons}",
+            result,
             where=str(out),
             remedy="look at what was refused, then train again",
         )

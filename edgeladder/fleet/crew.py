@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -52,8 +53,21 @@ class Crew:
             for task in workers:
                 task.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
-            await self.dialer.close()
+            if not self.dialer.keep:
+                await self.dialer.close()
         return Account(command, [results[host.name] for host in self.hosts])
+
+    @contextlib.asynccontextmanager
+    async def lasting(self) -> AsyncIterator[None]:
+        """Keep connections open between several `each`; the outermost closes them."""
+        outermost = not self.dialer.keep
+        self.dialer.keep = True
+        try:
+            yield
+        finally:
+            if outermost:
+                self.dialer.keep = False
+                await self.dialer.close()
 
     async def _one(self, host: Host, work: Work) -> HostResult:
         started = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import json
 import time
@@ -27,6 +28,7 @@ class Job:
     resume_if: str = "run/checkpoints"
     requires: list[str] = field(default_factory=list)  # paths that must be on the box
     otherwise: str | None = None  # the remedy when one is not
+    supersede: int | None = None  # an attempt whose outcome is not wanted: begin afresh
 
 
 @dataclass(frozen=True)
@@ -113,9 +115,16 @@ async def start(box: Box, job: Job) -> HostResult:
         resume_if=job.resume_if,
         requires=job.requires,
         otherwise=job.otherwise,
+        supersede=job.supersede,
     )
     facts = {"job": job.id, "job_state": answer["state"], "attempts": answer["attempts"]}
     return HostResult(box.host.name, "done" if answer["started_now"] else "unchanged", facts)
+
+
+async def start_again(box: Box, job: Job) -> HostResult:
+    """Start a job afresh even where it is done; a running one is left alone."""
+    answer = await box.call("status", job=job.id)
+    return await start(box, dataclasses.replace(job, supersede=answer["attempts"]))
 
 
 async def stop(box: Box, job: str, *, grace_seconds: float = 30.0) -> HostResult:
@@ -242,34 +251,30 @@ async def wait(
         restarts: of a lost job on one host, in this call.
     """
     job = next(iter(jobs.values())).id
-    begun = await crew.each("train", lambda box: start(box, jobs[box.host.name]))
-    results = {result.host: result for result in begun.results}
-    fixed = {name for name, result in results.items() if _final(result)}
-    known = {host.name: Progress(host.name) for host in crew.hosts}
-    lost: dict[str, int] = {}
-    while True:
-        open_hosts = [host for host in crew.hosts if host.name not in fixed]
-        if not open_hosts:
-            break
-        part = Crew(crew.dialer, open_hosts, crew.parallel, tries=1)
-        await look(part, job, known)
-        watch(known)
-        again = []
-        for host in open_hosts:
-            progress = known[host.name]
-            if progress.state in ("lost", "absent") and lost.get(host.name, 0) < restarts:
-                lost[host.name] = lost.get(host.name, 0) + 1
-                again.append(host)
-            elif (
-                progress.settled or progress.state == "lost" or _gave_up(progress, patience_seconds)
-            ):
-                fixed.add(host.name)
-                results[host.name] = _ended(job, progress, results[host.name])
-        if again:
-            part = Crew(crew.dialer, again, crew.parallel, tries=1)
-            await part.each("train", lambda box: start(box, jobs[box.host.name]))
-        elif len(fixed) < len(crew.hosts):
-            await asyncio.sleep(poll_seconds)
+    async with crew.lasting():
+        begun = await crew.each("train", lambda box: start(box, jobs[box.host.name]))
+        results = {result.host: result for result in begun.results}
+        fixed = {name for name, result in results.items() if _final(result)}
+        known = {host.name: Progress(host.name) for host in crew.hosts}
+        lost: dict[str, int] = {}
+        while open_hosts := [host for host in crew.hosts if host.name not in fixed]:
+            await look(dataclasses.replace(crew, hosts=open_hosts, tries=1), job, known)
+            watch(known)
+            again = []
+            for host in open_hosts:
+                progress = known[host.name]
+                gone = progress.state in ("lost", "absent")
+                if gone and lost.get(host.name, 0) < restarts:
+                    lost[host.name] = lost.get(host.name, 0) + 1
+                    again.append(host)
+                elif progress.settled or gone or _gave_up(progress, patience_seconds):
+                    fixed.add(host.name)
+                    results[host.name] = _ended(job, progress, results[host.name])
+            if again:
+                part = dataclasses.replace(crew, hosts=again)
+                await part.each("train", lambda box: start(box, jobs[box.host.name]))
+            elif len(fixed) < len(crew.hosts):
+                await asyncio.sleep(poll_seconds)
     return Account("train", [results[host.name] for host in crew.hosts], {"job": job})
 
 

@@ -54,6 +54,7 @@ async def pull(box: Box, job: str, out: Path, *, manifest: Manifest | None = Non
     offered = {name: answer["files"][name] for name in PULLABLE if name in answer["files"]}
     folder = host_folder(out, job, box.host.name)
     record = {"state": answer["state"], "exit_code": answer["exit_code"], "files": offered}
+    record["attempts"] = answer["attempts"]
     facts: dict[str, Any] = {"job": job, "job_state": answer["state"], "files": len(offered)}
     if (
         (folder / RECORD).is_file()

@@ -17,14 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from edgeladder.bundle import Bundle
-from edgeladder.errors import DataError, FleetError
-from edgeladder.files import read_json
+from edgeladder.errors import FleetError
+from edgeladder.files import read_json, write_json
 from edgeladder.fleet.account import Account, HostError, HostResult, failed
-from edgeladder.fleet.aggregate import ADAPTER, CARD, Contribution, Method, aggregate
+from edgeladder.fleet.aggregate import ADAPTER, CARD, Contribution, Method, TooFew, aggregate
 from edgeladder.fleet.crew import Crew
 from edgeladder.fleet.jobs import Progress, TrainOptions, train_job, wait
-from edgeladder.fleet.pull import host_folder, pull
+from edgeladder.fleet.pull import RECORD, host_folder, pull
 from edgeladder.fleet.push import bundle_tree, push, tree_of
+
+REFUSED = "refused.json"  # of a job: host -> why its adapter is in no average
 
 
 @dataclass(frozen=True)
@@ -102,19 +104,24 @@ def aggregate_job(
         minimum: adapters that must remain.
 
     Raises:
-        DataError, IntegrityError, ConfigError: as `aggregate`.
+        TooFew, IntegrityError, ConfigError: as `aggregate`.
     """
     there, results = contributions(out, job, hosts)
-    result = aggregate(
-        there,
-        average_folder(out, job),
-        method=options.method,
-        trim=options.trim,
-        bound=options.bound,
-        start=start or bundle.path(bundle.manifest.ladder.initial),
-        bundle_digest=bundle.digest,
-        minimum=minimum,
-    )
+    try:
+        result = aggregate(
+            there,
+            average_folder(out, job),
+            method=options.method,
+            trim=options.trim,
+            bound=options.bound,
+            start=start or bundle.path(bundle.manifest.ladder.initial),
+            bundle_digest=bundle.digest,
+            minimum=minimum,
+        )
+    except TooFew as few:
+        write_json(out / job / REFUSED, few.result.refused)
+        raise
+    write_json(out / job / REFUSED, result.refused)
     for name, why in result.refused.items():
         error = HostError(f"adapter refused: {why}", kind="integrity", where=name)
         results.append(failed(name, error))
@@ -162,12 +169,22 @@ async def rounds(
             account = _remembered(average, crew)
         else:
             say(f"round {number}: training on {len(crew.hosts)} hosts")
-            account = await _round(crew, bundle, tree, train, job, out, options, start, watch)
+            async with crew.lasting():
+                account = await _round(crew, bundle, tree, train, job, out, options, start, watch)
         history.append({"round": number, "job": job, **_summary(account)})
         start = average / ADAPTER
     account.command = "rounds"
     account.facts = {"name": name, "rounds": history, "average": str(start.parent if start else "")}
     return account
+
+
+def _unwanted(out: Path, job: str, host: str) -> int | None:
+    """The attempt that gave a refused adapter, which is not asked for again."""
+    refused = out / job / REFUSED
+    record = host_folder(out, job, host) / RECORD
+    if not refused.is_file() or not record.is_file() or host not in read_json(refused):
+        return None
+    return int(read_json(record)["attempts"])
 
 
 def _finished(average: Path, crew: Crew, *, last: bool) -> bool:
@@ -221,7 +238,12 @@ async def _round(
         adapter = tree_of("adapter", start.parent, [ADAPTER, CARD])
         train = dataclasses.replace(train, adapter_digest=adapter.digest)
         live = carry_on(await live.each("push", lambda box: push(box, adapter)))
-    jobs = {host.name: train_job(host, train, job) for host in live.hosts}
+    jobs = {
+        host.name: dataclasses.replace(
+            train_job(host, train, job), supersede=_unwanted(out, job, host.name)
+        )
+        for host in live.hosts
+    }
     if jobs:
         live = carry_on(
             await wait(
@@ -240,7 +262,7 @@ async def _round(
         raise _too_few(job, names, crew, results)
     try:
         account = aggregate_job(out, job, names, options, bundle, start=start, minimum=minimum)
-    except DataError as error:
+    except TooFew as error:
         raise _too_few(job, names, crew, results, str(error.message)) from error
     for result in account.results:
         results[result.host] = result

@@ -23,6 +23,7 @@ from edgeladder.fleet.trust import Pins, changed_error, offered_key
 
 ANSWER_LIMIT_BYTES = 8 << 20  # of one answer's line: a box may not fill the controller's memory
 BLOCK_BYTES = 1 << 17
+KEPT_CONNECTIONS = 64  # a look every few seconds need not shake hands anew; bounds memory
 _COMPLAINT_BYTES = 2048
 
 _BOOTSTRAP = (
@@ -156,7 +157,7 @@ class Box:
         with connection_errors(self.host):
             process = await asyncio.wait_for(
                 self._connection.create_process(
-                    f"{self.host.python} -c {_quote(_BOOTSTRAP)}", encoding=None
+                    f"{self.host.python} -IS -c {_quote(_BOOTSTRAP)}", encoding=None
                 ),
                 timeout,
             )
@@ -304,22 +305,30 @@ class Dialer:
         self.inventory = inventory
         self.pins = Pins(inventory.known_hosts)
         self.timeout_seconds = timeout_seconds
+        self.keep = False  # connections for the next piece of work on the same host
+        self._kept: dict[str, Any] = {}
         self._jumps: dict[str, Any] = {}
         self._jump_locks: dict[str, asyncio.Lock] = {}
 
     @contextlib.asynccontextmanager
     async def connect(self, host: Host) -> AsyncIterator[Box]:
-        """A connected box, closed at the end.
+        """A connected box, closed at the end unless connections are kept.
 
         Raises:
             HostError: unreachable, not pinned, another key, or the login is refused.
         """
-        tunnel = await self.tunnel(host)
-        connection = await self._open(host, tunnel)
+        connection = self._kept.pop(host.name, None)
+        if connection is None or connection.is_closed():
+            connection = await self._open(host, await self.tunnel(host))
+        well = False
         try:
             yield Box(host, connection, self.timeout_seconds)
+            well = True
         finally:
-            await _close(connection)
+            if well and self.keep and len(self._kept) < KEPT_CONNECTIONS:
+                self._kept[host.name] = connection
+            else:
+                await _close(connection)
 
     async def tunnel(self, host: Host) -> Any:
         """The open connection to a host's jump host, or None."""
@@ -335,10 +344,10 @@ class Dialer:
             return connection
 
     async def close(self) -> None:
-        """Close the jump hosts' connections."""
-        for connection in self._jumps.values():
-            await _close(connection)
-        self._jumps.clear()
+        """Close the connections that were kept, the jump hosts' last."""
+        for connections in (self._kept, self._jumps):
+            await asyncio.gather(*(_close(connection) for connection in connections.values()))
+            connections.clear()
 
     async def _open(self, host: Host, tunnel: Any) -> Any:
         ssh = asyncssh()

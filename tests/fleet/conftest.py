@@ -15,23 +15,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
-from edgeladder.bundle import (
-    Bundle,
-    LadderRecord,
-    Manifest,
-    ModelRecord,
-    ParameterRecord,
-    PreprocessRecord,
-    TokenizerRecord,
-    TowerRecord,
-    write_manifest,
-)
+from edgeladder.bundle import Bundle
 from edgeladder.cli.app import main
-from edgeladder.config import Profile
 from edgeladder.fleet.crew import Crew
 from edgeladder.fleet.inventory import Inventory
 from edgeladder.fleet.transport import Dialer
@@ -49,60 +36,21 @@ def _load(name: str) -> ModuleType:
 
 
 farm_module = _load("farm")
-
-
-def tiny_manifest() -> Manifest:
-    """A manifest with two trained tensors and no real model behind it."""
-    tower = TowerRecord(segments=[], taps=[], embedding="embedding", digest="0" * 64)
-    return Manifest(
-        model=ModelRecord(
-            name="tiny", pretrained="none", origin="test", licence="none",
-            embedding_dim=4, logit_scale=10.0,
-        ),
-        preprocess=PreprocessRecord(size=8, mean=[0.5] * 3, std=[0.5] * 3),
-        tokenizer=TokenizerRecord(kind="nano", files=[], context_length=4),
-        image=tower,
-        text=tower,
-        ladder=LadderRecord(
-            parameters=[
-                ParameterRecord(name="up.weight", shape=[3, 4], decay=True),
-                ParameterRecord(name="up.bias", shape=[4], decay=False),
-            ],
-            groups=[],
-            forward="ladder/forward.onnx",
-            initial="ladder/init.safetensors",
-            golden="ladder/golden.safetensors",
-            graphs={},
-        ),
-        profile=Profile(name="tiny"),
-    )  # fmt: skip
+bundle_module = _load("tiny_bundle")
 
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
-    """A small bundle: two tensors and a megabyte and a half of `weights`."""
-    folder = tmp_path / "bundle"
-    (folder / "ladder").mkdir(parents=True)
-    (folder / "backbone").mkdir()
-    save_file(
-        {
-            "up.weight": np.arange(12, dtype=np.float32).reshape(3, 4),
-            "up.bias": np.zeros(4, dtype=np.float32),
-        },
-        str(folder / "ladder" / "init.safetensors"),
-    )
-    (folder / "ladder" / "forward.onnx").write_bytes(b"graph")
-    weights = np.random.default_rng(0).bytes(1_500_000)
-    (folder / "backbone" / "weights.bin").write_bytes(weights)
-    write_manifest(folder, tiny_manifest())
-    return Bundle.open(folder)
+    """A small bundle: two tensors and a megabyte and a half of weights."""
+    made: Bundle = bundle_module.write_bundle(tmp_path / "bundle", weights_bytes=1_500_000)
+    return made
 
 
 @pytest.fixture(scope="session")
 def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An `edgeladder` for the boxes that trains nothing (tools/fleet/stand_in.py)."""
     script = tmp_path_factory.mktemp("program") / "edgeladder"
-    script.write_text(f"#!/bin/sh\nexec {sys.executable} {TOOLS / 'stand_in.py'} \"$@\"\n")
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} {TOOLS / "stand_in.py"} "$@"\n')
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     return script
 

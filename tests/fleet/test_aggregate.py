@@ -36,9 +36,7 @@ def boxes(folder: Path, count: int, seed: int = 0) -> tuple[list[Contribution], 
         }
         for _ in range(count)
     ]
-    made = [
-        adapter(folder, f"box{n}", v, pictures=n + 1) for n, v in enumerate(values)
-    ]
+    made = [adapter(folder, f"box{n}", v, pictures=n + 1) for n, v in enumerate(values)]
     return made, values
 
 
@@ -127,9 +125,7 @@ def test_distance_from_the_start(tmp_path: Path) -> None:
     start = {"w": np.zeros(4, np.float32)}
     save_file(start, str(tmp_path / "start.safetensors"))
     made = [adapter(tmp_path, f"b{n}", {"w": np.full(4, n, np.float32)}) for n in (1, 1.5, 2, 50)]
-    result = aggregate(
-        made, tmp_path / "out", start=tmp_path / "start.safetensors", bound=5.0
-    )
+    result = aggregate(made, tmp_path / "out", start=tmp_path / "start.safetensors", bound=5.0)
     assert result.distances["b1"] == pytest.approx(2.0)
     assert list(result.refused) == ["b50"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import json
 import os
 import signal
@@ -17,9 +18,9 @@ from edgeladder.fleet import box as agent_package
 from edgeladder.fleet.account import Account
 from edgeladder.fleet.box import jobs as agent_jobs
 from edgeladder.fleet.crew import run
-from edgeladder.fleet.jobs import Job, Progress, look, start, stop, wait
+from edgeladder.fleet.jobs import Job, Progress, look, start, start_again, stop, wait
 
-COUNT = 'n=$(cat count 2>/dev/null || echo 0); echo $((n+1)) > count; '
+COUNT = "n=$(cat count 2>/dev/null || echo 0); echo $((n+1)) > count; "
 
 
 def shell(name: str, script: str, **more: Any) -> Job:
@@ -52,7 +53,7 @@ def count(farm: Any, job: str) -> int:
 
 def test_survives_the_connection_and_runs_once(make_farm: Any, crew_of: Any) -> None:
     farm = make_farm("a", proxied=True)
-    job = shell("j1", 'mkdir run; while [ ! -e go ]; do sleep 0.05; done; echo \'{"x": 1}\'')
+    job = shell("j1", "mkdir run; while [ ! -e go ]; do sleep 0.05; done; echo '{\"x\": 1}'")
     first = begin(crew_of(farm), job).results[0]
     assert first.state == "done" and first.facts["job_state"] == "running"
     farm.boxes["a"].proxy.cut()
@@ -65,6 +66,11 @@ def test_survives_the_connection_and_runs_once(make_farm: Any, crew_of: Any) -> 
     assert count(farm, "j1") == 1
     folder = farm.boxes["a"].root / "jobs" / "j1"
     assert json.loads((folder / "result.json").read_text()) == {"x": 1}
+    stale = dataclasses.replace(job, supersede=0)  # not the attempt that is there
+    assert begin(crew_of(farm), stale).results[0].state == "unchanged"
+    afresh = run(crew_of(farm).each("train", lambda box: start_again(box, job))).results[0]
+    assert (afresh.state, afresh.facts["attempts"]) == ("done", 2)
+    until(crew_of(farm), "j1", "done")
     other = begin(crew_of(farm), shell("j1", "true")).results[0]
     assert "another command" in str((other.error or {})["message"])
 

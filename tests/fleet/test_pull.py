@@ -53,9 +53,7 @@ def trained(farm: Any, crew_of: Any, bundle: Bundle) -> Any:
 
 def pull_all(farm: Any, crew_of: Any, bundle: Bundle, out: Path) -> Any:
     manifest = bundle.manifest
-    return run(
-        crew_of(farm).each("pull", lambda box: pull(box, "t", out, manifest=manifest))
-    )
+    return run(crew_of(farm).each("pull", lambda box: pull(box, "t", out, manifest=manifest)))
 
 
 def pieces_of_the_picture(data: bytes) -> bool:

@@ -161,8 +161,7 @@ class FarmBox:
 
     def start(self) -> None:
         """Start sshd and wait until it listens."""
-        log = open(self.folder / "sshd.log", "ab")
-        with log:
+        with open(self.folder / "sshd.log", "ab") as log:
             self._sshd = subprocess.Popen(
                 [sshd_program(), "-D", "-e", "-f", str(self.folder / "config")],
                 stdin=subprocess.DEVNULL,
@@ -240,9 +239,7 @@ class Farm:
         self.key.chmod(0o600)
         keys = folder / "authorized_keys"
         keys.write_bytes(key.export_public_key())
-        self.boxes = {
-            name: FarmBox(name, folder / name, keys, proxied=proxied) for name in names
-        }
+        self.boxes = {name: FarmBox(name, folder / name, keys, proxied=proxied) for name in names}
         self.inventory = folder / "fleet.yaml"
         self.defaults = defaults
 

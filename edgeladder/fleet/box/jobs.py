@@ -160,7 +160,8 @@ def start(root: str, request: Request, stdin: BufferedReader, stdout: BufferedWr
     """Start a job unless it runs or is done; a failed, stopped or lost one gets a new attempt.
 
     `resume` is the command of a later attempt, taken when `resume_if` (below the job's folder)
-    exists. `{root}` and `{job}` in arguments are replaced by this box's folders.
+    exists. `{root}` and `{job}` in arguments are replaced by this box's folders. `supersede` is
+    the number of an attempt whose outcome is not wanted, done or not: it is begun afresh.
 
     Returns:
         The job's state, with `started_now`.
@@ -182,7 +183,9 @@ def start(root: str, request: Request, stdin: BufferedReader, stdout: BufferedWr
                 "job {} was started with another command".format(request["job"]),
                 remedy="choose another --job",
             )
-        if before["state"] in ("running", "done"):
+        if before["state"] != "running" and request.get("supersede") == record["attempts"]:
+            shutil.rmtree(os.path.join(folder, "run"), ignore_errors=True)
+        elif before["state"] in ("running", "done"):
             return dict(before, started_now=False)
         command = request["command"]
         if request.get("resume") and os.path.exists(os.path.join(folder, request["resume_if"])):
