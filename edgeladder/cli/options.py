@@ -77,7 +77,7 @@ def budget_bytes(text: str | None) -> int | None:
 
 
 def newest_run(run: Path | None, *, folder: Path = RUNS) -> Path:
-    """The run named, or the newest below `runs/`.
+    """The run named, or the newest below `runs/`: a finished one, where there is one.
 
     Raises:
         ConfigError: there is none.
@@ -85,7 +85,8 @@ def newest_run(run: Path | None, *, folder: Path = RUNS) -> Path:
     if run is not None:
         require(run=run)
         return run
-    runs = [path.parent for path in folder.glob("*/config.yaml")]
+    runs = [path.parent for path in folder.glob("*/adapter.json")]
+    runs = runs or [path.parent for path in folder.glob("*/config.yaml")]
     if not runs:
         raise ConfigError(
             f"no run below {folder}", remedy="`edgeladder train` makes one, or name one with --run"
