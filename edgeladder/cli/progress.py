@@ -52,6 +52,9 @@ class Progress:
             )
             self._bar.start()
         if phase not in self._tasks:
+            for task in self._bar.tasks:  # a phase that never counted is over without a mark
+                if task.total is None:
+                    self._bar.update(task.id, visible=False)
             self._tasks[phase] = self._bar.add_task(phase, total=total, note=note)
         self._bar.update(self._tasks[phase], completed=done, total=total, note=note)
 

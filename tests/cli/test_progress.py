@@ -33,8 +33,11 @@ def test_each_phase_is_announced(capfd):
 def test_a_bar_is_drawn_on_a_terminal_and_taken_down(capfd, monkeypatch):
     monkeypatch.setattr(module.sys.stderr, "isatty", lambda: True, raising=False)
     with module.Progress() as progress:
+        progress("plan")
         progress("train", 1, 2)
         progress("train", 2, 2, "loss 0.1")
     captured = capfd.readouterr()
     assert captured.out == ""
-    assert "2/2" in captured.err
+    last = captured.err.splitlines()[-1]
+    assert "train" in last and "2/2" in last
+    assert "plan" not in last, "a phase that never counted leaves no bar"
