@@ -38,6 +38,6 @@ def test_a_bar_is_drawn_on_a_terminal_and_taken_down(capfd, monkeypatch):
         progress("train", 2, 2, "loss 0.1")
     captured = capfd.readouterr()
     assert captured.out == ""
-    last = captured.err.splitlines()[-1]
+    last = captured.err.rsplit("\x1b[2K", 1)[-1]  # the frame drawn over all others
     assert "train" in last and "2/2" in last
     assert "plan" not in last, "a phase that never counted leaves no bar"
