@@ -69,6 +69,7 @@ def lower(
     input_names: Sequence[str],
     output_names: Sequence[str],
     name: str,
+    symbols: Sequence[str] = ("B", "C"),
 ) -> Graph:
     """Trace a module with symbolic sizes and write it as an ONNX graph.
 
@@ -78,6 +79,8 @@ def lower(
         dynamic: `dynamic_shapes` of torch.export; each Dim's name becomes a symbol.
         input_names: names of the flattened inputs.
         output_names: names of the outputs.
+        name: of the graph.
+        symbols: names of the dynamic sizes, in the order in which the inputs bring them.
 
     Raises:
         EdgeLadderError: an operator without a rule, naming it and where it stands.
@@ -87,14 +90,15 @@ def lower(
     )
     signature = program.graph_signature
     graph = Graph(name)
-    lowering = Lowering(graph, _symbols(program))
+    lowering = Lowering(graph, _symbols(program, symbols))
     kept = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     wanted = iter(input_names)
     for node in program.graph.nodes:
         if node.op == "placeholder":
             if node.name in signature.inputs_to_lifted_tensor_constants:
                 target = signature.inputs_to_lifted_tensor_constants[node.name]
-                lowering.names[node] = graph.constant(program.constants[target].numpy())
+                tensor = program.constants[target].numpy()
+                lowering.names[node] = graph.constant(tensor, tensor.dtype.name)
                 continue
             label = kept.get(node.name) or next(wanted)
             value = node.meta["val"]
@@ -115,8 +119,8 @@ def lower(
     return graph
 
 
-def _symbols(program: torch.export.ExportedProgram) -> dict[str, str]:
-    """torch's symbol (s24) -> the Dim's name, read off the placeholders."""
+def _symbols(program: torch.export.ExportedProgram, names: Sequence[str]) -> dict[str, str]:
+    """torch's symbol (s24) -> ours, read off the placeholders."""
     found: dict[str, str] = {}
     for node in program.graph.nodes:
         value = node.meta.get("val")
@@ -125,7 +129,7 @@ def _symbols(program: torch.export.ExportedProgram) -> dict[str, str]:
                 if not isinstance(size, int):
                     key = str(size.node.expr)
                     if key not in found:
-                        found[key] = ("B", "C")[len(found)]  # pictures come first
+                        found[key] = names[len(found)]
     return found
 
 
@@ -317,12 +321,12 @@ def _pad(lowering: Lowering, node: torch.fx.Node) -> str:
 @rule("layer_norm")
 def _layer_norm(lowering: Lowering, node: torch.fx.Node) -> str:
     graph, x = lowering.graph, lowering.value(node.args[0])
-    if any(a is not None for a in node.args[2:4]):
-        raise EdgeLadderError("the ladder's layer norms have no affine part", where=node.name)
     shape = lowering.shape(node)
     epsilon = float(node.args[4]) if len(node.args) > 4 else 1e-5  # type: ignore[arg-type]
     ones = graph.constant(np.ones(shape[-1], np.float32), hint="ones")  # type: ignore[arg-type]
     zeros = graph.constant(np.zeros(shape[-1], np.float32), hint="zeros")  # type: ignore[arg-type]
+    affine = [lowering.value(a) for a in node.args[2:4] if a is not None]
+    ones, zeros = [*affine, *[ones, zeros][len(affine) :]]
     reduced = (*shape[:-1], 1)
     # onnxruntime-training's gradient needs the bias, and three outputs: mean, inverse deviation
     return graph.emit_many(

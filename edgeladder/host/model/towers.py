@@ -57,46 +57,57 @@ class ImageTap(nn.Module):
         return standardise(self.matrix @ tokens)
 
 
-class TextTap(nn.Module):
-    """(N, ctx, W) and token ids -> (N, T, W): the pooled token, then spans over the words."""
+class TextSelector(nn.Module):
+    """Token ids (N, ctx) -> what is read of a text, as weights over its positions.
+
+    `pool` (N, 1, ctx) picks the position that the model pools; `selector` (N, T, ctx) that and
+    the means of `grid` spans over the words. A text of fewer words than spans repeats their mean.
+    """
 
     def __init__(self, pool: str, end: int | None, pad: int, first: int, config: TapConfig):
         super().__init__()
         self.pool, self.end, self.pad, self.first = pool, end, pad, first
         self.config = config
 
-    def forward(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """Pool and standardise; a text of fewer words than spans repeats their mean."""
-        place = torch.arange(hidden.shape[1]).unsqueeze(0)  # (1, ctx)
-        if self.pool == "argmax":
-            stop = tokens.argmax(-1, keepdim=True)
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Both, float32."""
+        length = tokens.shape[1]
+        place = torch.arange(length).unsqueeze(0)  # (1, ctx)
+        if self.pool == "argmax":  # in float: onnxruntime has no ArgMax of 64-bit integers
+            stop = tokens.float().argmax(-1, keepdim=True)
         elif self.pool == "eos":
             stop = (tokens == self.end).int().argmax(-1, keepdim=True)
         else:
-            stop = (tokens != self.pad).int().sum(-1, keepdim=True)
-        rows = []
-        if self.config.class_token:
-            at = {"first": 0, "last": hidden.shape[1] - 1}.get(self.pool)
-            chosen = (place == stop) if at is None else (place == at) & (stop >= 0)
-            rows.append(chosen.to(hidden.dtype))
+            stop = (tokens != self.pad).long().sum(-1, keepdim=True)
+        at = {"first": 0, "last": length - 1}.get(self.pool)
+        pooled = (place == stop) if at is None else (place == at) & (stop >= 0)
+        pool = pooled.float()
+        rows = [pool] if self.config.class_token else []
         words = (place >= self.first) & (place < stop)
-        everything = words.to(hidden.dtype)
-        total = everything.sum(-1, keepdim=True)
+        everything = words.float()
+        everything = everything / torch.clamp(everything.sum(-1, keepdim=True), min=1.0)
         spans = self.config.grid
-        length = torch.clamp(stop - self.first, min=1)
+        count = torch.clamp(stop - self.first, min=1)
         for span in range(spans):
-            low, high = span * length, (span + 1) * length
-            inside = words & ((place - self.first) * spans >= low)
-            inside = inside & ((place - self.first) * spans < high)
-            piece = inside.to(hidden.dtype)
-            count = piece.sum(-1, keepdim=True)
-            row = torch.where(
-                count > 0,
-                piece / torch.clamp(count, min=1.0),
-                everything / torch.clamp(total, min=1.0),
-            )
-            rows.append(row)
-        return standardise(torch.matmul(torch.stack(rows, 1), hidden))
+            scaled = (place - self.first) * spans
+            inside = words & (scaled >= span * count) & (scaled < (span + 1) * count)
+            piece = inside.float()
+            size = piece.sum(-1, keepdim=True)
+            mean = piece / torch.clamp(size, min=1.0)
+            rows.append(torch.where(size > 0, mean, everything))
+        return pool.unsqueeze(1), torch.stack(rows, 1)
+
+
+class TextTap(nn.Module):
+    """(N, ctx, W) and `selector` (N, T, ctx) -> (N, T, W).
+
+    All weights of a span are equal, so what half precision does to them on disk is a common
+    factor, which standardising removes.
+    """
+
+    def forward(self, hidden: Tensor, selector: Tensor) -> Tensor:
+        """Pool and standardise."""
+        return standardise(torch.matmul(selector, hidden))
 
 
 class Piece(nn.Module):
@@ -142,24 +153,62 @@ class Tower:
         return None
 
 
+class PlainBlock(nn.Module):
+    """open_clip's ResidualAttentionBlock with its attention written out.
+
+    nn.MultiheadAttention exports with its projection cut into constants, which can be neither
+    recognised nor mapped from the file.
+    """
+
+    def __init__(self, block: Any):
+        super().__init__()
+        self.block = block
+        self.heads = block.attn.num_heads
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        """(N, T, W) -> (N, T, W)."""
+        block, attention = self.block, self.block.attn
+        length, width = x.shape[1], x.shape[2]
+        joint = functional.linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)
+        query, key, value = (
+            part.reshape(-1, length, self.heads, width // self.heads).transpose(1, 2)
+            for part in joint.chunk(3, -1)
+        )
+        scores = (query * (width // self.heads) ** -0.5) @ key.transpose(-1, -2)
+        if attn_mask is not None:
+            scores = scores + attn_mask
+        mixed = (torch.softmax(scores, -1) @ value).transpose(1, 2).reshape(-1, length, width)
+        x = x + block.ls_1(attention.out_proj(mixed))
+        return x + block.ls_2(block.mlp(block.ln_2(x)))  # type: ignore[no-any-return]
+
+
+def plain(block: Any) -> nn.Module:
+    """A block in the form that exports best."""
+    if isinstance(getattr(block, "attn", None), nn.MultiheadAttention):
+        return PlainBlock(block)
+    if hasattr(getattr(block, "attn", None), "fused_attn"):
+        block.attn.fused_attn = False  # timm: written out instead of the fused operator
+    return block  # type: ignore[no-any-return]
+
+
 class _Block(nn.Module):
     """A block, its tap if it has one."""
 
     def __init__(self, block: nn.Module, tap: nn.Module | None, mask: Tensor | None = None):
         super().__init__()
-        self.block, self.tap = block, tap
-        self.text = isinstance(tap, TextTap)
+        self.block, self.tap = plain(block), tap
         if mask is not None:
             self.register_buffer("mask", mask)
         else:
             self.mask = None
 
-    def forward(self, hidden: Tensor, *tokens: Tensor) -> Any:
+    def forward(self, hidden: Tensor, *selector: Tensor) -> Any:
+        """The block's hidden state, and its tap."""
         mask = self.mask
         hidden = self.block(hidden) if mask is None else self.block(hidden, attn_mask=mask)
         if self.tap is None:
             return hidden
-        return hidden, self.tap(hidden, tokens[0]) if self.text else self.tap(hidden)
+        return hidden, self.tap(hidden, *selector)
 
 
 class _Call(nn.Module):
@@ -184,14 +233,15 @@ def _chain(
     mask: Tensor | None = None,
     text: bool = False,
 ) -> list[Piece]:
-    """Pieces of a transformer tower."""
-    pieces = [Piece([source], ["hidden_0"], stem)]
+    """Pieces of a transformer tower; a text stem also says what is read of each text."""
+    more = ["pool", "selector"] if text else []
+    pieces = [Piece([source], ["hidden_0", *more], stem)]
     for index, block in enumerate(blocks):
         tap = taps.get(index)
-        inputs = [f"hidden_{index}", *([source] if text and tap is not None else [])]
+        inputs = [f"hidden_{index}", *(more[1:] if tap is not None else [])]
         outputs = [f"hidden_{index + 1}", *([f"tap_{index}"] if tap is not None else [])]
         pieces.append(Piece(inputs, outputs, _Block(block, tap, mask)))
-    inputs = [f"hidden_{len(blocks)}", *([source] if text else [])]
+    inputs = [f"hidden_{len(blocks)}", *more[:1]]
     pieces.append(Piece(inputs, tail_outputs, tail))
     return pieces
 
@@ -393,40 +443,43 @@ class ClipTextTower(Tower):
         mask = getattr(self.inner, "attn_mask", None)
         return mask if isinstance(mask, Tensor) else None
 
-    def _tap(self, config: TapConfig) -> TextTap:
+    def selector(self, config: TapConfig) -> TextSelector:
+        """What is read of a text."""
         end = getattr(self.inner, "text_eos_id", None) or getattr(self.inner, "eos_id", None)
         start = 1 if self.pool in ("argmax", "eos") else 0
         pad = int(getattr(self.inner, "pad_id", 0) or 0)
         if self.pool == "last":
             pad = 1  # SigLIP's sentencepiece pads with </s>
-        return TextTap(self.pool, end, pad, start, config)
+        return TextSelector(self.pool, end, pad, start, config)
 
     def pieces(self, taps: list[TapRecord], config: TapConfig) -> list[Piece]:
-        def stem(owner: Any, tokens: Tensor) -> Tensor:
+        def stem(owner: Any, tokens: Tensor) -> Any:
             hidden = owner.token_embedding(tokens)
-            return hidden + owner.positional_embedding[: tokens.shape[1]]  # type: ignore[no-any-return]
+            hidden = hidden + owner.positional_embedding[: tokens.shape[1]]
+            return hidden, *owner.selector(tokens)
 
+        def tail(owner: Any, hidden: Tensor, pool: Tensor) -> Tensor:
+            pooled = torch.matmul(pool, owner.ln_final(hidden)).squeeze(1)
+            projection = owner.text_projection
+            if projection is None:
+                return pooled
+            linear = isinstance(projection, nn.Linear)
+            return projection(pooled) if linear else pooled @ projection  # type: ignore[no-any-return]
+
+        inner, first, last = self.inner, nn.Module(), nn.Module()
+        first.token_embedding, first.selector = inner.token_embedding, self.selector(config)
+        first.positional_embedding = inner.positional_embedding
+        last.ln_final, last.text_projection = inner.ln_final, inner.text_projection
         return _chain(
             self.source,
-            _Call(_TextEnds(self.inner), stem),
-            list(self.inner.transformer.resblocks),
-            _Call(_TextEnds(self.inner), self._tail),
+            _Call(first, stem),
+            list(inner.transformer.resblocks),
+            _Call(last, tail),
             ["embedding"],
-            {tap.block: self._tap(config) for tap in taps},
+            {tap.block: TextTap() for tap in taps},
             self._mask(),
             text=True,
         )
-
-    def _tail(self, owner: Any, hidden: Tensor, tokens: Tensor) -> Tensor:
-        from open_clip.transformer import text_global_pool
-
-        hidden = owner.ln_final(hidden)
-        eos = getattr(self.inner, "text_eos_id", None) or getattr(self.inner, "eos_id", None)
-        pooled = text_global_pool(hidden, tokens, self.pool, eos_token_id=eos)
-        projection = owner.text_projection
-        if projection is None:
-            return pooled  # type: ignore[no-any-return]
-        return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
 
     def whole(self, batch: Tensor) -> dict[str, Tensor]:
         return {"embedding": self.network.encode_text(batch)}
@@ -443,24 +496,13 @@ class ClipTextTower(Tower):
                 text=batch, text_indices=indices, normalize=False
             )
         key = next(k for k in found if k.endswith("intermediates"))
-        tap_module = self._tap(config)
+        selector = self.selector(config)(batch)[1]
         for tap, hidden in zip(taps, found[key], strict=True):
-            result[tap.name] = tap_module(hidden, batch)
+            result[tap.name] = TextTap()(hidden, selector)
         return result
 
     def block_weights(self, block: int) -> dict[str, Any] | None:
         return clip_block_weights(self.inner.transformer.resblocks[block])
-
-
-class _TextEnds(nn.Module):
-    """The parts of a text tower that are not its blocks."""
-
-    def __init__(self, inner: Any):
-        super().__init__()
-        self.token_embedding = inner.token_embedding
-        self.positional_embedding = inner.positional_embedding
-        self.ln_final = inner.ln_final
-        self.text_projection = inner.text_projection
 
 
 def clip_block_weights(block: Any) -> dict[str, Any] | None:

@@ -1,0 +1,331 @@
+"""Frozen towers -> ONNX segments that chain by tensor name, weights as external data.
+
+Pieces whose operators all have a rule of ours are lowered with their weights as inputs: blocks of a
+transformer are alike, so one graph serves them all and only the weights differ, and weights lie in
+the file as they are used, so that they are mapped and not copied. Anything else goes through
+torch's exporter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, numpy_helper
+
+from edgeladder.bundle import SegmentRecord, TapRecord, TensorRecord, TowerRecord
+from edgeladder.config import TapConfig
+from edgeladder.errors import EdgeLadderError
+from edgeladder.host.compile import forward_towers  # noqa: F401  (registers its rules)
+from edgeladder.host.compile.forward import lower
+from edgeladder.host.compile.weights import compress
+from edgeladder.host.model.backbone import Backbone
+from edgeladder.host.model.towers import Piece
+
+OPSET = 18
+IR_VERSION = 8
+_EXTERNAL_BYTES = 1024  # smaller tensors stay in the graph, where shape inference sees them
+
+@dataclass
+class Template:
+    """A piece's graph, to be filled with the weights of any piece of the same structure."""
+
+    model: onnx.ModelProto
+    weights: dict[str, tuple[str, bool]]  # initializer -> parameter or buffer, transposed?
+
+
+def write_segments(
+    backbone: Backbone,
+    side: str,
+    taps: list[TapRecord],
+    config: TapConfig,
+    folder: Path,
+    *,
+    dtype: str = "fp32",
+    progress: Callable[[str], None] = lambda note: None,
+) -> TowerRecord:
+    """Write a tower's segments below `folder/backbone/<side>/`.
+
+    Args:
+        dtype: `fp32`, `fp16` or `int8` weights on disk.
+        progress: told each piece's name.
+
+    Raises:
+        EdgeLadderError: torch cannot export a piece.
+    """
+    tower = backbone.tower(side)
+    target = folder / "backbone" / side
+    target.mkdir(parents=True)
+    digest = hashlib.sha256(json.dumps([dtype, config.model_dump()], sort_keys=True).encode())
+    digest.update(backbone.preprocess.model_dump_json().encode() if side == "image" else b"text")
+    templates: dict[str, Template] = {}
+    pieces = tower.pieces(taps, config)
+    values: dict[str, torch.Tensor] = {tower.source: _sample(tower)}
+    segments = []
+    for number, piece in enumerate(pieces):
+        label = _label(number, len(pieces))
+        progress(f"{side} {label}")
+        inputs = [values[name] for name in piece.inputs]
+        with torch.no_grad():
+            results = piece(*inputs)
+        values.update(zip(piece.outputs, results, strict=True))
+        model = _export(piece, inputs, templates, f"{side} {label}")
+        _rename(model, piece)
+        for tensor in model.graph.initializer:
+            digest.update(tensor.raw_data)
+        compress(model, dtype)
+        file = f"backbone/{side}/{label}.onnx"
+        weight_bytes = _save(model, folder / file)
+        segments.append(
+            SegmentRecord(
+                file=file,
+                inputs=[_record(name, values[name]) for name in piece.inputs],
+                outputs=[_record(name, values[name]) for name in piece.outputs],
+                weight_bytes=weight_bytes,
+                activation_bytes=_peak(model, values, piece),
+            )
+        )
+    outputs = {name for piece in pieces for name in piece.outputs}
+    return TowerRecord(
+        segments=segments,
+        taps=taps,
+        embedding="embedding",
+        embedding_pre="embedding_pre" if "embedding_pre" in outputs else None,
+        digest=digest.hexdigest(),
+    )
+
+
+def _label(number: int, count: int) -> str:
+    if count == 1:
+        return "00_tower"
+    role = "stem" if number == 0 else "tail" if number == count - 1 else "block"
+    return f"{number:02d}_{role}"
+
+
+def _sample(tower: Any) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    if tower.source == "pixels":
+        return torch.randn(2, 3, tower.size, tower.size, generator=generator)
+    tokens = torch.randint(2, 256, (2, tower.size), generator=generator)
+    tokens[:, tower.size // 2] = 257
+    tokens[:, tower.size // 2 + 1 :] = 0
+    return tokens
+
+
+def _record(name: str, value: torch.Tensor) -> TensorRecord:
+    dtype = str(value.dtype).removeprefix("torch.")
+    return TensorRecord(name=name, shape=list(value.shape[1:]), dtype=dtype)
+
+
+def _export(
+    piece: Piece, inputs: list[torch.Tensor], templates: dict[str, Template], label: str
+) -> onnx.ModelProto:
+    """The piece's graph: ours where every operator has a rule, else torch's exporter's."""
+    state = {name: value.detach().numpy() for name, value in piece.named_parameters()}
+    state |= {name: value.numpy() for name, value in piece.named_buffers()}
+    signature = json.dumps(
+        [
+            str(piece.body),
+            [[name, list(value.shape)] for name, value in state.items()],
+            [list(value.shape) for value in inputs],
+        ]
+    )
+    if signature not in templates:
+        try:
+            templates[signature] = _lower(piece, inputs, label)
+        except EdgeLadderError:
+            return _trace(piece, inputs, label)
+    template = templates[signature]
+    model = onnx.ModelProto()
+    model.CopyFrom(template.model)
+    for name, (source, turned) in template.weights.items():
+        value = state[source].T if turned else state[source]
+        model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+    return model
+
+
+def _lower(piece: Piece, inputs: list[torch.Tensor], label: str) -> Template:
+    """Our own rules; weights become inputs first, so the graph fits every piece alike.
+
+    Raises:
+        EdgeLadderError: an operator without a rule.
+    """
+    batch = torch.export.Dim("N", min=2, max=1 << 16)
+    names = [f"input/{index}" for index in range(len(inputs))]
+    outputs = [f"output/{index}" for index in range(len(piece.outputs))]
+    with torch.no_grad():
+        graph = lower(
+            piece.eval(),
+            inputs,
+            (tuple({0: batch} for _ in inputs),),
+            names,
+            outputs,
+            label,
+            symbols=("N",),
+        )
+    weights = {name: (name, False) for name in graph.inputs if name not in names}
+    for node in list(graph.nodes):
+        if node.op == "Transpose" and node.inputs[0] in weights:
+            # stored the way it is used: a product that onnxruntime turns at load is in memory twice
+            turned = f"{node.inputs[0]}/T"
+            weights[turned] = (node.inputs[0], True)
+            graph.declare(turned, graph.shapes[node.outputs[0]])
+            graph.rename(node.outputs[0], turned)
+            graph.nodes.remove(node)
+    used = {name for node in graph.nodes for name in node.inputs}
+    weights = {name: source for name, source in weights.items() if name in used}
+    graph.inputs = names
+    model = graph.to_onnx()
+    return Template(model, weights)
+
+
+def _trace(piece: Piece, inputs: list[torch.Tensor], label: str) -> onnx.ModelProto:
+    """torch's exporter, batch dynamic."""
+    batch = torch.export.Dim("N", min=1, max=1 << 16)
+    torch.backends.mha.set_fastpath_enabled(False)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                piece.eval(),
+                tuple(inputs),
+                dynamo=True,
+                optimize=True,
+                verbose=False,
+                opset_version=OPSET,
+                dynamic_shapes=(tuple({0: batch} for _ in inputs),),
+            )
+    except Exception as error:
+        raise EdgeLadderError(
+            f"torch cannot export this part of the model: {str(error).splitlines()[0][:300]}",
+            where=label,
+            remedy="report the model's name; another model of the same family may work",
+        ) from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+    assert program is not None
+    model: onnx.ModelProto = program.model_proto
+    model.ir_version = IR_VERSION
+    return model
+
+
+def _rename(model: onnx.ModelProto, piece: Piece) -> None:
+    """Inputs and outputs by the chain's names; shapes of intermediates are not needed on disk."""
+    graph = model.graph
+    names = dict(zip([i.name for i in graph.input], piece.inputs, strict=True))
+    names.update(zip([o.name for o in graph.output], piece.outputs, strict=True))
+    clash = {n for node in graph.node for n in node.output} & (
+        set(names.values()) - set(names)
+    )
+    names.update({name: f"{name}/inner" for name in clash})
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+    for info in [*graph.input, *graph.output, *graph.value_info]:
+        info.name = names.get(info.name, info.name)
+        info.ClearField("metadata_props")
+    for tensor in graph.initializer:
+        tensor.ClearField("metadata_props")
+    model.ClearField("metadata_props")
+    graph.ClearField("metadata_props")
+    for info in [*graph.input, *graph.output]:
+        first = info.type.tensor_type.shape.dim[0]
+        first.ClearField("dim_value")
+        first.dim_param = "N"
+
+
+def _save(model: onnx.ModelProto, path: Path) -> int:
+    """Write graph and weights; returns the bytes of weights."""
+    del model.graph.value_info[:]
+    total = sum(len(t.raw_data) for t in model.graph.initializer)
+    onnx.save_model(
+        model,
+        str(path),
+        save_as_external_data=True,
+        all_tensors_to_one_file=True,
+        location=f"{path.stem}.weights",
+        size_threshold=_EXTERNAL_BYTES,
+    )
+    return total
+
+
+def _peak(model: onnx.ModelProto, values: dict[str, torch.Tensor], piece: Piece) -> int:
+    """Peak bytes of intermediate tensors for one sample, by shape inference and liveness."""
+    sized = onnx.ModelProto()
+    sized.CopyFrom(model)
+    for info in [*sized.graph.input, *sized.graph.output]:
+        info.type.tensor_type.shape.dim[0].ClearField("dim_param")
+        info.type.tensor_type.shape.dim[0].dim_value = 1
+    try:
+        sized = onnx.shape_inference.infer_shapes(sized, data_prop=True)
+    except Exception:  # only an estimate is lost
+        return int(4 * sum(values[name][0].numel() for name in piece.outputs))
+    sizes = {}
+    for info in [*sized.graph.value_info, *sized.graph.output]:
+        kind = info.type.tensor_type
+        width = 8 if kind.elem_type == TensorProto.INT64 else 4
+        sizes[info.name] = width * int(np.prod([max(1, d.dim_value) for d in kind.shape.dim]))
+    last = {name: i for i, node in enumerate(sized.graph.node) for name in node.input}
+    live, peak = 0, 0
+    for place, node in enumerate(sized.graph.node):
+        live += sum(sizes.get(name, 0) for name in node.output)
+        peak = max(peak, live)
+        done = {name for name in node.input if last.get(name) == place}
+        live -= sum(sizes.get(name, 0) for name in done)
+    return peak
+
+
+def check_segments(
+    backbone: Backbone,
+    side: str,
+    record: TowerRecord,
+    config: TapConfig,
+    folder: Path,
+    tolerance: float = 1e-4,
+) -> float:
+    """Run the chained segments against the library's own forward pass.
+
+    Returns:
+        The largest relative error over taps and embedding.
+
+    Raises:
+        EdgeLadderError: it is above `tolerance`.
+    """
+    import onnxruntime
+
+    tower = backbone.tower(side)
+    sample = _sample(tower)
+    with torch.no_grad():
+        wanted = tower.reference(sample, record.taps, config)
+    values: dict[str, np.ndarray] = {tower.source: sample.numpy()}
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    for segment in record.segments:
+        session = onnxruntime.InferenceSession(str(folder / segment.file), options)
+        names = [tensor.name for tensor in segment.outputs]
+        found = session.run(names, {t.name: values[t.name] for t in segment.inputs})
+        values.update(zip(names, found, strict=True))
+    worst = 0.0
+    for name, reference in wanted.items():
+        expected = reference.numpy()
+        error = float(np.abs(values[name] - expected).max() / (np.abs(expected).max() + 1e-12))
+        worst = max(worst, error)
+        if not error <= tolerance:
+            raise EdgeLadderError(
+                f"segments disagree with the model at {name!r}: relative error {error:.1e}",
+                where=f"{side} tower of {backbone.name}",
+                remedy="export with --dtype fp32, or report the model's name",
+            )
+    return worst
