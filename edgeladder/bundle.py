@@ -122,7 +122,9 @@ class GraphRecord(Record):
     inputs: list[str]
     outputs: list[str]
     nodes: int
-    activation_bytes: dict[str, float] = {}  # planner's fit: fixed, per_image, per_class
+    activation_bytes: dict[str, float] = {}  # at 32 x 100: fixed, per_image, per_class
+    # peak of intermediates: the largest of fixed + pictures * per_image + classes * per_class
+    peaks: list[tuple[float, float, float]] = []
 
 
 class LadderRecord(Record):

@@ -13,6 +13,7 @@ from edgeladder.device.engine.session import Bound, open_session
 if TYPE_CHECKING:  # pydantic costs a worker 20 MB
     from edgeladder.bundle import ParameterRecord
     from edgeladder.config import TrainConfig
+    from edgeladder.device.engine.protocol import StepPlan
 
 ROW = 256  # elements per quantisation scale; sections are padded to it
 _BLOCK = ROW * 512  # elements per update: small enough that temporaries stay in cache
@@ -54,11 +55,12 @@ class Optimizer:
         parameters: np.ndarray,
         gradients: np.ndarray,
         train: TrainConfig,
-        moments: str,
-        threads: int,
+        plan: StepPlan,
     ):
         self.train, self.layout = train, layout
-        self.kind = "sgd" if train.optimizer == "sgd" else "adamw8" if moments == "int8" else "adamw"
+        self.kind = (
+            "sgd" if train.optimizer == "sgd" else "adamw8" if plan.moments == "int8" else "adamw"
+        )
         self.step_count = 0
         self.gradients = gradients
         size = layout.size
@@ -75,14 +77,16 @@ class Optimizer:
         labels = ("clip", "beta1", "rest1", "beta2", "rest2", "rate", "correction", "epsilon")
         self.scalars = {label: np.zeros((), np.float32) for label in labels}
         self.keep = {decay: np.ones((), np.float32) for decay in (True, False)}
-        session = open_session(graphs[self.kind], threads)
+        session = open_session(graphs[self.kind], plan.threads, as_written=True, arena=plan.arena)
         self.blocks = [
             self._block(session, parameters, start, min(start + _BLOCK, stop), decay)
             for first, stop, decay in layout.sections
             for start in range(first, stop, _BLOCK)
         ]
         self._squared = np.zeros((), np.float32)
-        self._norm = Bound(open_session(graphs["norm"], threads))
+        self._norm = Bound(
+            open_session(graphs["norm"], plan.threads, as_written=True, arena=plan.arena)
+        )
         self._norm.bind_inputs({"gradient": gradients})
         self._norm.bind_outputs({"squared_norm": self._squared})
 

@@ -42,16 +42,27 @@ def use_threads(options: Any, threads: int, *, share: bool = True) -> None:
         options.inter_op_num_threads = 1
 
 
-def open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
+def open_session(
+    path: Path, threads: int, *, as_written: bool = False, arena: bool = True
+) -> onnxruntime.InferenceSession:
     """A session that plans no memory ahead and runs nodes in the order they were written.
 
     `enable_mem_pattern` off saves 100 MB of peak on the reference ladder; the written order lets
     activations die early; common-subexpression elimination would undo recomputation, and fusing a
     sum with the layer norm after it forgets the deviation that the backward pass reads.
+
+    Args:
+        as_written: no fusion at all. Our own graphs are fused already, and a node that
+            onnxruntime fuses is run last: on the reference ladder that keeps 46 MB of activations
+            alive instead of 16 and saves no time.
+        arena: let onnxruntime keep a heap of its own, which does not shrink.
     """
     options = onnxruntime.SessionOptions()
     options.enable_mem_pattern = False
     options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+    options.enable_cpu_mem_arena = arena
+    if as_written:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
     use_threads(options, threads)
     return onnxruntime.InferenceSession(
@@ -92,6 +103,11 @@ class Bound:
                 value = shared(arrays[name])
                 self._kept[f"out:{name}"] = (arrays[name], value)
                 self.binding.bind_ortvalue_output(name, value)
+
+    def release(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Let go of bound arrays; each must be bound anew before the next run."""
+        for name in arrays:
+            self._kept.pop(name, None)
 
     def run(self) -> None:
         """Run once."""

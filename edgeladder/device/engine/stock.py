@@ -36,9 +36,7 @@ class StockEngine:
         self._flat = np.zeros(self.layout.size, np.float32)
         self._gradients = np.zeros(self.layout.size, np.float32)
         self._views = self.layout.views(self._flat)
-        self._slopes = {
-            f"gradient/{n}": v for n, v in self.layout.views(self._gradients).items()
-        }
+        self._slopes = {f"gradient/{n}": v for n, v in self.layout.views(self._gradients).items()}
         initial = load_file(bundle.path(ladder.initial))
         self._buffers = {
             record.name: np.ascontiguousarray(initial[record.name]) for record in ladder.buffers
@@ -49,16 +47,18 @@ class StockEngine:
         self._sessions: dict[str, Bound] = {}
         self._loss = np.zeros((), np.float32)
         self._chunk = plan.chunk if plan.mode == "chunked" else None
-        self.optimizer = Optimizer(
-            graphs, self.layout, self._flat, self._gradients, train, plan.moments, plan.threads
-        )
+        self.optimizer = Optimizer(graphs, self.layout, self._flat, self._gradients, train, plan)
 
     # -- sessions ---------------------------------------------------------------------------
 
     def _session(self, name: str) -> Bound:
         """A graph's session, opened at its first use with parameters and gradients bound."""
         if name not in self._sessions:
-            bound = Bound(open_session(self._graphs[name], self.plan.threads))
+            plan = self.plan
+            session = open_session(
+                self._graphs[name], plan.threads, as_written=True, arena=plan.arena
+            )
+            bound = Bound(session)
             bound.bind_inputs({**self._views, **self._buffers})
             bound.bind_inputs({f"sum/{n.partition('/')[2]}": v for n, v in self._slopes.items()})
             bound.bind_outputs(self._slopes)
@@ -98,6 +98,7 @@ class StockEngine:
         arrays.update(zip(self.groups["text"], inputs.text_taps(0, classes), strict=True))
         bound.bind_inputs(arrays)
         bound.run()
+        bound.release(arrays)  # or they would still be there while the next batch is read
 
     def _chunked(self, inputs: StepInputs, targets: np.ndarray, chunk: int) -> None:
         """Encode, loss by embedding, re-encode and pull back: exact, memory set by the chunk."""
@@ -109,6 +110,8 @@ class StockEngine:
             bound.bind_inputs(arrays)
             bound.bind_outputs({side: tuned[side][window]})
             bound.run()
+            bound.release(arrays)
+            arrays.clear()
         slopes = {f"{side}_gradient": np.empty_like(tuned[side]) for side in tuned}
         bound = self._session("loss")
         bound.bind_inputs({**tuned, "targets": targets})
@@ -120,6 +123,8 @@ class StockEngine:
             bound = self._session(f"pull_{side}")
             bound.bind_inputs({**arrays, name: slopes[name][window]})
             bound.run()
+            bound.release(arrays)
+            arrays.clear()
 
     def _windows(
         self, inputs: StepInputs, chunk: int
@@ -134,6 +139,7 @@ class StockEngine:
                 arrays[f"{side}_embedding"] = embedding[window]
                 if side == "image":
                     arrays.update({n: v[window] for n, v in inputs.image_extra.items()})
+                del taps  # the caller empties `arrays` before the next window is read
                 yield side, window, arrays
 
     # -- inference --------------------------------------------------------------------------

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import io
-from collections.abc import Mapping, Sequence
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +77,9 @@ def write_artifacts(
         weight_decay=train.weight_decay,
         clip_grad=onnxblock.optim.ClipGradNorm(train.clip),
     )
-    onnxruntime.set_default_logger_severity(3)  # its graph passes log every step otherwise
+    onnxruntime.set_default_logger_severity(3)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with _quiet():
             artifacts.generate_artifacts(
                 model,
                 requires_grad=list(parameters),
@@ -93,6 +94,20 @@ def write_artifacts(
             remedy="export with --engine stock",
         ) from error
     return dict(FILES)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Its graph passes log every step to file descriptor 2, past any setting of ours."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _register_stops(native: Any) -> None:

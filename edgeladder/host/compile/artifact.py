@@ -1,0 +1,180 @@
+"""The ladder's part of a bundle: forward graph, training graphs, initial and golden values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from safetensors.numpy import save_file
+from torch import Tensor
+from torch.nn import functional
+
+from edgeladder.bundle import GraphRecord, LadderRecord, ParameterRecord, TensorRecord
+from edgeladder.config import TrainConfig
+from edgeladder.host.compile import optimizer, ort_training, step
+from edgeladder.host.compile.forward import lower
+from edgeladder.host.compile.graph import Graph
+from edgeladder.host.model.ladder import Ladder, Objective
+
+_EXAMPLE = (3, 5)  # pictures and classes in the example batch
+
+
+def decays(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether weight decay applies: not to biases and gates."""
+    last = name.rpartition(".")[2]
+    return "bias" not in name and last not in ("gate", "scale") and math.prod(shape) > 1
+
+
+def examples(ladder: Ladder, count: int, classes: int, seed: int) -> dict[str, Tensor]:
+    """Random inputs of a step, by name: standardised taps, unit embeddings, soft targets."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    inputs: dict[str, Tensor] = {}
+    for side, number in zip(ladder.sides, (count, classes), strict=True):
+        for group in side.groups:
+            inputs[group.input] = normal(len(group.taps), group.tokens, number, group.width)
+        width = embedding_width(ladder)
+        inputs[f"{side.name}_embedding"] = functional.normalize(normal(number, width), dim=-1)
+    labels = torch.randint(classes, (count,), generator=generator)
+    inputs["targets"] = functional.one_hot(labels, classes).float()
+    if ladder.project is not None:
+        inputs["image_embedding_pre"] = normal(count, ladder.project.shape[0]) * 0.1
+    return inputs
+
+
+def embedding_width(ladder: Ladder) -> int:
+    """D: width of CLIP's joint embedding."""
+    up = ladder.up if ladder.config.share == "trunk+up" else ladder.image_up
+    return int(up.shape[1])
+
+
+def arguments(ladder: Ladder, inputs: dict[str, Tensor]) -> tuple[Any, ...]:
+    """Named inputs as `Objective.forward` takes them."""
+    given: tuple[Any, ...] = (
+        [inputs[g.input] for g in ladder.image.groups],
+        inputs["image_embedding"],
+        [inputs[g.input] for g in ladder.text.groups],
+        inputs["text_embedding"],
+        inputs["targets"],
+    )
+    return (*given, inputs["image_embedding_pre"]) if ladder.project is not None else given
+
+
+def forward_graph(ladder: Ladder, logit_scale: float) -> Graph:
+    """`forward.onnx` as a graph: the whole step's forward pass, sizes B and C symbolic."""
+    inputs = examples(ladder, *_EXAMPLE, seed=0)
+    batch, classes = torch.export.Dim("B", min=2, max=1 << 20), torch.export.Dim("C", min=2, max=1 << 20)
+    dynamic: tuple[Any, ...] = (
+        [{2: batch} for _ in ladder.image.groups],
+        {0: batch},
+        [{2: classes} for _ in ladder.text.groups],
+        {0: classes},
+        {0: batch, 1: classes},
+    )
+    names = [
+        *[g.input for g in ladder.image.groups],
+        "image_embedding",
+        *[g.input for g in ladder.text.groups],
+        "text_embedding",
+        "targets",
+    ]
+    if ladder.project is not None:
+        dynamic, names = (*dynamic, {0: batch}), [*names, "image_embedding_pre"]
+    return lower(
+        Objective(ladder, logit_scale).eval(),
+        arguments(ladder, inputs),
+        dynamic,
+        names,
+        ["loss", "image", "text"],
+        "forward",
+    )
+
+
+def write_ladder(
+    ladder: Ladder,
+    logit_scale: float,
+    folder: Path,
+    *,
+    train: TrainConfig,
+    with_ort_training: bool,
+    progress: Callable[[str], None] = lambda note: None,
+) -> LadderRecord:
+    """Write `folder/ladder/`: graphs, initial parameters and, where asked for, ORT's artifacts.
+
+    The golden vectors are the gate's to write (`gate.py`).
+    """
+    target = folder / "ladder"
+    target.mkdir(parents=True)
+    progress("ladder forward")
+    traced = forward_graph(ladder, logit_scale)
+    traced.save(target / "forward.onnx")
+    forward = Graph.from_onnx(onnx.load(str(target / "forward.onnx")))  # the one source of truth
+    named = {n: tuple(p.shape) for n, p in ladder.named_parameters() if n in forward.inputs}
+    buffers = {n: tuple(b.shape) for n, b in ladder.named_buffers() if n in forward.inputs}
+    initial = {n: v.detach().numpy() for n, v in ladder.state_dict().items() if n in forward.inputs}
+    save_file({n: np.ascontiguousarray(v) for n, v in initial.items()}, target / "init.safetensors")
+    trained = step.Trained(list(named), list(buffers))
+    built: dict[str, Graph] = {}
+    for name, make in _recipes(forward, trained).items():
+        progress(f"ladder {name}")
+        built[name] = make()
+        built[name].save(target / f"{name}.onnx")
+    files: dict[str, str] = {}
+    if with_ort_training:
+        progress("ladder ort_training")
+        artifacts = ort_training.write_artifacts(
+            target / "forward.onnx", initial, list(named), train, target / "ort_training"
+        )
+        files = {role: f"ladder/ort_training/{file}" for role, file in artifacts.items()}
+    records = [ParameterRecord(name=n, shape=list(s), decay=decays(n, s)) for n, s in named.items()]
+    return LadderRecord(
+        parameters=records,
+        buffers=[TensorRecord(name=n, shape=list(s)) for n, s in buffers.items()],
+        groups=[*ladder.image.groups, *ladder.text.groups],
+        image_inputs=["image_embedding_pre"] if ladder.project is not None else [],
+        forward="ladder/forward.onnx",
+        initial="ladder/init.safetensors",
+        golden="ladder/golden.safetensors",
+        graphs={name: _record(name, graph) for name, graph in built.items()},
+        ort_training=files,
+    )
+
+
+def _recipes(forward: Graph, trained: step.Trained) -> dict[str, Callable[[], Graph]]:
+    return {
+        "fused": lambda: step.fused(forward, trained),
+        "recompute": lambda: step.fused(forward, trained, recompute=True),
+        "encode_image": lambda: step.encode(forward, "image"),
+        "encode_text": lambda: step.encode(forward, "text"),
+        "pull_image": lambda: step.pull(forward, trained, "image"),
+        "pull_text": lambda: step.pull(forward, trained, "text"),
+        "loss": lambda: step.loss(forward),
+        "adamw": optimizer.adamw,
+        "adamw8": optimizer.adamw8,
+        "sgd": optimizer.sgd,
+        "norm": optimizer.norm,
+    }
+
+
+def _record(name: str, graph: Graph) -> GraphRecord:
+    if name in ("adamw", "adamw8", "sgd", "norm"):
+        peaks: list[tuple[float, float, float]] = []
+    else:
+        peaks = step.peak_lines(graph)
+    at = max(peaks, key=lambda line: line[0] + 32 * line[1] + 100 * line[2], default=(0.0, 0.0, 0.0))
+    return GraphRecord(
+        file=f"ladder/{name}.onnx",
+        inputs=graph.inputs,
+        outputs=graph.outputs,
+        nodes=len(graph.nodes),
+        activation_bytes={"fixed": at[0], "per_image": at[1], "per_class": at[2]},
+        peaks=peaks,
+    )

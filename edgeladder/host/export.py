@@ -1,0 +1,196 @@
+"""The one way into a bundle: backbone segments, ladder graphs, gate, manifest."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import edgeladder
+from edgeladder.bundle import (
+    Bundle,
+    LadderRecord,
+    Manifest,
+    ModelRecord,
+    TapRecord,
+    TowerRecord,
+    pack,
+    write_manifest,
+)
+from edgeladder.config import Profile, TapConfig
+from edgeladder.errors import ConfigError
+from edgeladder.files import building
+from edgeladder.host.compile import ort_training
+from edgeladder.host.compile.artifact import write_ladder
+from edgeladder.host.compile.gate import GateReport, check_ladder
+from edgeladder.host.compile.segments import check_segments, write_segments
+from edgeladder.host.model.backbone import Backbone, load_backbone, resolve_taps
+from edgeladder.host.model.initialize import initialize
+from edgeladder.host.model.ladder import Ladder
+from edgeladder.host.model.tokenizer import write_tokenizer
+
+Progress = Callable[[str], None]
+ENGINES = ("auto", "all", "stock", "ort-training")
+DTYPES = ("fp32", "fp16", "int8")
+_PACKAGES = ("torch", "open_clip_torch", "onnx", "onnxruntime", "onnxruntime-training-cpu", "numpy")
+# weights narrowed on disk change the tower's numbers: what the gate then allows
+_SEGMENT_TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "int8": 0.5}
+
+
+def export(
+    model: str,
+    pretrained: str | None,
+    profile: Profile,
+    *,
+    classes: Sequence[str] = (),
+    engine: str = "auto",
+    dtype: str = "fp32",
+    out: Path,
+    progress: Progress = lambda note: None,
+) -> Bundle:
+    """Export a model and a profile's ladder as a bundle.
+
+    Args:
+        model: open_clip's or OpenAI's spelling of a name, or `nano`.
+        pretrained: a tag, a file, `none` for random weights, None for the usual tag.
+        profile: which ladder, and the optimiser of onnxruntime-training's artifacts.
+        classes: class names to keep in the manifest; a device may bring its own.
+        engine: `auto` adds onnxruntime-training's artifacts where that is installed, `all` and
+            `ort-training` insist on them, `stock` leaves them out. Stock graphs are always there.
+        dtype: of the backbone's weights on disk: `fp32`, `fp16` or `int8`.
+        out: folder of the bundle, or a path that ends in .tar for one file.
+        progress: told what is being done.
+
+    Raises:
+        ConfigError: unknown model, tag, engine or dtype; a profile the model cannot follow.
+        EdgeLadderError: the numeric gate found a disagreement; no bundle is left behind.
+        StorageError: the disk is full.
+    """
+    for value, known, option in ((engine, ENGINES, "--engine"), (dtype, DTYPES, "--dtype")):
+        if value not in known:
+            raise ConfigError(
+                f"{value!r} is not one of {', '.join(known)}", where=option, remedy="choose one"
+            )
+    insists = engine in ("all", "ort-training")
+    with_ort = insists or (engine == "auto" and ort_training.available())
+    progress(f"loading {model}")
+    backbone = load_backbone(model, pretrained)
+    folder = out.with_suffix("") if out.suffix == ".tar" else out
+    with building(folder) as temporary:
+        _fill(temporary, backbone, profile, list(classes), with_ort, dtype, progress)
+    bundle = Bundle.open(folder, verify=False)
+    if out.suffix == ".tar":
+        pack(folder, out)
+    return bundle
+
+
+def _fill(
+    folder: Path,
+    backbone: Backbone,
+    profile: Profile,
+    classes: list[str],
+    with_ort: bool,
+    dtype: str,
+    progress: Progress,
+) -> GateReport:
+    towers = _towers(folder, backbone, profile, dtype, progress)
+    tokenizer = write_tokenizer(backbone, folder)
+    ladder = build_ladder(backbone, profile, towers["image"], towers["text"])
+    record = write_ladder(
+        ladder,
+        backbone.logit_scale,
+        folder,
+        train=profile.train,
+        with_ort_training=with_ort,
+        progress=progress,
+    )
+    manifest = Manifest(
+        model=ModelRecord(
+            name=backbone.name,
+            pretrained=backbone.pretrained,
+            origin=backbone.origin,
+            licence=backbone.licence,
+            embedding_dim=backbone.embedding_dim,
+            logit_scale=backbone.logit_scale,
+            logit_bias=backbone.logit_bias,
+        ),
+        preprocess=backbone.preprocess,
+        tokenizer=tokenizer,
+        image=towers["image"],
+        text=towers["text"],
+        ladder=record,
+        profile=profile,
+        classes=classes,
+        versions=_versions(),
+    )
+    progress("gate: ladder")
+    report = check_ladder(ladder, backbone.logit_scale, Bundle(folder, manifest))
+    write_manifest(folder, manifest)
+    return report
+
+
+def _towers(
+    folder: Path, backbone: Backbone, profile: Profile, dtype: str, progress: Progress
+) -> dict[str, TowerRecord]:
+    towers = {}
+    for side in ("image", "text"):
+        config = tap_config(profile, side)
+        taps = resolve_taps(backbone, side, config)
+        towers[side] = write_segments(
+            backbone, side, taps, config, folder, dtype=dtype, progress=progress
+        )
+        progress(f"gate: {side} tower")
+        check_segments(backbone, side, towers[side], config, folder, _SEGMENT_TOLERANCE[dtype])
+    return towers
+
+
+def tap_config(profile: Profile, side: str) -> TapConfig:
+    """A side's taps: the text's own where the profile gives them."""
+    ladder = profile.ladder
+    return ladder.text_taps if side == "text" and ladder.text_taps is not None else ladder.taps
+
+
+def build_ladder(
+    backbone: Backbone, profile: Profile, image: TowerRecord, text: TowerRecord
+) -> Ladder:
+    """The ladder of a profile on a backbone's taps, initialised.
+
+    Raises:
+        ConfigError: the profile projects, but the tower has nothing before its projection.
+    """
+    if profile.ladder.project and image.embedding_pre is None:
+        raise ConfigError(
+            f"{backbone.name} has no projection to anchor",
+            where="ladder.project",
+            remedy="set ladder.project: false for this model",
+        )
+    torch.manual_seed(profile.train.seed)
+    width = _pre_width(image)
+    ladder = Ladder(profile.ladder, image.taps, text.taps, backbone.embedding_dim, width)
+    initialize(ladder, backbone)
+    return ladder.eval()
+
+
+def _pre_width(image: TowerRecord) -> int | None:
+    for segment in image.segments:
+        for tensor in segment.outputs:
+            if tensor.name == image.embedding_pre:
+                return int(np.prod(tensor.shape))
+    return None
+
+
+def _versions() -> dict[str, str]:
+    found = {"edgeladder": edgeladder.__version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+__all__ = ["LadderRecord", "TapRecord", "build_ladder", "export", "tap_config"]
