@@ -267,11 +267,17 @@ def _verified(path: Path, opened: list[Any]) -> str:
 def _replayed(bundle: Any, found: Examination) -> str:
     from edgeladder.device.engine.golden import replay
 
-    found.golden = replay(bundle)
-    if not found.golden.get("ok", True):
-        raise IntegrityError(
-            "this machine computes other golden steps than the host did",
-            where=str(bundle.folder),
-            remedy="try another onnxruntime version, and report the numbers of --json",
-        )
-    return "the same numbers as on the host"
+    engines = ["stock"]
+    if "ort-training" in found.machine["engines"] and bundle.manifest.ladder.ort_training:
+        engines.append("ort-training")
+    found.golden = {name: replay(bundle, engine=name) for name in engines}
+    for name, result in found.golden.items():
+        if not result["ok"]:
+            raise IntegrityError(
+                f"engine {name} computes other golden steps here than on the host: loss off by "
+                f"{result['loss_error']:.1e}, state by {result['state_error']:.1e}",
+                where=str(bundle.folder),
+                remedy="try another version of onnxruntime, and report these numbers",
+            )
+    worst = max(result["loss_error"] for result in found.golden.values())
+    return f"{', '.join(engines)}: the host's losses to {worst:.0e}"

@@ -55,7 +55,15 @@ def test_a_bundle_is_verified_and_its_golden_steps_replayed(bundle_folder):
     found = doctor.examine(bundle_folder)
     assert line(found, "bundle").status == "ok"
     assert line(found, "golden steps").status == "ok", line(found, "golden steps")
-    assert found.golden
+    assert found.golden and found.golden["stock"]["ok"]
+
+
+def test_other_golden_steps_are_exit_5(bundle_folder, monkeypatch):
+    wrong = {"ok": False, "loss_error": 0.5, "state_error": 0.25}
+    monkeypatch.setattr("edgeladder.device.engine.golden.replay", lambda *_, **__: wrong)
+    found = doctor.examine(bundle_folder)
+    assert found.exit_code == 5
+    assert "stock" in line(found, "golden steps").detail
 
 
 def test_a_changed_byte_is_exit_5_and_names_the_file(bundle_copy: Path, capfd):

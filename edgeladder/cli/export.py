@@ -33,7 +33,7 @@ def export(
         str | None, typer.Option("--classes", help="Comma-separated names, or a file of them.")
     ] = None,
     engine: Annotated[
-        str, typer.Option("--engine", help="Graphs to make: auto, stock, ort-training, both.")
+        str, typer.Option("--engine", help="Training graphs: auto, stock, ort-training, all.")
     ] = "auto",
     dtype: Annotated[
         str, typer.Option("--dtype", help="Tower weights: fp32, fp16, int8.")
