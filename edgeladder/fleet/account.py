@@ -63,6 +63,7 @@ class Account:
     command: str
     results: list[HostResult]
     facts: dict[str, Any] = field(default_factory=dict)
+    stopped: str | None = None  # why the command as a whole did not go on
 
     def names(self, *states: State) -> list[str]:
         """Hosts in one of the states."""
@@ -75,10 +76,11 @@ class Account:
 
     def error(self) -> FleetError | None:
         """The error that a command with failed hosts ends with, or None."""
-        if not self.failed:
+        if not self.failed and self.stopped is None:
             return None
         return FleetError(
-            f"{len(self.failed)} of {len(self.results)} hosts failed: {', '.join(self.failed)}",
+            self.stopped
+            or f"{len(self.failed)} of {len(self.results)} hosts failed: {', '.join(self.failed)}",
             where=f"fleet {self.command}",
             remedy="mend what their errors say, then run the same command again: it does only "
             "what is missing",

@@ -17,10 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from edgeladder.bundle import Bundle
-from edgeladder.errors import FleetError
 from edgeladder.files import read_json, write_json
 from edgeladder.fleet.account import Account, HostError, HostResult, failed
-from edgeladder.fleet.aggregate import ADAPTER, CARD, Contribution, Method, TooFew, aggregate
+from edgeladder.fleet.aggregate import (
+    ADAPTER,
+    CARD,
+    AggregateResult,
+    Contribution,
+    Method,
+    TooFew,
+    aggregate,
+)
 from edgeladder.fleet.crew import Crew
 from edgeladder.fleet.jobs import Progress, TrainOptions, train_job, wait
 from edgeladder.fleet.pull import RECORD, host_folder, pull
@@ -152,10 +159,8 @@ async def rounds(
     comes back with the newest average.
 
     Returns:
-        The account of the last round, with every round's in its facts.
-
-    Raises:
-        FleetError: a round has fewer adapters than the quorum; the rounds before it stand.
+        The account of the last round, with every round's in its facts. A round with fewer
+        adapters than the quorum is the last (`stopped` says so); the rounds before it stand.
     """
     tree = bundle_tree(bundle.folder)
     start: Path | None = None
@@ -172,6 +177,8 @@ async def rounds(
             async with crew.lasting():
                 account = await _round(crew, bundle, tree, train, job, out, options, start, watch)
         history.append({"round": number, "job": job, **_summary(account)})
+        if account.stopped:
+            break
         start = average / ADAPTER
     account.command = "rounds"
     account.facts = {"name": name, "rounds": history, "average": str(start.parent if start else "")}
@@ -258,24 +265,31 @@ async def _round(
         live = carry_on(await live.each("pull", lambda box: pull(box, job, out, manifest=manifest)))
     names = [host.name for host in live.hosts]
     minimum = max(1, math.ceil(options.quorum * len(crew.hosts)))
-    if len(names) < minimum:
-        raise _too_few(job, names, crew, results)
     try:
+        if len(names) < minimum:
+            raise TooFew(f"{len(names)} adapters came", AggregateResult(options.method))
         account = aggregate_job(out, job, names, options, bundle, start=start, minimum=minimum)
-    except TooFew as error:
-        raise _too_few(job, names, crew, results, str(error.message)) from error
+    except TooFew as few:
+        return _stopped(job, crew, results, minimum, few.result.refused)
     for result in account.results:
         results[result.host] = result
     return Account("rounds", [results[host.name] for host in crew.hosts])
 
 
-def _too_few(
-    job: str, names: list[str], crew: Crew, results: dict[str, HostResult], more: str = ""
-) -> FleetError:
-    reasons = "; ".join(f"{n}: {(r.error or {}).get('message')}" for n, r in results.items())
-    reasons = "; ".join(part for part in (reasons, more) if part)
-    return FleetError(
-        f"{len(names)} of {len(crew.hosts)} hosts have an adapter, too few for {job}: {reasons}",
-        where=job,
-        remedy="mend the hosts, then run the same rounds again; or lower --quorum",
-    )
+def _stopped(
+    job: str,
+    crew: Crew,
+    results: dict[str, HostResult],
+    minimum: int,
+    refused: dict[str, str],
+) -> Account:
+    """The account of a round that has too few adapters to count; those trained are kept."""
+    for name, why in refused.items():
+        error = HostError(f"adapter refused: {why}", kind="integrity", where=name)
+        results[name] = failed(name, error)
+    for host in crew.hosts:
+        results.setdefault(host.name, HostResult(host.name, "done", {"job": job}))
+    there = sum(result.state == "done" for result in results.values())
+    stopped = f"{there} of {len(crew.hosts)} hosts have an adapter, {minimum} are needed for {job}"
+    ordered = [results[host.name] for host in crew.hosts]
+    return Account("rounds", ordered, stopped=stopped)

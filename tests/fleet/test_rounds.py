@@ -14,7 +14,6 @@ import pytest
 from safetensors.numpy import load_file
 
 from edgeladder.bundle import Bundle
-from edgeladder.errors import FleetError
 from edgeladder.fleet import report
 from edgeladder.fleet.crew import Crew, run
 from edgeladder.fleet.jobs import TrainOptions
@@ -136,9 +135,11 @@ def test_too_few_boxes_make_no_round(
     farm = make_farm("a", "b", "c")
     for name in ("b", "c"):
         farm.boxes[name].behave(exit=4)
-    with pytest.raises(FleetError, match="1 of 3 hosts have an adapter") as caught:
-        go(crew_of(farm), bundle, tmp_path / "out")
-    assert "exit code 4" in caught.value.message
+    account = go(crew_of(farm), bundle, tmp_path / "out")
+    error = account.error()
+    assert error.exit_code == 6 and "1 of 3 hosts have an adapter, 2 are needed" in error.message
+    assert account.names("done") == ["a"] and account.failed == ["b", "c"]
+    assert "exit code 4" in str(account.results[1].error)
     assert not (tmp_path / "out" / "fed-r1" / "average").exists()
     for name in ("b", "c"):
         farm.boxes[name].behave()
