@@ -7,14 +7,18 @@ engine's, and a run may continue on either engine.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from edgeladder.bundle import Bundle
-from edgeladder.config import LossConfig, TrainConfig
 from edgeladder.device.engine.protocol import StepPlan
 from edgeladder.device.engine.session import Bound, open_session
 from edgeladder.device.engine.stock import StockEngine
 from edgeladder.errors import ConfigError
+
+if TYPE_CHECKING:  # pydantic costs a worker 20 MB
+    from edgeladder.bundle import Bundle
+    from edgeladder.config import LossConfig, TrainConfig
 
 
 class OrtTrainingEngine(StockEngine):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
-from safetensors.numpy import load_file
+from safetensors import safe_open
 
 from edgeladder.device.engine.optimizer import Layout, Optimizer
 from edgeladder.device.engine.protocol import StepInputs, StepPlan, StepResult
@@ -37,11 +37,13 @@ class StockEngine:
         self._gradients = np.zeros(self.layout.size, np.float32)
         self._views = self.layout.views(self._flat)
         self._slopes = {f"gradient/{n}": v for n, v in self.layout.views(self._gradients).items()}
-        initial = load_file(bundle.path(ladder.initial))
-        self._buffers = {
-            record.name: np.ascontiguousarray(initial[record.name]) for record in ladder.buffers
-        }
-        self.set_parameters({name: initial[name] for name in self._views})
+        self._buffers: dict[str, np.ndarray] = {}
+        # one tensor at a time: a second copy of all of them would leave holes in the heap
+        with safe_open(bundle.path(ladder.initial), framework="numpy") as initial:
+            for record in ladder.buffers:
+                self._buffers[record.name] = np.ascontiguousarray(initial.get_tensor(record.name))
+            for name, view in self._views.items():
+                view[...] = initial.get_tensor(name)
         graphs = {name: bundle.path(record.file) for name, record in ladder.graphs.items()}
         self._graphs = graphs
         self._sessions: dict[str, Bound] = {}

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from edgeladder.config import LossConfig
 from edgeladder.device.engine.protocol import StepInputs
+
+if TYPE_CHECKING:  # pydantic costs a worker 20 MB
+    from edgeladder.config import LossConfig
 
 
 def soft_targets(inputs: StepInputs, loss: LossConfig, logit_scale: float) -> np.ndarray:

@@ -205,12 +205,15 @@ def _precompute_phase(
         weights = [segment.weight_bytes for segment in tower.segments]
         activations = [segment.activation_bytes for segment in tower.segments]
         if whole:
-            need = sum(weights) * COSTS.segment_weights + batch * max(activations)
+            need = sum(weights) * COSTS.segment_weights + batch * max(activations, default=0)
             need += COSTS.segment_session * len(weights)
         else:
             need = max(
-                weight * COSTS.segment_weights + batch * activation
-                for weight, activation in zip(weights, activations, strict=True)
+                (
+                    weight * COSTS.segment_weights + batch * activation
+                    for weight, activation in zip(weights, activations, strict=True)
+                ),
+                default=0.0,
             )
             need += COSTS.segment_session
         worst = max(worst, need)

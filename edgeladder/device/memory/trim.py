@@ -1,4 +1,4 @@
-"""Give free heap pages back to the kernel."""
+"""Give pages back to the kernel: free heap, and library code that only the start needed."""
 
 from __future__ import annotations
 
@@ -17,3 +17,49 @@ def trim_heap(*, collect: bool = True) -> bool:
         return False
     trim(0)
     return True
+
+
+_DONTNEED = 4  # MADV_DONTNEED, the same on every Linux
+
+
+def drop_clean_pages() -> int:
+    """Let go of resident file pages that can be read again: code and constants of libraries.
+
+    Importing numpy and onnxruntime and opening sessions touches some 45 MB of their files, of
+    which training needs 15 again. Only mappings that are not writable and hold no page of our own
+    (relocated constants are such pages) are dropped; what is needed again comes back from the
+    page cache at its next use.
+
+    Returns:
+        Bytes of address space dropped; 0 where the kernel does not tell (no Linux).
+    """
+    ranges: list[tuple[int, int]] = []
+    candidate: tuple[int, int] | None = None
+    try:
+        with open("/proc/self/smaps", encoding="utf-8", errors="replace") as stream:
+            for line in stream:
+                words = line.split()
+                if not words[0].endswith(":"):  # a mapping: range, permissions, .., path
+                    clean = len(words) > 5 and words[5].startswith("/") and "w" not in words[1]
+                    start, _, stop = words[0].partition("-")
+                    candidate = (int(start, 16), int(stop, 16)) if clean else None
+                elif words[0] == "Anonymous:" and candidate is not None:
+                    if words[1] == "0":
+                        ranges.append(candidate)
+                    candidate = None
+    except OSError:
+        return 0
+    import ctypes
+
+    dropped = 0
+    advise = ctypes.CDLL(None).madvise
+    for start, stop in ranges:
+        if advise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), _DONTNEED) == 0:
+            dropped += stop - start
+    return dropped
+
+
+def settle() -> None:
+    """After the start: free heap and start-up code go before the work that counts begins."""
+    trim_heap()
+    drop_clean_pages()

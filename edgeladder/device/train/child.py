@@ -19,6 +19,10 @@ _TAIL_BYTES = 4000
 _ENVIRONMENT = {
     # fewer malloc arenas: every thread's own arena keeps freed memory from the others
     "MALLOC_ARENA_MAX": "2",
+    # fixed, so that large buffers always go back to the kernel when they are freed: left alone,
+    # glibc raises both to 32 MB once such a buffer was freed, and keeps what comes after it
+    "MALLOC_MMAP_THRESHOLD_": "131072",
+    "MALLOC_TRIM_THRESHOLD_": "131072",
     "PYTHONDONTWRITEBYTECODE": "1",
     "PYTHONUNBUFFERED": "1",
 }

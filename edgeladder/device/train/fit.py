@@ -11,6 +11,7 @@ from edgeladder.device.data.inputs import open_batches
 from edgeladder.device.data.selection import Selection
 from edgeladder.device.engine.protocol import Engine, StepPlan
 from edgeladder.device.infer.adapter import adapter_of, load_adapter, save_adapter
+from edgeladder.device.memory.trim import settle
 from edgeladder.device.train.checkpoint import Checkpoints
 from edgeladder.device.train.loop import LoopSettings, TrainLoop
 from edgeladder.device.train.plain import PlainBundle, plain
@@ -44,6 +45,7 @@ def fit(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]]:
         seed=values["seed"],
         keep_bytes=sizes.get("keep_bytes", 0),
     )
+    settle()
     metrics = MetricsLog(run.metrics)
     settings = LoopSettings(
         steps=values["steps"],
@@ -93,6 +95,7 @@ def open_engine_named(values: dict[str, Any], bundle: Bundle, sizes: dict[str, A
         chunk=sizes.get("chunk"),
         moments=values["plan"]["phases"]["train"].get("moments") or "fp32",
         threads=values["threads"],
+        arena=bool(sizes.get("arena", True)),
     )
     train, loss = plain(values["profile"]["train"]), plain(values["profile"]["loss"])
     if ":" in name:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import numpy as np
 
-from edgeladder.device.memory.trim import trim_heap
+from edgeladder.device.memory.trim import settle, trim_heap
 from edgeladder.device.train.schedule import learning_rate
 from edgeladder.errors import EdgeLadderError
 
@@ -139,6 +139,8 @@ class TrainLoop:
                 outcome = leave
                 break
             self._one_step()
+            if len(self._seconds) == 1:
+                settle()  # code that only the first step runs, e.g. to open the sessions
             self._checkpoint_when_due()
         self.checkpoint()
         return self._result(outcome)
@@ -223,7 +225,7 @@ class TrainLoop:
                 leave = leave or "restart"
             elif order == "trim":
                 self.batches.trim()
-                trim_heap()
+                settle()
             elif order == "checkpoint":
                 self._be_careful()
             elif order == "halve":

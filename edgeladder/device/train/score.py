@@ -11,6 +11,7 @@ from edgeladder.device.infer.adapter import load_adapter, save_adapter
 from edgeladder.device.infer.heads import head_arrays, head_from
 from edgeladder.device.infer.score import evaluate_cached
 from edgeladder.device.infer.term import DEFAULT_ETA, fit_term
+from edgeladder.device.memory.trim import settle
 from edgeladder.device.train.fit import open_engine_named
 from edgeladder.device.train.plain import PlainBundle
 from edgeladder.device.train.run import RunDirectory
@@ -39,6 +40,7 @@ def score(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]
     adapter = load_adapter(run.folder, bundle)
     adapter.apply(engine)
     reader = open_reader(bundle, request["cache"], selection, keep_bytes=0)
+    settle()
     # a data set too small to hold pictures out still gets an answer, named as what it is
     side = "test" if len(selection.test_labels) else "train"
     total = len(selection.test_labels if side == "test" else selection.train_labels)

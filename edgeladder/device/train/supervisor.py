@@ -150,6 +150,7 @@ class Supervisor:
             "engine": trained["engine"],
             "steps": trained["steps"],
             "seed": prepared["seed"],
+            "counts": prepared["counts"],  # pictures and classes; fleets weigh adapters by them
             "accuracy": evaluated["accuracy"],
             "memory": self.memory(prepared["plan"]),
             "throughput": {
