@@ -199,5 +199,5 @@ def pull_command(
     manifest = Bundle.open(bundle, verify=False).manifest
     account = crew.run(fleet.each("pull", lambda box: pull.pull(box, job, out, manifest=manifest)))
     account.facts["out"] = str(out / job)
-    columns = ("job_state", "files", "withheld")
+    columns = ("job_state", "files", "kept_there")
     return answer(account, {column: console.fact(column) for column in columns})

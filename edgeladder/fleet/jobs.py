@@ -25,7 +25,7 @@ class Job:
     id: str
     command: list[str]
     resume: list[str] | None = None  # for a later attempt, where `resume_if` exists
-    resume_if: str = "run/checkpoints"
+    resume_if: str = "run/config.yaml"  # the run has begun
     requires: list[str] = field(default_factory=list)  # paths that must be on the box
     otherwise: str | None = None  # the remedy when one is not
     supersede: int | None = None  # an attempt whose outcome is not wanted: begin afresh

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 from edgeladder.bundle import Manifest
 from edgeladder.files import building, read_json, sha256_file, write_json
 from edgeladder.fleet.account import HostError, HostResult
-from edgeladder.fleet.box.jobs import PULLABLE
+from edgeladder.fleet.box.jobs import PULLABLE, shows_pictures
 from edgeladder.fleet.tensors import read_header
 from edgeladder.fleet.transport import Box
 
@@ -24,7 +23,6 @@ ADAPTER_LIMIT_BYTES = 1 << 30
 TEXT_LIMIT_BYTES = 64 << 20
 TORN_LINE_CHARACTERS = 4096
 RECORD = "pull.json"  # name -> size and hash of what was pulled, and the job's state
-_RASTER = re.compile(rb"data:image/(?!svg)|<img\b", re.IGNORECASE)
 
 
 def host_folder(out: Path, job: str, host: str) -> Path:
@@ -56,6 +54,8 @@ async def pull(box: Box, job: str, out: Path, *, manifest: Manifest | None = Non
     record = {"state": answer["state"], "exit_code": answer["exit_code"], "files": offered}
     record["attempts"] = answer["attempts"]
     facts: dict[str, Any] = {"job": job, "job_state": answer["state"], "files": len(offered)}
+    if answer.get("kept"):
+        facts["kept_there"] = answer["kept"]  # reports with pictures, heads with their features
     if (
         (folder / RECORD).is_file()
         and read_json(folder / RECORD) == record
@@ -63,26 +63,19 @@ async def pull(box: Box, job: str, out: Path, *, manifest: Manifest | None = Non
     ):
         return HostResult(box.host.name, "unchanged", facts)
     before = box.received_bytes
-    withheld: list[str] = []
     with building(folder) as temporary:
         for name, announced in offered.items():
             target = temporary / name.removeprefix("run/")
             await _fetch(box, job, name, announced, target)
-            if not _check(target, manifest, box.host.name):
-                target.unlink()
-                withheld.append(name)
+            _check(target, manifest, box.host.name)
         write_json(temporary / RECORD, record)
     facts.update(received_bytes=box.received_bytes - before)
-    if withheld:
-        facts["withheld"] = withheld  # a report that shows pictures stays on its box
     return HostResult(box.host.name, "done", facts)
 
 
 def _intact(folder: Path, offered: dict[str, dict[str, Any]]) -> bool:
     for name, announced in offered.items():
         path = folder / name.removeprefix("run/")
-        if path.suffix == ".html" and not path.exists():
-            continue  # withheld
         if not path.is_file() or sha256_file(path) != announced["sha256"]:
             return False
     return True
@@ -121,25 +114,25 @@ async def _fetch(box: Box, job: str, name: str, announced: dict[str, Any], targe
         )
 
 
-def _check(path: Path, manifest: Manifest | None, host: str) -> bool:
-    """Whether a pulled file may stay; raises where it is not what its name says."""
+def _check(path: Path, manifest: Manifest | None, host: str) -> None:
+    """Raise where a pulled file is not what its name says."""
     try:
+        with open(path, "rb") as stream:
+            if shows_pictures(stream, path.name):
+                raise ValueError("it holds pictures or their features")
         if path.suffix == ".json":
             if path.stat().st_size and not isinstance(read_json(path), dict):
                 raise ValueError("not a JSON object")
         elif path.suffix == ".jsonl":
-            with open(path, encoding="utf-8") as stream:
-                for line in stream:
+            with open(path, encoding="utf-8") as lines:
+                for line in lines:
                     _check_line(line)
-        elif path.suffix == ".html":
-            return not _RASTER.search(path.read_bytes())
         elif path.suffix == ".safetensors":
             check_adapter(path, manifest)
-    except (ValueError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise HostError(
             f"{path.name} is not what it should be: {error}", kind="integrity", where=host
         ) from None
-    return True
 
 
 def _check_line(line: str) -> None:

@@ -54,12 +54,12 @@ def pictures_of(folder: Path) -> float:
     Raises:
         HostError: the run does not say.
     """
-    for name in ("result.json", CARD):
-        path = folder / name
-        values = read_json(path) if path.is_file() and path.stat().st_size else {}
-        for key in ("train_pictures", "pictures"):
-            if isinstance(values.get(key), int) and values[key] > 0:
-                return float(values[key])
+    path = folder / "result.json"
+    values = read_json(path) if path.is_file() and path.stat().st_size else {}
+    counts = values.get("counts")
+    pictures = counts.get("train") if isinstance(counts, dict) else None
+    if isinstance(pictures, int) and pictures > 0:
+        return float(pictures)
     raise HostError(
         "its result does not say how many pictures it was trained on",
         kind="integrity",
@@ -163,6 +163,8 @@ async def rounds(
         adapters than the quorum is the last (`stopped` says so); the rounds before it stand.
     """
     tree = bundle_tree(bundle.folder)
+    # a closed-form head is fitted to one box's own features: it cannot be averaged
+    train = dataclasses.replace(train, overrides=(*train.overrides, "head.kind=none"))
     start: Path | None = None
     history: list[dict[str, Any]] = []
     account = Account("rounds", [])

@@ -64,7 +64,7 @@ def test_nothing_but_adapters_and_metrics_leaves(
     make_farm: Any, crew_of: Any, bundle: Bundle, tmp_path: Path, received: bytearray
 ) -> None:
     """Honest boxes, and four that try to smuggle a picture out in each way there is."""
-    farm = make_farm("honest", "link", "tensor", "tail", "report", "lines")
+    farm = make_farm("honest", "link", "tensor", "tail", "report", "head", "lines")
     for name, box in farm.boxes.items():
         picture = str(box.root / "data" / "cat" / "1.jpg")
         box.behave(
@@ -74,6 +74,7 @@ def test_nothing_but_adapters_and_metrics_leaves(
                 "tensor": {"extra_tensor": picture},
                 "tail": {},
                 "report": {"report": "<html><img src='data:image/jpeg;base64,AAAA'></html>"},
+                "head": {"extra_tensor": picture, "extra_name": "head:support"},
                 "lines": {},
             }[name]
         )
@@ -88,7 +89,10 @@ def test_nothing_but_adapters_and_metrics_leaves(
     (run_of["honest"] / "inputs.json").write_bytes(PICTURE)
     del received[:]
     account = pull_all(farm, crew_of, bundle, tmp_path / "out")
-    assert account.names("done") == ["honest", "report"]
+    assert account.names("done") == ["honest", "report", "head"]
+    kept_there = {r.host: r.facts.get("kept_there") for r in account.results}
+    assert kept_there["report"] == ["run/report.html"]
+    assert kept_there["head"] == ["run/adapter.safetensors"]
     errors = {r.host: r.error["message"] for r in account.results if r.error}
     assert "no regular file" in errors["link"]
     assert "'pixels' is not of this bundle's ladder" in errors["tensor"]
@@ -96,7 +100,7 @@ def test_nothing_but_adapters_and_metrics_leaves(
     assert "not what it should be" in errors["lines"]
     kept = sorted(p for p in (tmp_path / "out").rglob("*") if p.is_file())
     assert {p.name for p in kept} == {
-        "adapter.json", "adapter.safetensors", "metrics.jsonl", "pull.json", "result.json",
+        "adapter.json", "adapter.safetensors", "config.yaml", "metrics.jsonl", "pull.json", "result.json",
     }  # fmt: skip
     assert not any(pieces_of_the_picture(p.read_bytes()) for p in kept)
     assert not (tmp_path / "out" / "t" / "hosts" / "report" / "report.html").exists()

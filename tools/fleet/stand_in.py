@@ -44,6 +44,7 @@ def train(arguments: argparse.Namespace, behaviour: dict) -> int:
     start = Path(arguments.start) / "adapter.safetensors" if arguments.start else None
     header, values = load(start or bundle / manifest["ladder"]["initial"])
     (run / "checkpoints").mkdir(exist_ok=True)
+    (run / "config.yaml").write_text("{}\n")
     mark = run / "checkpoints" / "step.json"
     first = json.loads(mark.read_text()) if arguments.resume and mark.exists() else 0
     leave = []
@@ -65,7 +66,11 @@ def train(arguments: argparse.Namespace, behaviour: dict) -> int:
     if extra:
         end = 4 * len(values)
         offsets = [end, end + len(extra)]
-        header["pixels"] = {"dtype": "U8", "shape": [len(extra)], "data_offsets": offsets}
+        header[behaviour.get("extra_name", "pixels")] = {
+            "dtype": "U8",
+            "shape": [len(extra)],
+            "data_offsets": offsets,
+        }
     target = run / "adapter.safetensors"
     if behaviour.get("link"):
         target.symlink_to(behaviour["link"])
@@ -90,7 +95,7 @@ def train(arguments: argparse.Namespace, behaviour: dict) -> int:
             {
                 "run": str(run),
                 "steps": behaviour["steps"],
-                "train_pictures": behaviour["pictures"],
+                "counts": {"train": behaviour["pictures"], "test": 4, "classes": 2},
                 "accuracy": {"zero_shot": 0.5, "tuned": 0.75, "split": "test"},
                 "memory": {
                     "budget_bytes": 1_000_000_000,

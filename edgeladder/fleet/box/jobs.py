@@ -21,7 +21,6 @@ import signal
 import stat
 import subprocess
 import time
-from typing import BinaryIO
 
 from edgeladder.fleet.box.store import (
     BLOCK_BYTES,
@@ -280,7 +279,7 @@ def _tail(root: str, job: str, name: str, offset: int) -> Answer:
     return {"offset": offset + len(complete), "lines": lines}
 
 
-def _open_regular(path: str) -> BinaryIO:
+def _open_regular(path: str) -> BufferedReader:
     """Open a regular file and no link, not even to one: a link could lead to a picture."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
@@ -299,14 +298,32 @@ def outputs(root: str, request: Request, stdin: BufferedReader, stdout: Buffered
     """Size and hash of those of a job's files that may leave the box."""
     folder = job_folder(root, request["job"])
     found = {}
+    kept = []
     for name in PULLABLE:
         path = os.path.join(folder, name)
         if os.path.islink(os.path.dirname(path)):
             raise Refused("the run directory of job {} is a link".format(request["job"]))
         with contextlib.suppress(FileNotFoundError), _open_regular(path) as stream:
+            if shows_pictures(stream, name):
+                kept.append(name)
+                continue
             size = os.fstat(stream.fileno()).st_size
             found[name] = {"size": size, "sha256": hash_file(path)}
-    return dict(state(root, request["job"]), files=found)
+    return dict(state(root, request["job"]), files=found, kept=kept)
+
+
+def shows_pictures(stream: BufferedReader, name: str) -> bool:
+    """Whether a file holds what stays here: a report's pictures, a closed-form head's features."""
+    if name.endswith(".html"):
+        text = stream.read().lower()
+        found = re.search(rb"data:image/(?!svg)|<img\b", text) is not None
+    elif name.endswith(".safetensors"):
+        length = min(int.from_bytes(stream.read(8), "little"), 1 << 24)
+        found = b'"head:' in stream.read(length)
+    else:
+        found = False
+    stream.seek(0)
+    return found
 
 
 def send(root: str, request: Request, stdin: BufferedReader, stdout: BufferedWriter) -> None:
@@ -315,6 +332,8 @@ def send(root: str, request: Request, stdin: BufferedReader, stdout: BufferedWri
         raise Refused("{!r} never leaves a box".format(request["name"]))
     path = os.path.join(job_folder(root, request["job"]), request["name"])
     with _open_regular(path) as stream:
+        if shows_pictures(stream, request["name"]):
+            raise Refused(f"{request['name']} holds what stays on the box")
         size = os.fstat(stream.fileno()).st_size
         stdout.write(json.dumps({"size": size}).encode() + b"\n")
         left = size
