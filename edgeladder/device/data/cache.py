@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgeladder.device.data.halves import from_half
 from edgeladder.device.data.layout import KEY_BYTES, KEYS, Layout, Side, TapDtype, from_int8
 from edgeladder.device.data.shards import (
     ROW_BITS,
@@ -341,14 +342,11 @@ class ActivationCache:
         stored = self.reader.read(locations, field.values)  # (n, L, T, W)
         whole = places == list(range(len(field.taps)))
         stored = stored if whole else stored[:, places]
-        length, tokens, width = len(places), *field.values.shape[1:]
-        out = np.empty((length, tokens, len(locations), width), np.float32)
-        if field.scales is None:
-            out.transpose(2, 0, 1, 3)[...] = stored
-            return out
-        scales = self.reader.read(locations, field.scales)
-        out.transpose(2, 0, 1, 3)[...] = from_int8(stored, scales if whole else scales[:, places])
-        return out
+        if field.scales is not None:
+            scales = self.reader.read(locations, field.scales)
+            taps = from_int8(stored, scales if whole else scales[:, places])
+            return np.ascontiguousarray(taps.transpose(1, 2, 0, 3))
+        return from_half(stored.transpose(1, 2, 0, 3))  # turned while it is half the size
 
 
 def working_folder(cache_folder: Path) -> Path:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from edgeladder.device.data.halves import to_half
+
 if TYPE_CHECKING:
     from edgeladder.bundle import Bundle, TowerRecord
 
@@ -102,7 +104,7 @@ class Layout:
             names = [self.tap_names[tap] for tap in group.taps]
             taps = np.stack([outputs[name] for name in names], axis=1)  # (n, L, T, W)
             if group.scales is None:
-                stored[group.values.name] = taps.astype(np.float16)
+                stored[group.values.name] = to_half(taps)
             else:
                 stored[group.values.name], stored[group.scales.name] = to_int8(taps)
         return stored

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeladder.device.data.halves import from_half, to_half
 from edgeladder.files import storage_errors
 
 _HALF_SAFE = 32768.0  # well inside float16's largest number, 65504
@@ -56,7 +57,7 @@ class Stage:
         self._scales.extend(scales.tolist())
         if (scales > 1).any():
             samples = samples / scales.reshape(-1, *[1] * (samples.ndim - 1))
-        return samples.astype(np.float16)
+        return to_half(samples)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Samples start to stop, in the dtype they came in."""
@@ -67,7 +68,7 @@ class Stage:
             os.preadv(self._descriptor, [flat.data], start * size)
         if self._stored == self._dtype:
             return samples
-        samples = samples.astype(self._dtype)
+        samples = from_half(samples)
         scales = np.array(self._scales[start:stop], np.float32)
         if (scales > 1).any():
             samples *= scales.reshape(-1, *[1] * (samples.ndim - 1))
