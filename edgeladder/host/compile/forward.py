@@ -69,7 +69,6 @@ def lower(
     input_names: Sequence[str],
     output_names: Sequence[str],
     name: str,
-    symbols: Sequence[str] = ("B", "C"),
 ) -> Graph:
     """Trace a module with symbolic sizes and write it as an ONNX graph.
 
@@ -80,7 +79,6 @@ def lower(
         input_names: names of the flattened inputs.
         output_names: names of the outputs.
         name: of the graph.
-        symbols: names of the dynamic sizes, in the order in which the inputs bring them.
 
     Raises:
         EdgeLadderError: an operator without a rule, naming it and where it stands.
@@ -90,7 +88,7 @@ def lower(
     )
     signature = program.graph_signature
     graph = Graph(name)
-    lowering = Lowering(graph, _symbols(program, symbols))
+    lowering = Lowering(graph, _symbols(program, dynamic))
     kept = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     wanted = iter(input_names)
     for node in program.graph.nodes:
@@ -119,18 +117,26 @@ def lower(
     return graph
 
 
-def _symbols(program: torch.export.ExportedProgram, names: Sequence[str]) -> dict[str, str]:
-    """torch's symbol (s24) -> ours, read off the placeholders."""
+def _symbols(program: torch.export.ExportedProgram, dynamic: Any) -> dict[str, str]:
+    """torch's symbol (s24) -> the name of its Dim.
+
+    Inputs of one Dim may keep symbols of their own, where the trace never compared them.
+    """
+    given = iter(_axes(dynamic))
+    users = set(program.graph_signature.user_inputs)
     found: dict[str, str] = {}
     for node in program.graph.nodes:
-        value = node.meta.get("val")
-        if node.op == "placeholder" and isinstance(value, torch.Tensor):
-            for size in value.shape:
-                if not isinstance(size, int):
-                    key = str(size.node.expr)
-                    if key not in found:
-                        found[key] = names[len(found)]
+        if node.op == "placeholder" and node.name in users:
+            for axis, dim in next(given).items():
+                found[str(node.meta["val"].shape[axis].node.expr)] = dim.__name__
     return found
+
+
+def _axes(dynamic: Any) -> list[dict[int, Any]]:
+    """`dynamic_shapes` of torch.export, nested as the arguments are, as one {axis: Dim} each."""
+    if isinstance(dynamic, (list, tuple)):
+        return [axes for part in dynamic for axes in _axes(part)]
+    return [dynamic or {}]
 
 
 def _lower_node(lowering: Lowering, node: torch.fx.Node) -> None:

@@ -170,7 +170,6 @@ def _lower(piece: Piece, inputs: list[torch.Tensor], label: str) -> Template:
             names,
             outputs,
             label,
-            symbols=("N",),
         )
     weights = {name: (name, False) for name in graph.inputs if name not in names}
     for node in list(graph.nodes):

@@ -129,8 +129,7 @@ def _cut(rung: Rung, block: dict[str, Any], kept: Tensor) -> None:
     rung.query_bias.copy_(
         (query_bias[rows] + query[rows][:, kept] @ shift1 * gain) * temperature
     )
-    rung.key.copy_(reads(key))
-    rung.value.copy_(reads(value))
+    rung.key_value.copy_(torch.cat([reads(key), reads(value)], 1))
     rung.out.copy_(block["out_weight"][kept][:, rows].T * gain)
     hidden = rung.up.shape[1]
     first, second = block["fc1_weight"], block["fc2_weight"]

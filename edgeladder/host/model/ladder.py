@@ -106,8 +106,8 @@ class Rung(nn.Module):
         self.gate = nn.Parameter(torch.zeros(1)) if fused and config.fuse == "gate" else None
         self.query = nn.Parameter(torch.randn(width, width) * (config.heads / width / width) ** 0.5)
         self.query_bias = nn.Parameter(torch.zeros(width))
-        self.key = nn.Parameter(torch.randn(width, width) * width**-0.5)
-        self.value = nn.Parameter(torch.randn(width, width) * width**-0.5)
+        # keys and values in one product: [Wk | Wv]
+        self.key_value = nn.Parameter(torch.randn(width, 2 * width) * width**-0.5)
         self.out = nn.Parameter(torch.randn(width, width) * width**-0.5)
         self.up = nn.Parameter(torch.randn(width, hidden) * width**-0.5)
         self.up_bias = nn.Parameter(torch.zeros(hidden))
@@ -166,18 +166,17 @@ class Rung(nn.Module):
         query = split(torch.addmm(self.query_bias, rows, self.query), sides)
         seen = torch.cat([rows, *extra]) if extra else rows
         pieces = [*sides, *([prompts.owner.length] * len(extra))]
-        key, value = split(seen @ self.key, pieces), split(seen @ self.value, pieces)
+        keys_values = split(seen @ self.key_value, pieces)
         attended = []
         for side, (length, count) in enumerate(zip(tokens, counts, strict=True)):
-            keys = key[side].reshape(length, count, self.width)
-            values = value[side].reshape(length, count, self.width)
-            if extra:
-                prompt = (key[len(sides) + side], value[len(sides) + side])
-                keys = torch.cat([keys, prompt[0].unsqueeze(1).expand(-1, count, -1)])
-                values = torch.cat([values, prompt[1].unsqueeze(1).expand(-1, count, -1)])
+            joint = keys_values[side].reshape(length, count, 2 * self.width)
             bias = None
-            if extra and prompts.owner.condensed:
-                bias = functional.pad(prompts.owner.bias(index), (length, 0))  # (1, M)
+            if extra:
+                prompt = keys_values[len(sides) + side].unsqueeze(1).expand(-1, count, -1)
+                joint = torch.cat([joint, prompt])  # (M, N, 2 d)
+                if prompts.owner.condensed:
+                    bias = functional.pad(prompts.owner.bias(index), (length, 0))  # (1, M)
+            keys, values = joint.split(self.width, -1)
             attended.append(self.heads_attend(query[side], keys, values, length, bias))
         return torch.cat(attended) if len(attended) > 1 else attended[0]
 

@@ -156,8 +156,9 @@ class Prompts(nn.Module):
         inner = rung.width // rung.heads
         query = torch.addmm(rung.query_bias, rows, rung.query)
         query = query.reshape(-1, rung.heads, inner).transpose(0, 1)  # (H, R, d/H)
-        keys = (prompt @ rung.key).reshape(-1, rung.heads, inner).permute(1, 2, 0)
-        values = (prompt @ rung.value).reshape(-1, rung.heads, inner).transpose(0, 1)
+        key, value = (prompt @ rung.key_value).split(rung.width, -1)
+        keys = key.reshape(-1, rung.heads, inner).permute(1, 2, 0)
+        values = value.reshape(-1, rung.heads, inner).transpose(0, 1)
         scores = torch.matmul(query, keys)
         if self.condensed:
             scores = scores + self.bias(index)
