@@ -64,6 +64,8 @@ class Tokenizer:
         self._start: int | None = options.get("start")
         self._end: int | None = options.get("end")
         self._pad: int = options.get("pad", 0)
+        # a library that adds special tokens itself shows its end token on an empty text
+        self._framed = self._end is not None or bool(options.get("special") and encode(""))
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> Tokenizer:
@@ -114,7 +116,7 @@ class Tokenizer:
             if len(ids) > self.context_length:
                 last = ids[-1]
                 ids = ids[: self.context_length]
-                if self._end is not None:
+                if self._framed:
                     ids[-1] = last
             row[: len(ids)] = ids
         return out

@@ -38,6 +38,8 @@ def test_cleaning_padding_and_cutting() -> None:
     tokenizer = Tokenizer(letters, 4, {"clean": "canonicalize"})
     assert tokenizer.encode(["A,_b!"]).tolist() == [[97, 32, 98, 0]]
     assert tokenizer.encode([]).shape == (0, 4)
+    ended = Tokenizer(lambda text: [*letters(text), 7], 4, {"special": True, "pad": 7})
+    assert ended.encode(["ab", "abcdef"]).tolist() == [[97, 98, 7, 7], [97, 98, 99, 7]]
 
 
 def test_from_bundle(tmp_path: Path) -> None:
