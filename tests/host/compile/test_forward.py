@@ -1,0 +1,89 @@
+"""The lowered ladder against torch, for every method and switch."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import get_args
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from edgeladder.config import LadderConfig, PromptConfig
+from edgeladder.errors import EdgeLadderError
+from edgeladder.host.compile.forward import lower
+from tests.host.compile.ladders import RECIPES, case, execute, relative
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+def test_lowered_ladder_equals_torch(recipe):
+    it = case(recipe)
+    state = it.random_state()
+    # sizes other than those of the trace
+    data = it.data(batch=4, classes=9, seed=3)
+    reference, _ = it.reference(data, state)
+    found = execute(it.forward, {**data, **state})
+    for name, value in reference.items():
+        assert relative(found[name], value) < 1e-5, name
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+def test_parameters_and_buffers_stay_inputs(recipe):
+    it = case(recipe)
+    onnx.checker.check_model(it.forward.to_onnx())
+    assert set(it.forward.inputs) == {*it.names, *it.state()}
+    for name, value in it.state().items():
+        assert it.forward.shapes[name] == value.shape, name
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+def test_at_the_start_logits_are_zero_shot(recipe):
+    it = case(recipe)
+    data = it.data()
+    found = execute(it.forward, {**data, **it.state()})
+    for side in ("image", "text"):
+        np.testing.assert_allclose(found[side], data[f"{side}_embedding"], atol=1e-6)
+    logits = found["image"] @ found["text"].T
+    zero_shot = data["image_embedding"] @ data["text_embedding"].T
+    assert np.abs(logits - zero_shot).max() < 1e-5
+
+
+def test_the_recipes_use_every_switch():
+    """Every value of every switch, every method shared and separate, and condensed."""
+
+    def choices(model: type, key: str) -> set[object]:
+        return set(get_args(model.model_fields[key].annotation))
+
+    used = {f.name: {getattr(r, f.name) for r in RECIPES} for f in dataclasses.fields(RECIPES[0])}
+    for key in ("share", "aggregate", "fuse"):
+        assert used[key] == choices(LadderConfig, key), key
+    assert used["kind"] == choices(PromptConfig, "kind")
+    assert used["bits"] == {None, 1, 2, 4, 8}
+    assert used["project"] == used["couple"] == {True, False}
+    pairs = {(r.kind, r.share != "none") for r in RECIPES}
+    assert pairs == set(itertools.product(used["kind"], (True, False)))
+    kept = {r.kind for r in RECIPES if r.keep is not None}
+    assert kept == used["kind"] - {"none"}
+    counts = {(len(r.image), len(r.text)) for r in RECIPES}
+    assert {(1, 2), (2, 1), (2, 2)} <= counts
+
+
+def test_an_operator_without_a_rule_is_named():
+    class Odd(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cos(x)
+
+    class Outer(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Odd()
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+            return (self.inner(x),)
+
+    size = torch.export.Dim("B", min=2, max=99)
+    with pytest.raises(EdgeLadderError, match="no ONNX rule for operator 'cos'") as caught:
+        lower(Outer(), [torch.ones(3, 2)], ({0: size},), ["x"], ["y"], "odd")
+    assert "'cos'" in str(caught.value.where) and "inner" in str(caught.value.where)
