@@ -104,7 +104,8 @@ def open_engine_named(values: dict[str, Any], bundle: Bundle, sizes: dict[str, A
             bundle, step_plan, train, loss
         )
         return made
-    if name == "stock":
+    if name == "stock" or step_plan.mode == "chunked":
+        # chunked is for evaluation too, whose encoders are the same on both engines; and
         # not through open_engine: the plan worker has checked the environment already, and
         # reading package metadata again would cost this worker 3 MB
         from edgeladder.device.engine.stock import StockEngine
