@@ -18,7 +18,7 @@ from typing import Any
 
 from edgeladder.errors import EdgeLadderError
 
-_VERSION = 2  # of what is measured
+_VERSION = 3  # of what is measured
 # y = Identity(x), opset 17: the smallest model that makes onnxruntime set itself up
 _IDENTITY = bytes.fromhex(
     "08083a390a100a017812017922084964656e746974791201675a100a0178120b0a09080112050a0312016e"
@@ -33,6 +33,7 @@ class MachineFloor:
 
     supervisor_bytes: int  # the bare supervisor, pages shared with a worker left out
     worker_bytes: int  # interpreter, numpy, onnxruntime and its first session
+    settled_bytes: int  # the same after free heap and start-up code went back
     pictures_bytes: int  # more, where pictures are decoded (Pillow, hashes)
     training_bytes: int  # more, where onnxruntime-training's own API is loaded
     file_bytes: int  # of the worker's: pages of libraries, which a cgroup may charge to others
@@ -86,6 +87,7 @@ def measure_floor() -> MachineFloor:
     return MachineFloor(
         supervisor_bytes=supervisor["private"],
         worker_bytes=worker["high_water"],
+        settled_bytes=worker["settled"],
         pictures_bytes=max(0, pictures["high_water"] - worker["high_water"]),
         training_bytes=max(0, training["high_water"] - worker["high_water"]),
         file_bytes=worker["file"],
@@ -139,19 +141,15 @@ def _become(kind: str) -> Any:
     import numpy as np
     import onnxruntime
 
-    from edgeladder.device.train import checkpoint, control, loop, plain, run, worker
+    from edgeladder.device.train import fit, score, worker
 
     options = onnxruntime.SessionOptions()
     options.enable_cpu_mem_arena = False
     session = onnxruntime.InferenceSession(_IDENTITY, options, ["CPUExecutionProvider"])
     session.run(None, {"x": np.zeros(1, np.float32)})
-    kept: list[Any] = [checkpoint, control, loop, plain, run, worker, session]
+    kept: list[Any] = [fit, score, worker, session]
     if kind == "pictures":
-        import hashlib
-
-        import PIL.Image
-
-        kept += [hashlib, PIL.Image]
+        kept.append(importlib.import_module("edgeladder.device.train.fill"))
     if kind == "training":
         from edgeladder.device import engine
 
@@ -164,6 +162,7 @@ def main() -> None:
     """Entry point of the measuring process: prints JSON."""
     kept = _become(sys.argv[1])
     from edgeladder.device.memory import meter
+    from edgeladder.device.memory.trim import settle
 
     pid = os.getpid()
     values = {
@@ -173,6 +172,8 @@ def main() -> None:
         "file": meter.file_bytes(pid),
         "data": meter.data_bytes(pid),
     }
+    settle()
+    values["settled"] = meter.resident(pid)
     print(json.dumps(values))
     del kept
 

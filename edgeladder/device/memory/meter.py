@@ -28,6 +28,7 @@ class Usage:
     processes: dict[int, int] = field(default_factory=dict)  # pid -> bytes
     swap_bytes: int = 0
     gpu_bytes: int = 0
+    resident_bytes: int = 0  # the cheap sum, shared pages counted once per process
 
 
 def _read(path: str) -> str:
@@ -151,14 +152,14 @@ def measure(
     swap = sum(_fields(_read(f"{PROC}/{one}/status")).get("VmSwap", 0) for one in pids)
     total = sum(sizes.values()) + swap + graphics
     if pss_above is None or total <= pss_above:
-        return Usage(total, False, sizes, swap, graphics)
+        return Usage(total, False, sizes, swap, graphics, total)
     swap = 0
     for one in pids:
         told = proportional(one)
         if told is not None:
             sizes[one] = told[0]
             swap += told[1]
-    return Usage(sum(sizes.values()) + swap + graphics, True, sizes, swap, graphics)
+    return Usage(sum(sizes.values()) + swap + graphics, True, sizes, swap, graphics, total)
 
 
 def _measure_with_psutil(pid: int) -> Usage:

@@ -22,6 +22,7 @@ from edgeladder.device.memory.guard import PLANNED
 from edgeladder.errors import BudgetError
 
 _MB = 1_000_000
+_KEEP_BYTES = 64 * _MB  # of class activations: they are the same in every step
 _CHUNKS = (128, 64, 32, 16, 8, 4, 2, 1)
 
 
@@ -29,14 +30,20 @@ _CHUNKS = (128, 64, 32, 16, 8, 4, 2, 1)
 class Costs:
     """Fitted coefficients; bytes."""
 
-    node: int = 4_600  # of a loaded graph: kernels, shapes, names
+    node: int = 6_500  # of a loaded graph: kernels, shapes, names
     graph_file: float = 2.0  # times the file's size: the parsed model
     state_slack: float = 1.03  # allocator rounding on large buffers
-    heap: int = 3 * _MB  # fragmentation and Python objects while training
+    session: int = 1_300_000  # beside its nodes
+    recompute: float = 1.4  # times the graph's own estimate: rungs overlap a little
+    heap: int = 6 * _MB  # fragmentation and Python objects while training
     cache_reader: int = 2 * _MB  # index pages and one tensor in flight
     per_picture: int = 200  # index entry and label in the train worker
     shard_buffer: int = 8 * _MB  # precompute: taps waiting for the next shard
     decoded_picture: int = 24 * _MB  # precompute: one large photograph while it is decoded
+    start: int = 17 * _MB  # code and heap of opening the engine, before they settle
+    hot_code: int = 18 * _MB  # library code that training itself runs
+    arena: int = 8 * _MB  # kept by onnxruntime's heap beside what is in use
+    arena_share: float = 1.2  # of activations, lost to its rounding
     segment_weights: float = 2.0  # times a segment's weights: mapped file and packed copy
     segment_session: int = 3 * _MB
 
@@ -53,6 +60,8 @@ class PhasePlan:
     chunk: int | None = None
     group: int | None = None
     mode: str | None = None  # train: fused, recompute or chunked
+    arena: bool | None = None  # train: whether onnxruntime keeps a heap of its own
+    keep_bytes: int | None = None  # train: of decoded class activations kept between steps
     moments: str | None = None  # train: fp32 or int8
     whole: bool | None = None  # precompute: the whole tower in one go
     parts: dict[str, int] = field(default_factory=dict)  # what the peak is made of
@@ -142,6 +151,7 @@ def plan(
     supervisor_bytes: int = 0,
     mode: str | None = None,
     chunk: int | None = None,
+    arena: bool | None = None,
     planning_bytes: int = 0,
 ) -> Plan:
     """Choose, for each phase, the fastest sizes whose peak fits the budget.
@@ -151,14 +161,18 @@ def plan(
         floor: of this machine.
         budget_bytes: for the whole process tree.
         supervisor_bytes: of the waiting process; 0 takes the bare supervisor's.
-        mode, chunk: asked for by the user; the choice is then only checked.
+        mode, chunk, arena: asked for by the user; the choice is then only checked.
         planning_bytes: what deciding this took, which no budget can be below.
     """
     base = supervisor_bytes or floor.supervisor_bytes
     room = int(PLANNED * budget_bytes)
     choices = {
         "precompute": list(_precompute(workload, floor, base)),
-        "train": list(_train(workload, floor, base, mode, chunk)),
+        "train": [
+            phase
+            for phase in _train(workload, floor, base, mode, chunk)
+            if arena in (None, phase.arena)
+        ],
         "evaluate": list(_evaluate(workload, floor, base)),
     }
     phases, least = {}, {}
@@ -238,18 +252,22 @@ def _train(
 ) -> Iterator[PhasePlan]:
     """Fastest first; 8-bit moments only after every way with fp32 moments."""
     kinds = ("fp32", "int8") if workload.moments == "auto" else (workload.moments,)
-    if workload.engine == "ort-training":
-        yield _train_phase(workload, floor, base, "fused", None, "fp32")
-        return
     most = max(workload.batch, workload.classes)
+    chunks = (chunk,) if chunk else tuple(size for size in _CHUNKS if size < most) or (1,)
+    ways: list[tuple[str, int | None, bool]] = [
+        ("fused", None, True),
+        ("recompute", None, True),
+        ("fused", None, False),
+        ("recompute", None, False),
+        *(("chunked", size, False) for size in chunks),
+    ]
+    if workload.engine == "ort-training":
+        ways = ways[:1]
+        kinds = ("fp32",)
     for moments in kinds:
-        for way in ("fused", "recompute"):
+        for way, size, arena in ways:
             if mode in (None, way):
-                yield _train_phase(workload, floor, base, way, None, moments)
-        if mode in (None, "chunked"):
-            sizes = (chunk,) if chunk else tuple(size for size in _CHUNKS if size < most) or (1,)
-            for size in sizes:
-                yield _train_phase(workload, floor, base, "chunked", size, moments)
+                yield _train_phase(workload, floor, base, way, size, moments, arena)
 
 
 def parameter_count(manifest: Any) -> int:
@@ -285,19 +303,29 @@ def _train_phase(
     mode: str,
     chunk: int | None,
     moments: str,
+    arena: bool,
 ) -> PhasePlan:
     manifest = workload.manifest
     images = min(workload.batch, chunk or workload.batch)
     classes = min(workload.classes, chunk or workload.classes)
-    inputs = images * tap_bytes(manifest, "image") + classes * tap_bytes(manifest, "text")
     width = manifest.model.embedding_dim
+    image_taps, text_taps = (
+        images * tap_bytes(manifest, "image"),
+        classes * tap_bytes(manifest, "text"),
+    )
+    # one side's window at a time where chunked, both at once where not
+    inputs = max(image_taps, text_taps) if mode == "chunked" else image_taps + text_taps
     # embeddings and their gradients stay whole even where taps come in windows
     embeddings = 4 * 4 * width * (workload.batch + workload.classes)
     logits = 4 * 4 * workload.batch * workload.classes
     graph_bytes, activation = graph_costs(workload, mode, images, classes)
+    if mode == "recompute":
+        activation *= COSTS.recompute
+    if arena:
+        activation = activation * COSTS.arena_share + COSTS.arena
     parts: dict[str, float] = {
         "supervisor": base,
-        "floor": floor.worker_bytes,
+        "floor": floor.settled_bytes + COSTS.hot_code,
         "graphs": graph_bytes,
         **_state_parts(workload, moments),
         "inputs": inputs + embeddings + logits,
@@ -306,8 +334,22 @@ def _train_phase(
         "heap": COSTS.heap,
     }
     if workload.engine == "ort-training":
-        parts["floor"] = floor.worker_bytes + floor.training_bytes
-    return _phase(parts, batch=workload.batch, chunk=chunk, mode=mode, moments=moments)
+        parts["floor"] += floor.training_bytes
+    # before the first step nothing has settled yet, but parameters are all there is
+    start = base + floor.worker_bytes + parts["parameters"] + COSTS.start
+    short = start - sum(parts.values())
+    if short > 0:
+        parts["start"] = short
+    keep = 0 if mode == "chunked" else min(text_taps, _KEEP_BYTES)
+    return _phase(
+        parts,
+        batch=workload.batch,
+        chunk=chunk,
+        mode=mode,
+        moments=moments,
+        arena=arena,
+        keep_bytes=keep,
+    )
 
 
 def graph_costs(workload: Workload, mode: str, images: int, classes: int) -> tuple[float, float]:
@@ -315,9 +357,12 @@ def graph_costs(workload: Workload, mode: str, images: int, classes: int) -> tup
     records = workload.manifest.ladder.graphs
     used = [records[name] for name in GRAPHS[mode] if name in records]
     loaded = sum(
-        COSTS.node * record.nodes + COSTS.graph_file * workload.files.get(record.file, 0)
+        COSTS.session
+        + COSTS.node * record.nodes
+        + COSTS.graph_file * workload.files.get(record.file, 0)
         for record in used
     )
+    loaded += 2 * COSTS.session  # the optimiser's
     activations = [
         record.activation_bytes.get("fixed", 0.0)
         + record.activation_bytes.get("per_image", 0.0) * images
@@ -346,7 +391,7 @@ def _evaluate(workload: Workload, floor: MachineFloor, base: int) -> Iterator[Ph
         graphs, activation = graph_costs(workload, "evaluate", chunk, chunk)
         parts = {
             "supervisor": base,
-            "floor": floor.worker_bytes,
+            "floor": floor.worker_bytes,  # too short a phase to count on settling
             "graphs": graphs,
             "parameters": 8.0 * count,
             "inputs": chunk * max(tap_bytes(manifest, "image"), tap_bytes(manifest, "text"))

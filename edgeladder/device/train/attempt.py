@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _CALM_SECONDS, _CLOSE_SECONDS = 0.05, 0.005  # between two measurements
 _SURROUNDINGS_SECONDS = 0.5  # between two looks at the rest of the machine
+_EXACT_SHARE = 0.6  # of the budget: shared pages are told apart from here on
 _STOP_GRACE_SECONDS = 60.0  # for a checkpoint after an order to leave
 
 
@@ -43,7 +44,8 @@ class Attempt:
         self._result: dict[str, Any] = {}
         self._error: EdgeLadderError | None = None
         self._told_stop_at = 0.0
-        self._peak = 0
+        self._peak = 0  # by exact samples
+        self._cheap_peak = 0  # the resident sum at the highest of them
         self._killed_for = ""
 
     def run(self, expected_bytes: int) -> tuple[str, dict[str, Any]]:
@@ -96,14 +98,19 @@ class Attempt:
             wait = _CLOSE_SECONDS if guard.watch_closely(used) else _CALM_SECONDS
 
     def _measure(self, guard: Guard | None) -> int:
-        exact_above = guard.line(0.6) if guard else None
+        """The tree's memory now; exact near the lines that matter and at every new height."""
+        above = self._cheap_peak
+        if guard is not None:
+            above = min(above, guard.line(_EXACT_SHARE))
         usage = meter.measure(
             os.getpid(),
-            pss_above=exact_above,
+            pss_above=above,
             gpu=self.supervisor.gpu_before > 0,
             gpu_before=self.supervisor.gpu_before,
         )
-        self._peak = max(self._peak, usage.bytes)
+        if usage.exact:
+            self._cheap_peak = max(self._cheap_peak, usage.resident_bytes)
+            self._peak = max(self._peak, usage.bytes)
         return usage.bytes
 
     def _confirm(self) -> bool:

@@ -312,7 +312,7 @@ class Supervisor:
 
 _SIZES = {
     "precompute": ("whole", "batch", "group"),
-    "train": ("mode", "chunk", "batch"),
+    "train": ("mode", "chunk", "batch", "arena", "keep_bytes"),
     "evaluate": ("chunk",),
 }
 
@@ -329,7 +329,7 @@ def _smaller(phase: str, sizes: dict[str, Any], values: dict[str, Any]) -> dict[
     elif phase == "train":
         whole = max(smaller.get("batch") or 1, values.get("plan", {}).get("classes", 1))
         smaller["chunk"] = max(1, (smaller.get("chunk") or whole) // 2)
-        smaller["mode"] = "chunked"
+        smaller["mode"], smaller["arena"], smaller["keep_bytes"] = "chunked", False, 0
         smaller["careful"] = True
     elif phase == "evaluate":
         smaller["chunk"] = max(1, (smaller.get("chunk") or 64) // 2)

@@ -1,0 +1,141 @@
+"""The plan: what fits is chosen fastest first, what does not is refused by name."""
+
+import os
+from types import SimpleNamespace as Plain
+
+import pytest
+
+from edgeladder.device.memory.floor import MachineFloor
+from edgeladder.device.memory.guard import PLANNED
+from edgeladder.device.memory.plan import Workload, plan
+from edgeladder.errors import BudgetError
+
+MB = 1_000_000
+FLOOR = MachineFloor(
+    supervisor_bytes=9 * MB,
+    worker_bytes=58 * MB,
+    settled_bytes=30 * MB,
+    pictures_bytes=6 * MB,
+    training_bytes=2 * MB,
+    file_bytes=33 * MB,
+    data_slack_bytes=90 * MB,
+)
+
+
+def graph(nodes, fixed=0.0, image=0.0, text=0.0):
+    activation = {"fixed": fixed, "per_image": image, "per_class": text}
+    return Plain(file=f"{nodes}.onnx", nodes=nodes, activation_bytes=activation)
+
+
+def manifest(parameters=3_000_000, segment=28 * MB):
+    """Sizes of the reference ladder on ViT-B/16."""
+    group = {"tokens": 5, "taps": list(range(12)), "width": 768}
+    return Plain(
+        model=Plain(embedding_dim=512),
+        preprocess=Plain(size=224),
+        image=Plain(segments=[Plain(weight_bytes=segment, activation_bytes=8 * MB)] * 14),
+        text=Plain(segments=[Plain(weight_bytes=12 * MB, activation_bytes=2 * MB)] * 14),
+        ladder=Plain(
+            parameters=[Plain(name="w", shape=[parameters // 1000, 1000])],
+            groups=[
+                Plain(side="image", **group),
+                Plain(side="text", **{**group, "tokens": 3, "width": 512}),
+            ],
+            graphs={
+                "fused": graph(2078, 74e3, 353e3, 226e3),
+                "recompute": graph(2661, 74e3, 100e3, 61e3),
+                "encode_image": graph(456, 0, 46e3),
+                "encode_text": graph(457, 0, 0, 28e3),
+                "loss": graph(23),
+                "pull_image": graph(1483, 631e3, 440e3),
+                "pull_text": graph(1484, 197e3, 0, 266e3),
+            },
+        ),
+    )
+
+
+def decide(budget, **changes):
+    values = {"classes": 100, "pictures": 1600, "batch": 32, **changes}
+    return plan(Workload(manifest=manifest(), **values), FLOOR, budget)
+
+
+def test_a_large_budget_takes_the_fastest_way():
+    decided = decide(4_000 * MB)
+    train = decided.phases["train"]
+    assert decided.fits and train.mode == "fused" and train.moments == "fp32" and train.arena
+    assert decided.phases["precompute"].whole and decided.phases["precompute"].batch == 8
+
+
+def test_smaller_budgets_go_down_the_ladder_and_eight_bits_come_last():
+    seen = []
+    for budget in range(400, 100, -1):
+        decided = decide(budget * MB)
+        train = decided.phases["train"]
+        step = (train.moments, train.mode, train.arena, train.chunk)
+        if decided.fits and step not in seen:
+            seen.append(step)
+            assert train.planned_peak_bytes <= PLANNED * budget * MB
+    kinds = [moments for moments, *_ in seen]
+    assert kinds == sorted(kinds) and kinds[0] == "fp32"
+    assert seen[0] == ("fp32", "fused", True, None)
+    assert ("fp32", "recompute", False, None) in seen
+
+
+def test_the_smallest_budget_named_is_the_smallest_that_fits():
+    refused = decide(50 * MB)
+    assert not refused.fits
+    with pytest.raises(BudgetError, match="the budget is 50 MB") as caught:
+        refused.check()
+    least = caught.value.minimum_budget_bytes
+    assert caught.value.exit_code == 3 and f"--budget {least // MB}MB" in caught.value.remedy
+    assert decide(least).fits and not decide(least - MB).fits
+    decide(least).check()
+
+
+def test_a_peak_does_not_grow_with_classes_where_chunked_and_little_with_pictures():
+    def peak(**changes):
+        decided = plan(
+            Workload(manifest=manifest(), **{"batch": 32, "pictures": 1000, **changes}),
+            FLOOR,
+            10_000 * MB,
+            mode="chunked",
+            chunk=16,
+        )
+        return decided.phases["train"].planned_peak_bytes
+
+    assert peak(classes=1000) < 1.08 * peak(classes=10)
+    assert peak(classes=10, pictures=50_000) < 1.08 * peak(classes=10)
+
+
+def test_one_phase_alone_has_its_own_smallest_budget():
+    decided = decide(130 * MB)
+    assert decided.only("precompute").phases.keys() == {"precompute"}
+    assert decided.only("precompute").minimum_budget_bytes <= decided.minimum_budget_bytes
+
+
+def test_the_json_is_the_designs():
+    values = decide(300 * MB).to_dict()
+    assert {"fits", "minimum_budget_bytes", "phases"} <= values.keys()
+    assert list(values["phases"]) == ["precompute", "train", "evaluate"]
+    for phase in values["phases"].values():
+        assert phase["planned_peak_bytes"] == sum(phase["parts"].values())
+    assert values["phases"]["precompute"].keys() >= {"batch", "whole"}
+
+
+def test_what_planning_takes_is_part_of_the_smallest_budget():
+    workload = Workload(manifest=manifest(), classes=2, pictures=4, batch=1)
+    decided = plan(workload, FLOOR, 4_000 * MB, planning_bytes=900 * MB)
+    assert decided.minimum_budget_bytes == 1000 * MB
+
+
+def test_the_machines_floor_is_measured_once_and_remembered(tmp_path):
+    from edgeladder.device.memory.floor import machine_floor
+
+    first = machine_floor(tmp_path)
+    assert 5 * MB < first.supervisor_bytes < 30 * MB
+    assert 30 * MB < first.settled_bytes + 5 * MB < first.worker_bytes < 150 * MB
+    before = os.stat(tmp_path / "floor.json").st_mtime_ns
+    assert machine_floor(tmp_path) == first
+    assert os.stat(tmp_path / "floor.json").st_mtime_ns == before
+    (tmp_path / "floor.json").write_text("{")
+    assert machine_floor(tmp_path).worker_bytes > 30 * MB
