@@ -254,7 +254,11 @@ def _unpack(archive: Path) -> Path:
         with building(folder) as temporary, tarfile.open(archive) as tar:
             for member in tar:
                 name = PurePosixPath(member.name)
-                if not (member.isfile() or member.isdir()) or name.is_absolute() or ".." in name.parts:
+                if (
+                    not (member.isfile() or member.isdir())
+                    or name.is_absolute()
+                    or ".." in name.parts
+                ):
                     raise IntegrityError(
                         f"unexpected entry {member.name!r}", where=str(archive), remedy=_AGAIN
                     )

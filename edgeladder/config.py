@@ -19,6 +19,7 @@ from edgeladder.errors import ConfigError
 from edgeladder.sizes import format_size as format_size  # part of this module's public face
 from edgeladder.sizes import parse_size as parse_size
 
+
 def nearest(name: str, names: Iterable[str]) -> str | None:
     """The closest of `names` to a misspelt `name`, or None when nothing is close."""
     matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
@@ -252,7 +253,9 @@ def override(profile: Profile, overrides: Iterable[str]) -> Profile:
     for assignment in overrides:
         key, separator, text = assignment.partition("=")
         if not separator:
-            raise ConfigError(f"--set {assignment!r} has no '='", remedy="write --set train.batch=16")
+            raise ConfigError(
+                f"--set {assignment!r} has no '='", remedy="write --set train.batch=16"
+            )
         target = values
         *parents, last = key.strip().split(".")
         for part in parents:
@@ -261,7 +264,8 @@ def override(profile: Profile, overrides: Iterable[str]) -> Profile:
             if not isinstance(target.get(part), dict):
                 guess = nearest(part, target)
                 raise ConfigError(
-                    f"unknown key {key!r} @ {part}" + (f", did you mean {guess!r}?" if guess else ""),
+                    f"unknown key {key!r} @ {part}"
+                    + (f", did you mean {guess!r}?" if guess else ""),
                     where="--set",
                     remedy="`edgeladder profiles show default` lists every key",
                 )

@@ -1,13 +1,13 @@
 """Every error a user can meet, each with its exit code.
 
-    EdgeLadderError          1   something unexpected
-    ├── ConfigError          2   wrong usage or configuration
-    ├── BudgetError          3   does not fit the budget
-    ├── DataError            4   bad input data
-    ├── IntegrityError       5   hash, signature or version does not match
-    ├── FleetError           6   some hosts of the fleet failed
-    ├── StorageError         1   the disk is full or not writable
-    └── Interrupted        130   stopped by the user; a checkpoint was written
+EdgeLadderError          1   something unexpected
+├── ConfigError          2   wrong usage or configuration
+├── BudgetError          3   does not fit the budget
+├── DataError            4   bad input data
+├── IntegrityError       5   hash, signature or version does not match
+├── FleetError           6   some hosts of the fleet failed
+├── StorageError         1   the disk is full or not writable
+└── Interrupted        130   stopped by the user; a checkpoint was written
 """
 
 from __future__ import annotations
