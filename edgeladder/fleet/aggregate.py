@@ -10,6 +10,7 @@ and not on the number of boxes.
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 from collections import Counter
@@ -21,7 +22,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from edgeladder.errors import ConfigError, DataError, IntegrityError
-from edgeladder.files import building, read_json, write_json
+from edgeladder.files import building, read_json, sha256_file, write_json
 from edgeladder.fleet.tensors import Tensor, read_header, read_values
 
 ADAPTER = "adapter.safetensors"
@@ -128,8 +129,9 @@ def aggregate(
         }
         save_file(tensors, str(folder / ADAPTER))
         card = dict(cards[kept[0].name] or {})
-        if card.get("head") is not None:
-            card["head"] = None  # a closed-form head is fitted to one box's own features
+        card["head"] = None  # a closed-form head is fitted to one box's own features
+        card["sha256"] = sha256_file(folder / ADAPTER)
+        card["created"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         write_json(folder / CARD, card)
         write_json(folder / "aggregate.json", result.to_dict())
     return result

@@ -115,6 +115,8 @@ def aggregate_job(
     """
     there, results = contributions(out, job, hosts)
     try:
+        if not there:
+            raise TooFew("no adapters to average", AggregateResult(options.method))
         result = aggregate(
             there,
             average_folder(out, job),
@@ -127,6 +129,7 @@ def aggregate_job(
         )
     except TooFew as few:
         write_json(out / job / REFUSED, few.result.refused)
+        few.result.refused.update({r.host: str((r.error or {})["message"]) for r in results})
         raise
     write_json(out / job / REFUSED, result.refused)
     for name, why in result.refused.items():

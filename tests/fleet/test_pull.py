@@ -100,7 +100,8 @@ def test_nothing_but_adapters_and_metrics_leaves(
     assert "not what it should be" in errors["lines"]
     kept = sorted(p for p in (tmp_path / "out").rglob("*") if p.is_file())
     assert {p.name for p in kept} == {
-        "adapter.json", "adapter.safetensors", "config.yaml", "metrics.jsonl", "pull.json", "result.json",
+        "adapter.json", "adapter.safetensors", "config.yaml", "metrics.jsonl", "pull.json",
+        "result.json",
     }  # fmt: skip
     assert not any(pieces_of_the_picture(p.read_bytes()) for p in kept)
     assert not (tmp_path / "out" / "t" / "hosts" / "report" / "report.html").exists()
