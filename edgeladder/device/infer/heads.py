@@ -69,14 +69,18 @@ def gda_rule(embedding: Array, labels: Array, classes: int) -> tuple[Array, Arra
     means = np.stack([embedding[labels == c].mean(axis=0) for c in range(classes)])
     residual = embedding - means[labels]
     # the class means are taken away, so the rows' mean is zero and (n - 1) S is the scatter
-    scatter = residual.T @ residual
-    trace = float(np.trace(scatter)) / max(count - 1, 1)
+    trace = float((residual**2).sum()) / max(count - 1, 1)
     if trace < 1e-9:
-        precision = np.eye(width)
+        matrix = means.T
+    elif count < width:
+        # Woodbury: an n x n system in place of the D x D inverse; positive definite either way
+        inner = np.linalg.solve(
+            residual @ residual.T + trace * np.eye(count), residual @ means.T
+        )
+        matrix = (width / trace) * (means.T - residual.T @ inner)
     else:
-        # positive definite, so that its pseudo-inverse is its inverse
-        precision = width * np.linalg.inv(scatter + trace * np.eye(width))
-    matrix = precision @ means.T
+        scatter = residual.T @ residual + trace * np.eye(width)
+        matrix = width * np.linalg.solve(scatter, means.T)
     return matrix, -0.5 * np.einsum("cd,dc->c", means, matrix)
 
 

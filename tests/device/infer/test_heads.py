@@ -118,8 +118,9 @@ def test_the_support_set_finds_the_tap_that_carries_the_signal():
     assert head.choice.weights[1] > 2 * max(head.choice.weights[0], head.choice.weights[2])
 
 
-def test_gda_rule_is_the_published_formula():
-    features, labels, _ = scene(shots=5)
+@pytest.mark.parametrize("width", [6, 40])  # fewer and more channels than pictures
+def test_gda_rule_is_the_published_formula(width):
+    features, labels, _ = scene(shots=5, width=width)
     rows = normalise(features[-1])
     matrix, bias = gda_rule(rows, labels, 3)
     means = np.stack([rows[labels == c].mean(0) for c in range(3)])
