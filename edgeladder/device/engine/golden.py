@@ -63,8 +63,7 @@ def wave(name: str, size: int) -> np.ndarray:
 def perturbed(parameters: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Away from the start, where nearly all gradients are zero."""
     return {
-        name: value
-        + (_AMPLITUDE * wave(name, value.size).reshape(value.shape)).astype(np.float32)
+        name: value + (_AMPLITUDE * wave(name, value.size).reshape(value.shape)).astype(np.float32)
         for name, value in parameters.items()
     }
 

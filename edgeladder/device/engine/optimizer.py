@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -120,7 +120,7 @@ class Optimizer:
         if self.kind != "sgd":
             correction1 = 1.0 - train.beta1**self.step_count
             correction2 = 1.0 - train.beta2**self.step_count
-        values = {
+        values: dict[str, Any] = {
             "clip": min(1.0, train.clip / (norm + 1e-6)),
             "beta1": beta1,
             "rest1": np.float32(1) - beta1,

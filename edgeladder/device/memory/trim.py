@@ -53,9 +53,9 @@ def drop_clean_pages() -> int:
 
     dropped = 0
     advise = ctypes.CDLL(None).madvise
-    for start, stop in ranges:
-        if advise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), _DONTNEED) == 0:
-            dropped += stop - start
+    for first, last in ranges:
+        if advise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), _DONTNEED) == 0:
+            dropped += last - first
     return dropped
 
 

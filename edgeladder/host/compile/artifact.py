@@ -71,7 +71,10 @@ def arguments(ladder: Ladder, inputs: dict[str, Tensor]) -> tuple[Any, ...]:
 def forward_graph(ladder: Ladder, logit_scale: float) -> Graph:
     """`forward.onnx` as a graph: the whole step's forward pass, sizes B and C symbolic."""
     inputs = examples(ladder, *_EXAMPLE, seed=0)
-    batch, classes = torch.export.Dim("B", min=2, max=1 << 20), torch.export.Dim("C", min=2, max=1 << 20)
+    batch, classes = (
+        torch.export.Dim("B", min=2, max=1 << 20),
+        torch.export.Dim("C", min=2, max=1 << 20),
+    )
     dynamic: tuple[Any, ...] = (
         [{2: batch} for _ in ladder.image.groups],
         {0: batch},
@@ -169,7 +172,9 @@ def _record(name: str, graph: Graph) -> GraphRecord:
         peaks: list[tuple[float, float, float]] = []
     else:
         peaks = step.peak_lines(graph)
-    at = max(peaks, key=lambda line: line[0] + 32 * line[1] + 100 * line[2], default=(0.0, 0.0, 0.0))
+    at = max(
+        peaks, key=lambda line: line[0] + 32 * line[1] + 100 * line[2], default=(0.0, 0.0, 0.0)
+    )
     return GraphRecord(
         file=f"ladder/{name}.onnx",
         inputs=graph.inputs,

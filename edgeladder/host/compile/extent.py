@@ -34,7 +34,8 @@ class Extent:
 
 def combine(parts: Iterable[tuple[int | Extent, int]]) -> int | Extent:
     """The sum of extent * factor, an int when no symbol is left."""
-    constant, terms = 0, {}
+    constant = 0
+    terms: dict[str, int] = {}
     for extent, factor in parts:
         if isinstance(extent, int):
             constant += extent * factor

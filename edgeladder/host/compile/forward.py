@@ -83,9 +83,7 @@ def lower(
     Raises:
         EdgeLadderError: an operator without a rule, naming it and where it stands.
     """
-    program = torch.export.export(
-        module, tuple(arguments), dynamic_shapes=dynamic, strict=False
-    )
+    program = torch.export.export(module, tuple(arguments), dynamic_shapes=dynamic, strict=False)
     signature = program.graph_signature
     graph = Graph(name)
     lowering = Lowering(graph, _symbols(program, dynamic))
@@ -224,7 +222,11 @@ def _reshape(lowering: Lowering, node: torch.fx.Node) -> str:
 
 @rule("select")
 def _select(lowering: Lowering, node: torch.fx.Node) -> str:
-    x, axis, index = lowering.value(node.args[0]), lowering.axis(node, int(node.args[1])), node.args[2]  # type: ignore[arg-type]  # noqa: E501
+    x, axis, index = (
+        lowering.value(node.args[0]),
+        lowering.axis(node, int(node.args[1])),
+        node.args[2],
+    )  # type: ignore[arg-type]  # noqa: E501
     shape = list(lowering.graph.shapes[x])
     shape[axis] = 1
     stops = [lowering.graph.constant([v], "int64", "index") for v in (index, int(index) + 1, axis)]  # type: ignore[call-overload]
@@ -310,7 +312,9 @@ def _getitem(lowering: Lowering, node: torch.fx.Node) -> str:
 @rule("expand")
 def _expand(lowering: Lowering, node: torch.fx.Node) -> str:
     shape = lowering.shape(node)
-    return lowering.emit(node, "Expand", [lowering.value(node.args[0]), lowering.graph.extent(shape)])
+    return lowering.emit(
+        node, "Expand", [lowering.value(node.args[0]), lowering.graph.extent(shape)]
+    )
 
 
 @rule("pad", "constant_pad_nd")

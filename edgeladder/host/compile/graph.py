@@ -186,7 +186,9 @@ class Graph:
         other = Graph(name)
         other.inputs, other.outputs = list(self.inputs), list(self.outputs)
         other.nodes = [
-            Node(n.op, list(n.inputs), list(n.outputs), dict(n.attributes), n.domain, n.scope, n.name)
+            Node(
+                n.op, list(n.inputs), list(n.outputs), dict(n.attributes), n.domain, n.scope, n.name
+            )
             for n in self.nodes
         ]
         other.constants, other.extents = dict(self.constants), dict(self.extents)

@@ -35,6 +35,7 @@ OPSET = 18
 IR_VERSION = 8
 _EXTERNAL_BYTES = 1024  # smaller tensors stay in the graph, where shape inference sees them
 
+
 @dataclass
 class Template:
     """A piece's graph, to be filled with the weights of any piece of the same structure."""
@@ -223,9 +224,7 @@ def _rename(model: onnx.ModelProto, piece: Piece) -> None:
     graph = model.graph
     names = dict(zip([i.name for i in graph.input], piece.inputs, strict=True))
     names.update(zip([o.name for o in graph.output], piece.outputs, strict=True))
-    clash = {n for node in graph.node for n in node.output} & (
-        set(names.values()) - set(names)
-    )
+    clash = {n for node in graph.node for n in node.output} & (set(names.values()) - set(names))
     names.update({name: f"{name}/inner" for name in clash})
     for node in graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]

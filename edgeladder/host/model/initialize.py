@@ -89,7 +89,9 @@ def _semi_orthogonal(down: Down, generator: torch.Generator) -> None:
     """Taps without a block to imitate: directions of equal length, as far apart as they can be."""
     for weight, bias in zip(down.weights, down.bias, strict=True):
         for piece in weight:
-            basis, _ = torch.linalg.qr(torch.randn(max(piece.shape), min(piece.shape), generator=generator))
+            basis, _ = torch.linalg.qr(
+                torch.randn(max(piece.shape), min(piece.shape), generator=generator)
+            )
             piece.copy_(basis if piece.shape[0] >= piece.shape[1] else basis.T)
         bias.zero_()
 
@@ -126,9 +128,7 @@ def _cut(rung: Rung, block: dict[str, Any], kept: Tensor) -> None:
         return (weight[rows][:, kept] * scale1).T * gain
 
     rung.query.copy_(reads(query) * temperature)
-    rung.query_bias.copy_(
-        (query_bias[rows] + query[rows][:, kept] @ shift1 * gain) * temperature
-    )
+    rung.query_bias.copy_((query_bias[rows] + query[rows][:, kept] @ shift1 * gain) * temperature)
     rung.key_value.copy_(torch.cat([reads(key), reads(value)], 1))
     rung.out.copy_(block["out_weight"][kept][:, rows].T * gain)
     hidden = rung.up.shape[1]

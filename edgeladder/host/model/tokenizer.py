@@ -90,7 +90,9 @@ def _huggingface(backbone: Backbone, own: Any, target: Path) -> TokenizerRecord:
     shutil.rmtree(target / "all")
     clean = getattr(own, "clean_fn", None)
     name = getattr(clean, "__name__", "")
-    kind = "canonicalize" if "canonicalize" in name else "lower" if "lower" in name else "whitespace"
+    kind = (
+        "canonicalize" if "canonicalize" in name else "lower" if "lower" in name else "whitespace"
+    )
     json.loads((target / "tokenizer.json").read_text(encoding="utf-8"))
     return TokenizerRecord(
         kind="huggingface",

@@ -425,7 +425,9 @@ class ClipTextTower(Tower):
                 remedy="take a model with open_clip's own text transformer",
             )
         self.blocks = len(self.inner.transformer.resblocks)
-        self.size = int(getattr(self.inner, "num_pos", 0) or self.inner.positional_embedding.shape[0])
+        self.size = int(
+            getattr(self.inner, "num_pos", 0) or self.inner.positional_embedding.shape[0]
+        )
         if getattr(self.inner, "cls_emb", None) is not None:
             raise ConfigError(
                 "text towers with an appended class token (CoCa) are not supported",
@@ -450,7 +452,7 @@ class ClipTextTower(Tower):
         pad = int(getattr(self.inner, "pad_id", 0) or 0)
         if self.pool == "last":
             pad = 1  # SigLIP's sentencepiece pads with </s>
-        return TextSelector(self.pool, end, pad, start, config)
+        return TextSelector(str(self.pool), end, pad, start, config)
 
     def pieces(self, taps: list[TapRecord], config: TapConfig) -> list[Piece]:
         def stem(owner: Any, tokens: Tensor) -> Any:
