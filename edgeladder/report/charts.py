@@ -48,9 +48,7 @@ def _thin(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float,
     thinned = []
     for k in range(most):
         part = points[int(k * size) : max(int((k + 1) * size), int(k * size) + 1)]
-        thinned.append(
-            (sum(p[0] for p in part) / len(part), sum(p[1] for p in part) / len(part))
-        )
+        thinned.append((sum(p[0] for p in part) / len(part), sum(p[1] for p in part) / len(part)))
     return thinned
 
 
@@ -179,9 +177,7 @@ def confusion_matrix(names: Sequence[str], counts: Sequence[Sequence[int]], labe
             )
             if cell >= 18:
                 tone = "on" if share > 0.55 else "cell"
-                body.append(
-                    _text(x + cell / 2, y + cell / 2 + 4, str(count), "middle", tone)
-                )
+                body.append(_text(x + cell / 2, y + cell / 2 + 4, str(count), "middle", tone))
     body.append(
         f'<rect class="frame" x="{left:g}" y="{top:g}" width="{size * cell:.1f}" '
         f'height="{size * cell:.1f}"/>'

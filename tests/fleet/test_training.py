@@ -24,9 +24,7 @@ def program(tmp_path: Path) -> Path:
     script = tmp_path / "program"
     source = Path(edgeladder.__file__).resolve().parents[1]
     start = "import sys; from edgeladder.cli.app import run; run()"
-    script.write_text(
-        f"#!/bin/sh\nPYTHONPATH={source} exec {sys.executable} -c '{start}' \"$@\"\n"
-    )
+    script.write_text(f"#!/bin/sh\nPYTHONPATH={source} exec {sys.executable} -c '{start}' \"$@\"\n")
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     return script
 
@@ -45,7 +43,10 @@ def test_two_boxes_two_rounds_and_an_evaluation(
     out = tmp_path / "out"
     common = ("-i", farm.inventory, "--bundle", bundle_folder, "--out", out, "--poll", "0.3")
     code, answer = fleet_cli("rounds", "2", "--name", "fed", *common, "--set", "train.epochs=2")
-    assert code == 0, ({n: h.get("error") for n, h in answer["hosts"].items()}, *(p.read_text()[-800:] for p in farm.folder.rglob("jobs/*/log")))
+    assert code == 0, (
+        {n: h.get("error") for n, h in answer["hosts"].items()},
+        *(p.read_text()[-800:] for p in farm.folder.rglob("jobs/*/log")),
+    )
     weights = {name: host["weight"] for name, host in answer["hosts"].items()}
     assert weights == pytest.approx({"a": 1 / 3, "b": 2 / 3})
     bundle = Bundle.open(bundle_folder)

@@ -60,10 +60,12 @@ def a_run(folder: Path, classes: list[str] | None = None) -> Path:
     phases = {"train": {"planned_peak_bytes": 240_000_000}}
     (folder / "plan.json").write_text(json.dumps({"phases": phases, "budget_bytes": 400_000_000}))
     (folder / "environment.json").write_text(json.dumps({"architecture": "aarch64"}))
-    lines = [{"time": 1e9 + i, "kind": "step", "step": i + 1, "loss": 2.0 / (i + 1)}
-             for i in range(50)]
-    lines.append({"time": 1e9, "kind": "phase", "phase": "train",
-                  "measured_peak_bytes": 221_000_000})
+    lines = [
+        {"time": 1e9 + i, "kind": "step", "step": i + 1, "loss": 2.0 / (i + 1)} for i in range(50)
+    ]
+    lines.append(
+        {"time": 1e9, "kind": "phase", "phase": "train", "measured_peak_bytes": 221_000_000}
+    )
     lines.append({"time": 1e9, "kind": "watch", "order": "halve", "used_bytes": 321_000_000})
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "metrics.jsonl").write_text(text + '{"time": 1, "kind": "st')
@@ -74,11 +76,11 @@ def a_run(folder: Path, classes: list[str] | None = None) -> Path:
         "count": 10 * count,
         "split": "test",
         "classes": names,
-        "per_class": {
-            n: {"count": 10, "accuracy": 0.8, "zero_shot_accuracy": 0.55} for n in names
-        },
-        "confusion": [[8 if i == j else (2 if j == (i + 1) % count else 0)
-                       for j in range(count)] for i in range(count)],
+        "per_class": {n: {"count": 10, "accuracy": 0.8, "zero_shot_accuracy": 0.55} for n in names},
+        "confusion": [
+            [8 if i == j else (2 if j == (i + 1) % count else 0) for j in range(count)]
+            for i in range(count)
+        ],
     }
     (folder / "evaluation.json").write_text(json.dumps(evaluation))
     return folder
@@ -89,8 +91,19 @@ def test_a_report_is_well_formed_and_shows_the_run(tmp_path):
     path = write(run)
     assert path == run / "report.html"
     page = Page(path.read_text(encoding="utf-8"))
-    for words in ("80.0 %", "55.0 %", "+25.0", "240 MB", "221 MB", "budget 400 MB", "halve",
-                  "50 steps", "aarch64", "hat & <scarf>", "taken for"):
+    for words in (
+        "80.0 %",
+        "55.0 %",
+        "+25.0",
+        "240 MB",
+        "221 MB",
+        "budget 400 MB",
+        "halve",
+        "50 steps",
+        "aarch64",
+        "hat & <scarf>",
+        "taken for",
+    ):
         assert words in page.text, words
     assert page.tags.count("svg") == 4
     assert ("name", "viewport") in page.attributes

@@ -228,9 +228,7 @@ def pro_lip(support: Support) -> Predictor:
         start = {"delta": np.zeros((before.shape[1], part.embedding.shape[1]), np.float32)}
         delta = adam(start, slopes, steps=300, rate=rate)["delta"]
         return lambda embedding, pre: (
-            part.scale
-            * tuned(embedding, embedding if pre is None else pre, delta)[0]
-            @ part.text.T
+            part.scale * tuned(embedding, embedding if pre is None else pre, delta)[0] @ part.text.T
         )
 
     return fit(support, 1e-4)

@@ -93,9 +93,7 @@ def run_task(task: Task, ladders: dict[str, tuple[Bundle, Profile]]) -> list[Row
         for kind, name in names.items()
     }
     for name, (bundle, profile) in ladders.items():
-        tuned = count(
-            f"ladder {name}", lambda b=bundle, p=profile: train_ladder(task, b, p)[0]
-        )
+        tuned = count(f"ladder {name}", lambda b=bundle, p=profile: train_ladder(task, b, p)[0])
         count(f"ladder {name} + kernel", lambda t=tuned: t + given["kernel"])
     return rows
 
@@ -106,7 +104,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--bundle", type=Path, required=True, help="whose backbone is used")
     parser.add_argument("--data", type=Path, action="append", required=True)
     parser.add_argument(
-        "--ladder", action="append", default=[], metavar="NAME=BUNDLE",
+        "--ladder",
+        action="append",
+        default=[],
+        metavar="NAME=BUNDLE",
         help="a ladder to train, from its bundle",
     )
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="A.B=C")

@@ -87,9 +87,7 @@ def _norm(graph: Graph, name: str) -> str:
     """Length of each row, (N, 1)."""
     axes = graph.constant("axes/last", np.array([-1], np.int64))
     squares = graph.add("Mul", [name, name])
-    return graph.add(
-        "Sqrt", [graph.add("ReduceSum", [squares, axes], attributes={"keepdims": 1})]
-    )
+    return graph.add("Sqrt", [graph.add("ReduceSum", [squares, axes], attributes={"keepdims": 1})])
 
 
 def _groups(graph: Graph, bundle: Bundle) -> list[str]:

@@ -75,7 +75,5 @@ def _quantized(graph: Graph, tensor: Tensor, use: str) -> bool:
     small = f"{tensor.name}/int8"
     graph.tensors[small] = Tensor.later(small, "int8", tensor.dims, quantize)
     graph.constant(f"{tensor.name}/scale", scale)
-    graph.add(
-        "DequantizeLinear", [small, f"{tensor.name}/scale"], tensor.name, {"axis": axis}
-    )
+    graph.add("DequantizeLinear", [small, f"{tensor.name}/scale"], tensor.name, {"axis": axis})
     return True

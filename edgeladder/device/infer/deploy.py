@@ -127,9 +127,7 @@ def _compare(classifier: Classifier, path: Path) -> float:
     use_threads(options, classifier.threads, share=False)
     options.enable_mem_pattern = False
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        str(path), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     given = session.run([PROBABILITIES], {PICTURE: squares})[0]
     return float(np.abs(given - expected).max())
 

@@ -49,9 +49,7 @@ class Encoder:
         self._threads = threads
         self._sessions: dict[str, Bound] = {}
 
-    def encode_image(
-        self, taps: list[Array], embedding: Array, extra: dict[str, Array]
-    ) -> Array:
+    def encode_image(self, taps: list[Array], embedding: Array, extra: dict[str, Array]) -> Array:
         """Tuned picture embeddings (n, D), as `Engine.encode_image`."""
         return self._encode("image", taps, {"image_embedding": embedding, **extra})
 

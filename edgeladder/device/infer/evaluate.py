@@ -113,9 +113,7 @@ def _choose(
     if wanted is not None:
         side = SPLITS.get(wanted.lower())
         if side is None:
-            raise ConfigError(
-                f"unknown split {wanted!r}", remedy="use train, validation or test"
-            )
+            raise ConfigError(f"unknown split {wanted!r}", remedy="use train, validation or test")
         pictures = [p for p in dataset.pictures if p.split == side]
         if not dataset.has_splits and side != "validation":
             pictures = split(dataset, None, 0)[side == "test"]

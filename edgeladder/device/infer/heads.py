@@ -74,9 +74,7 @@ def gda_rule(embedding: Array, labels: Array, classes: int) -> tuple[Array, Arra
         matrix = means.T
     elif count < width:
         # Woodbury: an n x n system in place of the D x D inverse; positive definite either way
-        inner = np.linalg.solve(
-            residual @ residual.T + trace * np.eye(count), residual @ means.T
-        )
+        inner = np.linalg.solve(residual @ residual.T + trace * np.eye(count), residual @ means.T)
         matrix = (width / trace) * (means.T - residual.T @ inner)
     else:
         scatter = residual.T @ residual + trace * np.eye(width)

@@ -100,9 +100,7 @@ def predictions(
     yield from _answer(classifier, waiting, top)
 
 
-def _square(
-    picture: Picture, preprocess: PreprocessRecord
-) -> tuple[np.ndarray | None, str | None]:
+def _square(picture: Picture, preprocess: PreprocessRecord) -> tuple[np.ndarray | None, str | None]:
     try:
         return decode_square(picture.read(), preprocess), None
     except UnreadableError as error:

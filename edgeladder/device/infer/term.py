@@ -54,6 +54,4 @@ def fit_term(
             zero_shot.append(logits + float(getattr(model, "logit_bias", 0.0)))
         labels.append(np.asarray(inputs.labels))
     features = [np.concatenate([part[k] for part in parts]) for k in range(len(parts[0]))]
-    return fit_head(
-        kind, features, np.concatenate(labels), np.concatenate(zero_shot), seed=seed
-    )
+    return fit_head(kind, features, np.concatenate(labels), np.concatenate(zero_shot), seed=seed)

@@ -46,9 +46,7 @@ def _gelu(lowering: Lowering, node: torch.fx.Node) -> str:
     if node.kwargs.get("approximate", "none") != "none":
         raise EdgeLadderError("no ONNX rule for the tanh form of GELU", where=node.name)
     graph, x = lowering.graph, lowering.value(node.args[0])
-    erf = lowering.emit(
-        node, "Erf", [lowering.emit(node, "Div", [x, graph.constant(2**0.5)])]
-    )
+    erf = lowering.emit(node, "Erf", [lowering.emit(node, "Div", [x, graph.constant(2**0.5)])])
     product = lowering.emit(
         node, "Mul", [x, lowering.emit(node, "Add", [erf, graph.constant(1.0)])]
     )

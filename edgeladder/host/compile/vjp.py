@@ -466,9 +466,7 @@ def _matmul(b: Backward, node: Node, gradients: list[Gradient]) -> list[Gradient
     return found
 
 
-def _fused(
-    b: Backward, left: str, right: str, ta: int, ba: int, tb: int, bb: int
-) -> str:
+def _fused(b: Backward, left: str, right: str, ta: int, ba: int, tb: int, bb: int) -> str:
     """FusedMatMul of operands (trans, transBatch) each; the result has the batch first."""
 
     def matrix(value: str, trans: int, batch: int) -> tuple[Shape, object, object]:

@@ -259,15 +259,17 @@ class Ladder(nn.Module):
         counts = (image_embedding.shape[0], text_embedding.shape[0])
         downs = (self.image_down(image_taps), self.text_down(text_taps))
         prompts = self.prompts.prepare()
-        read = self.climb_together(downs, counts, prompts) if self.shared else (
-            self.climb(0, downs[0], counts[0], prompts),
-            self.climb(1, downs[1], counts[1], prompts),
+        read = (
+            self.climb_together(downs, counts, prompts)
+            if self.shared
+            else (
+                self.climb(0, downs[0], counts[0], prompts),
+                self.climb(1, downs[1], counts[1], prompts),
+            )
         )
         image, text = (self.aggregate(r) for r in read)
         image_up, text_up = (
-            (self.up, self.up)
-            if self.config.share == "trunk+up"
-            else (self.image_up, self.text_up)
+            (self.up, self.up) if self.config.share == "trunk+up" else (self.image_up, self.text_up)
         )
         image_delta = functional.relu(image) @ image_up
         if self.project is not None:
@@ -279,9 +281,7 @@ class Ladder(nn.Module):
             tuned(text_embedding, functional.relu(text) @ text_up),
         )
 
-    def climb(
-        self, which: int, downs: list[Tensor], count: int, prompts: View
-    ) -> list[Tensor]:
+    def climb(self, which: int, downs: list[Tensor], count: int, prompts: View) -> list[Tensor]:
         """Rungs of one side alone: what each rung reads out, (N, d)."""
         rungs = (self.image_rungs, self.text_rungs)[which]
         tokens = self.sides[which].tokens

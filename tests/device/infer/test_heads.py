@@ -67,9 +67,7 @@ def test_closed_form_leaving_out_folds_is_refitting_without_them(shots, classes,
     fast = leave_out(np.linalg.inv(kernel + np.eye(len(labels))), targets, folds)
     for fold in range(shots):
         out = folds == fold
-        alpha = np.linalg.solve(
-            kernel[np.ix_(~out, ~out)] + np.eye((~out).sum()), targets[~out]
-        )
+        alpha = np.linalg.solve(kernel[np.ix_(~out, ~out)] + np.eye((~out).sum()), targets[~out])
         np.testing.assert_allclose(fast[out], kernel[np.ix_(out, ~out)] @ alpha, atol=1e-9)
 
 
@@ -127,9 +125,7 @@ def test_gda_rule_is_the_published_formula(width):
     residual = rows - means[labels]
     covariance = np.cov(residual.T)
     n, width = rows.shape
-    precision = width * np.linalg.pinv(
-        (n - 1) * covariance + np.trace(covariance) * np.eye(width)
-    )
+    precision = width * np.linalg.pinv((n - 1) * covariance + np.trace(covariance) * np.eye(width))
     np.testing.assert_allclose(matrix, precision @ means.T, rtol=1e-8)
     np.testing.assert_allclose(bias, -0.5 * np.diag(means @ precision @ means.T), rtol=1e-8)
 

@@ -140,7 +140,9 @@ def test_foreign_pictures_are_judged_whole_and_unknown_labels_refused(run_folder
     result = evaluate(run_folder, data=other)
     assert (result["split"], result["count"]) == ("all", 6)
     assert result["per_class"]["class2"] == {
-        "count": 0, "accuracy": None, "zero_shot_accuracy": None,
+        "count": 0,
+        "accuracy": None,
+        "zero_shot_accuracy": None,
     }
     (other / "class1").rename(other / "class_1")
     with pytest.raises(DataError, match="'class_1' is not among the 3 known classes") as caught:
