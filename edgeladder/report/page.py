@@ -243,7 +243,7 @@ def _events(record: RunRecord) -> str:
             _clock(event.get("time")),
             str(event.get("kind", "")),
             ", ".join(
-                f"{key} {_value(key, value)}"
+                f"{_label(key)} {_value(key, value)}"
                 for key, value in event.items()
                 if key not in ("time", "kind")
             ),
@@ -264,11 +264,15 @@ def _configuration(record: RunRecord) -> str:
 def _pairs(values: dict[str, Any], empty: str = "not recorded") -> str:
     if not values:
         return _none(empty) if empty else ""
-    return _table(("", ""), [(key, _value(key, v)) for key, v in values.items()], head=False)
+    return _table(("", ""), [(_label(key), _value(key, v)) for key, v in values.items()], head=False)
+
+
+def _label(key: str) -> str:
+    return key.removesuffix("_bytes").replace("_", " ")
 
 
 def _value(key: str, value: Any) -> str:
-    if key.endswith("_bytes") and isinstance(value, int | float) and not isinstance(value, bool):
+    if (key.endswith("_bytes") or key == "confirmed") and isinstance(value, int | float) and not isinstance(value, bool):
         return format_size(value)
     return _words(value)
 
@@ -282,7 +286,7 @@ def _words(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, dict):
-        return ", ".join(f"{key}: {_value(str(key), v)}" for key, v in value.items()) or "none"
+        return ", ".join(f"{_label(str(key))} {_value(str(key), v)}" for key, v in value.items()) or "none"
     if isinstance(value, list | tuple):
         return ", ".join(_words(v) for v in value) or "none"
     return str(value)
