@@ -230,7 +230,7 @@ def execute(graph: Graph, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "graph.onnx"
         graph.save(path)
-        session = open_session(path, 1)
+        session = open_session(path, 1, as_written=True)
     wanted = {item.name: feed[item.name] for item in session.get_inputs()}
     return dict(zip(graph.outputs, session.run(graph.outputs, wanted), strict=True))
 
