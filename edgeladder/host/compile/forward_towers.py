@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from edgeladder.errors import EdgeLadderError
@@ -42,15 +44,51 @@ def _conv2d(lowering: Lowering, node: torch.fx.Node) -> str:
 
 @rule("gelu")
 def _gelu(lowering: Lowering, node: torch.fx.Node) -> str:
-    """x (1 + erf(x / sqrt 2)) / 2, which onnxruntime fuses; the tanh form has no rule."""
-    if node.kwargs.get("approximate", "none") != "none":
-        raise EdgeLadderError("no ONNX rule for the tanh form of GELU", where=node.name)
+    """x (1 + erf(x / sqrt 2)) / 2, which onnxruntime fuses, or the tanh form."""
     graph, x = lowering.graph, lowering.value(node.args[0])
-    erf = lowering.emit(node, "Erf", [lowering.emit(node, "Div", [x, graph.constant(2**0.5)])])
-    product = lowering.emit(
-        node, "Mul", [x, lowering.emit(node, "Add", [erf, graph.constant(1.0)])]
-    )
+    if node.kwargs.get("approximate", "none") == "tanh":
+        # x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2, arXiv:1606.08415
+        square = lowering.emit(node, "Mul", [x, x])
+        factor = lowering.emit(node, "Mul", [square, graph.constant(0.044715)])
+        factor = lowering.emit(node, "Add", [factor, graph.constant(1.0)])
+        inner = lowering.emit(node, "Mul", [x, factor])
+        inner = lowering.emit(node, "Mul", [inner, graph.constant((2 / math.pi) ** 0.5)])
+        curve = lowering.emit(node, "Tanh", [inner])
+    else:
+        curve = lowering.emit(
+            node, "Erf", [lowering.emit(node, "Div", [x, graph.constant(2**0.5)])]
+        )
+    shifted = lowering.emit(node, "Add", [curve, graph.constant(1.0)])
+    product = lowering.emit(node, "Mul", [x, shifted])
     return lowering.emit(node, "Mul", [product, graph.constant(0.5)])
+
+
+@rule("batch_norm")
+def _batch_norm(lowering: Lowering, node: torch.fx.Node) -> str:
+    """With the running statistics: frozen towers are never in training mode."""
+    inputs = [lowering.value(a) for a in node.args[:5]]
+    return lowering.emit(node, "BatchNormalization", inputs, epsilon=float(node.args[7]))  # type: ignore[arg-type]
+
+
+@rule("hardtanh", "relu6")
+def _clip(lowering: Lowering, node: torch.fx.Node) -> str:
+    low, high = node.args[1:3] if len(node.args) > 2 else (0.0, 6.0)
+    if len(node.args) <= 2 and str(node.target).find("hardtanh") >= 0:
+        low, high = -1.0, 1.0
+    limits = [lowering.graph.constant(v) for v in (low, high)]
+    return lowering.emit(node, "Clip", [lowering.value(node.args[0]), *limits])
+
+
+@rule("hardswish")
+def _hardswish(lowering: Lowering, node: torch.fx.Node) -> str:
+    return lowering.emit(node, "HardSwish", [lowering.value(node.args[0])])
+
+
+@rule("adaptive_avg_pool2d")
+def _global_pool(lowering: Lowering, node: torch.fx.Node) -> str:
+    if node.args[1] not in (1, [1, 1], (1, 1)):
+        raise EdgeLadderError("no ONNX rule for pooling to more than one cell", where=node.name)
+    return lowering.emit(node, "GlobalAveragePool", [lowering.value(node.args[0])])
 
 
 @rule("embedding")

@@ -16,7 +16,9 @@ from torch import nn
 from edgeladder.bundle import PreprocessRecord, TapRecord
 from edgeladder.config import TapConfig, nearest
 from edgeladder.errors import ConfigError, DataError
-from edgeladder.host.model.towers import Tower, image_tower, text_tower
+from edgeladder.host.model.clip_towers import ClipImageTower, ClipTextTower
+from edgeladder.host.model.timm_towers import TimmImageTower, TimmStagesTower
+from edgeladder.host.model.towers import Tower
 
 # models that ship with edgeladder: name -> module with `load() -> Backbone`
 LOCAL_MODELS = {"nano": "edgeladder.host.model.nano"}
@@ -192,7 +194,7 @@ def wrap(
     network: nn.Module, *, name: str, pretrained: str, origin: str, licence: str, tokenizer: Any
 ) -> Backbone:
     """A backbone around an open_clip CLIP or CustomTextCLIP in eval mode."""
-    image, text = image_tower(network), text_tower(network)
+    image, text = image_tower(network), ClipTextTower(network)
     scale: Any = network.logit_scale
     bias: Any = getattr(network, "logit_bias", None)
     with torch.no_grad():
@@ -211,6 +213,30 @@ def wrap(
         preprocess=_preprocess(network, image.size),
         context_length=text.size,
         tokenizer=tokenizer,
+    )
+
+
+def image_tower(network: Any) -> Tower:
+    """The image tower of an open_clip model.
+
+    Raises:
+        ConfigError: of a type that cannot be cut.
+    """
+    visual = network.visual
+    if hasattr(visual, "trunk"):
+        size = visual.image_size
+        size = int(size[0] if isinstance(size, (tuple, list)) else size)
+        trunk = visual.trunk
+        flat = hasattr(trunk, "_pos_embed") and hasattr(trunk, "patch_embed")
+        if flat and hasattr(trunk, "blocks"):
+            return TimmImageTower(visual, size)
+        return TimmStagesTower(visual, size)
+    if hasattr(visual, "transformer") and hasattr(visual, "_embeds"):
+        return ClipImageTower(visual)
+    raise ConfigError(
+        f"image towers of type {type(visual).__name__} are not supported",
+        where="--model",
+        remedy="take a ViT, or a model whose tower comes from timm",
     )
 
 

@@ -15,7 +15,6 @@ from torch.nn import functional
 
 from edgeladder.bundle import TapRecord
 from edgeladder.config import TapConfig
-from edgeladder.errors import ConfigError
 
 TAP_EPSILON = 1e-5
 
@@ -191,7 +190,7 @@ def plain(block: Any) -> nn.Module:
     return block  # type: ignore[no-any-return]
 
 
-class _Block(nn.Module):
+class TappedBlock(nn.Module):
     """A block, its tap if it has one."""
 
     def __init__(self, block: nn.Module, tap: nn.Module | None, mask: Tensor | None = None):
@@ -211,7 +210,7 @@ class _Block(nn.Module):
         return hidden, self.tap(hidden, *selector)
 
 
-class _Call(nn.Module):
+class Call(nn.Module):
     """Methods of a module as a module: what stems and tails are."""
 
     def __init__(self, owner: nn.Module, function: Any):
@@ -223,7 +222,7 @@ class _Call(nn.Module):
         return self.function(self.owner, *tensors)
 
 
-def _chain(
+def chain(
     source: str,
     stem: nn.Module,
     blocks: list[nn.Module],
@@ -240,311 +239,13 @@ def _chain(
         tap = taps.get(index)
         inputs = [f"hidden_{index}", *(more[1:] if tap is not None else [])]
         outputs = [f"hidden_{index + 1}", *([f"tap_{index}"] if tap is not None else [])]
-        pieces.append(Piece(inputs, outputs, _Block(block, tap, mask)))
+        pieces.append(Piece(inputs, outputs, TappedBlock(block, tap, mask)))
     inputs = [f"hidden_{len(blocks)}", *more[:1]]
     pieces.append(Piece(inputs, tail_outputs, tail))
     return pieces
 
 
-class ClipImageTower(Tower):
-    """open_clip's VisionTransformer."""
-
-    def __init__(self, visual: Any):
-        self.visual = visual
-        self.blocks = len(visual.transformer.resblocks)
-        size = visual.image_size
-        self.size = int(size[0] if isinstance(size, (tuple, list)) else size)
-
-    def width(self, block: int) -> int:
-        return int(self.visual.transformer.width)
-
-    def _taps(self, taps: list[TapRecord], config: TapConfig) -> dict[int, nn.Module]:
-        side = int(self.visual.grid_size[0])
-        return {tap.block: ImageTap(side, 1, config) for tap in taps}
-
-    def pieces(self, taps: list[TapRecord], config: TapConfig) -> list[Piece]:
-        visual = self.visual
-
-        def tail(owner: Any, hidden: Tensor) -> Any:
-            pooled, _ = owner._pool(hidden)
-            return (pooled @ owner.proj, pooled) if owner.proj is not None else pooled
-
-        outputs = ["embedding", *(["embedding_pre"] if visual.proj is not None else [])]
-        return _chain(
-            self.source,
-            _Call(visual, lambda owner, pixels: owner._embeds(pixels)),
-            list(visual.transformer.resblocks),
-            _Call(visual, tail),
-            outputs,
-            self._taps(taps, config),
-        )
-
-    def whole(self, batch: Tensor) -> dict[str, Tensor]:
-        found = self.visual(batch)
-        return {"embedding": found[0] if isinstance(found, tuple) else found}
-
-    def reference(
-        self, batch: Tensor, taps: list[TapRecord], config: TapConfig
-    ) -> dict[str, Tensor]:
-        found = self.visual.forward_intermediates(
-            batch, indices=[t.block for t in taps], output_fmt="NLC", output_extra_tokens=True
-        )
-        modules = self._taps(taps, config)
-        result = {"embedding": found["image_features"]}
-        for tap, prefix, tokens in zip(
-            taps, found["image_intermediates_prefix"], found["image_intermediates"], strict=True
-        ):
-            result[tap.name] = modules[tap.block](torch.cat([prefix, tokens], 1))
-        return result
-
-    def block_weights(self, block: int) -> dict[str, Any] | None:
-        return clip_block_weights(self.visual.transformer.resblocks[block])
-
-
-class TimmImageTower(Tower):
-    """A timm vision transformer (SigLIP and the like), cut at its blocks."""
-
-    def __init__(self, visual: Any, size: int):
-        self.visual, self.trunk, self.size = visual, visual.trunk, size
-        self.blocks = len(self.trunk.blocks)
-
-    def width(self, block: int) -> int:
-        return int(self.trunk.embed_dim)
-
-    def _taps(self, taps: list[TapRecord], config: TapConfig) -> dict[int, nn.Module]:
-        side = int(self.trunk.patch_embed.grid_size[0])
-        prefix = int(self.trunk.num_prefix_tokens)
-        return {tap.block: ImageTap(side, prefix, config) for tap in taps}
-
-    def pieces(self, taps: list[TapRecord], config: TapConfig) -> list[Piece]:
-        def stem(owner: Any, pixels: Tensor) -> Tensor:
-            hidden = owner._pos_embed(owner.patch_embed(pixels))
-            return owner.norm_pre(owner.patch_drop(hidden))  # type: ignore[no-any-return]
-
-        def tail(owner: Any, hidden: Tensor) -> Any:
-            trunk = owner.trunk
-            pre = trunk.forward_head(trunk.norm(hidden))
-            return owner.head(pre), pre
-
-        return _chain(
-            self.source,
-            _Call(self.trunk, stem),
-            list(self.trunk.blocks),
-            _Call(self.visual, tail),
-            ["embedding", "embedding_pre"] if len(self.visual.head) else ["embedding"],
-            self._taps(taps, config),
-        )
-
-    def whole(self, batch: Tensor) -> dict[str, Tensor]:
-        return {"embedding": self.visual(batch)}
-
-    def reference(
-        self, batch: Tensor, taps: list[TapRecord], config: TapConfig
-    ) -> dict[str, Tensor]:
-        final, found = self.trunk.forward_intermediates(
-            batch, indices=[t.block for t in taps], output_fmt="NLC", return_prefix_tokens=True
-        )
-        modules = self._taps(taps, config)
-        result = {"embedding": self.visual.head(self.trunk.forward_head(final))}
-        for tap, one in zip(taps, found, strict=True):
-            tokens = torch.cat([one[1], one[0]], 1) if isinstance(one, tuple) else one
-            result[tap.name] = modules[tap.block](tokens)
-        return result
-
-    def block_weights(self, block: int) -> dict[str, Any] | None:
-        return timm_block_weights(self.trunk.blocks[block])
-
-
-class TimmStagesTower(Tower):
-    """Any other timm tower (EfficientNet, ConvNeXt, MobileCLIP): one piece, stages as blocks."""
-
-    def __init__(self, visual: Any, size: int):
-        self.visual, self.trunk, self.size = visual, visual.trunk, size
-        with torch.no_grad():
-            pixels = torch.zeros(1, 3, size, size)
-            found = self.trunk.forward_intermediates(pixels, intermediates_only=True)
-        self.shapes = [tuple(one.shape[1:]) for one in found]  # (C, H, W)
-        self.blocks = len(self.shapes)
-
-    def width(self, block: int) -> int:
-        return int(self.shapes[block][0])
-
-    def _taps(self, taps: list[TapRecord], config: TapConfig) -> nn.ModuleDict:
-        return nn.ModuleDict(
-            {tap.name: ImageTap(self.shapes[tap.block][1], 0, config) for tap in taps}
-        )
-
-    def _run(
-        self, owner: Any, pixels: Tensor, taps: list[TapRecord], modules: nn.ModuleDict
-    ) -> dict[str, Tensor]:
-        indices = [tap.block for tap in taps]
-        final, found = owner.trunk.forward_intermediates(pixels, indices=indices)
-        pre = owner.trunk.forward_head(final)
-        result = {"embedding": owner.head(pre)}
-        if len(owner.head):
-            result["embedding_pre"] = pre
-        for tap, one in zip(taps, found, strict=True):
-            result[tap.name] = modules[tap.name](one.flatten(2).transpose(1, 2))
-        return result
-
-    def pieces(self, taps: list[TapRecord], config: TapConfig) -> list[Piece]:
-        modules = self._taps(taps, config)
-        names = ["embedding", *(["embedding_pre"] if len(self.visual.head) else [])]
-        names += [tap.name for tap in taps]
-
-        def everything(owner: Any, pixels: Tensor) -> Any:
-            found = self._run(owner, pixels, taps, owner.taps)
-            return tuple(found[name] for name in names)
-
-        holder = nn.Module()
-        holder.trunk, holder.head, holder.taps = self.visual.trunk, self.visual.head, modules
-        return [Piece([self.source], names, _Call(holder, everything))]
-
-    def whole(self, batch: Tensor) -> dict[str, Tensor]:
-        return {"embedding": self.visual(batch)}
-
-    def reference(
-        self, batch: Tensor, taps: list[TapRecord], config: TapConfig
-    ) -> dict[str, Tensor]:
-        return self._run(self.visual, batch, taps, self._taps(taps, config))
-
-
-class ClipTextTower(Tower):
-    """open_clip's text transformer, inside CLIP or as CustomTextCLIP's TextTransformer."""
-
-    source = "tokens"
-
-    def __init__(self, network: Any):
-        inner = getattr(network, "text", None)
-        self.network, self.inner = network, inner if isinstance(inner, nn.Module) else network
-        self.custom = self.inner is not network
-        if not hasattr(self.inner, "transformer") or not hasattr(self.inner, "token_embedding"):
-            raise ConfigError(
-                f"text towers of type {type(self.inner).__name__} are not supported",
-                where="--model",
-                remedy="take a model with open_clip's own text transformer",
-            )
-        self.blocks = len(self.inner.transformer.resblocks)
-        self.size = int(
-            getattr(self.inner, "num_pos", 0) or self.inner.positional_embedding.shape[0]
-        )
-        if getattr(self.inner, "cls_emb", None) is not None:
-            raise ConfigError(
-                "text towers with an appended class token (CoCa) are not supported",
-                where="--model",
-                remedy="take a CLIP or SigLIP model",
-            )
-        self.pool = getattr(self.inner, "text_pool_type", None) or getattr(
-            self.inner, "pool_type", "argmax"
-        )
-
-    def width(self, block: int) -> int:
-        return int(self.inner.transformer.width)
-
-    def _mask(self) -> Tensor | None:
-        mask = getattr(self.inner, "attn_mask", None)
-        return mask if isinstance(mask, Tensor) else None
-
-    def selector(self, config: TapConfig) -> TextSelector:
-        """What is read of a text."""
-        end = getattr(self.inner, "text_eos_id", None) or getattr(self.inner, "eos_id", None)
-        start = 1 if self.pool in ("argmax", "eos") else 0
-        pad = int(getattr(self.inner, "pad_id", 0) or 0)
-        if self.pool == "last":
-            pad = 1  # SigLIP's sentencepiece pads with </s>
-        return TextSelector(str(self.pool), end, pad, start, config)
-
-    def pieces(self, taps: list[TapRecord], config: TapConfig) -> list[Piece]:
-        def stem(owner: Any, tokens: Tensor) -> Any:
-            hidden = owner.token_embedding(tokens)
-            hidden = hidden + owner.positional_embedding[: tokens.shape[1]]
-            return hidden, *owner.selector(tokens)
-
-        def tail(owner: Any, hidden: Tensor, pool: Tensor) -> Tensor:
-            pooled = torch.matmul(pool, owner.ln_final(hidden)).squeeze(1)
-            projection = owner.text_projection
-            if projection is None:
-                return pooled
-            linear = isinstance(projection, nn.Linear)
-            return projection(pooled) if linear else pooled @ projection  # type: ignore[no-any-return]
-
-        inner, first, last = self.inner, nn.Module(), nn.Module()
-        first.token_embedding, first.selector = inner.token_embedding, self.selector(config)
-        first.positional_embedding = inner.positional_embedding
-        last.ln_final, last.text_projection = inner.ln_final, inner.text_projection
-        return _chain(
-            self.source,
-            _Call(first, stem),
-            list(inner.transformer.resblocks),
-            _Call(last, tail),
-            ["embedding"],
-            {tap.block: TextTap() for tap in taps},
-            self._mask(),
-            text=True,
-        )
-
-    def whole(self, batch: Tensor) -> dict[str, Tensor]:
-        return {"embedding": self.network.encode_text(batch)}
-
-    def reference(
-        self, batch: Tensor, taps: list[TapRecord], config: TapConfig
-    ) -> dict[str, Tensor]:
-        result = self.whole(batch)
-        indices = [tap.block for tap in taps]
-        if self.custom:
-            found = self.inner.forward_intermediates(batch, indices=indices, output_fmt="NLC")
-        else:
-            found = self.network.forward_intermediates(
-                text=batch, text_indices=indices, normalize=False
-            )
-        key = next(k for k in found if k.endswith("intermediates"))
-        selector = self.selector(config)(batch)[1]
-        for tap, hidden in zip(taps, found[key], strict=True):
-            result[tap.name] = TextTap()(hidden, selector)
-        return result
-
-    def block_weights(self, block: int) -> dict[str, Any] | None:
-        return clip_block_weights(self.inner.transformer.resblocks[block])
-
-
-def clip_block_weights(block: Any) -> dict[str, Any] | None:
-    """Weights of open_clip's ResidualAttentionBlock by role."""
-    attention = getattr(block, "attn", None)
-    if not isinstance(attention, nn.MultiheadAttention):
-        return None
-    activation = type(block.mlp[1]).__name__
-    return {
-        **_norms(block.ln_1, block.ln_2),
-        "qkv_weight": attention.in_proj_weight,
-        "qkv_bias": attention.in_proj_bias,
-        "out_weight": attention.out_proj.weight,
-        "out_bias": attention.out_proj.bias,
-        **_feed_forward(block.mlp.c_fc, block.mlp.c_proj),
-        "heads": attention.num_heads,
-        "activation": "quick_gelu" if "Quick" in activation else "gelu",
-    }
-
-
-def timm_block_weights(block: Any) -> dict[str, Any] | None:
-    """Weights of timm's vision transformer Block by role."""
-    attention = getattr(block, "attn", None)
-    if attention is None or not hasattr(attention, "qkv") or not hasattr(block, "mlp"):
-        return None
-    width = attention.qkv.weight.shape[1]
-    bias = attention.qkv.bias
-    return {
-        **_norms(block.norm1, block.norm2),
-        "qkv_weight": attention.qkv.weight,
-        "qkv_bias": bias if bias is not None else torch.zeros(3 * width),
-        "out_weight": attention.proj.weight,
-        "out_bias": attention.proj.bias,
-        **_feed_forward(block.mlp.fc1, block.mlp.fc2),
-        "heads": attention.num_heads,
-        "activation": "gelu",
-    }
-
-
-def _norms(first: Any, second: Any) -> dict[str, Tensor]:
+def norms(first: Any, second: Any) -> dict[str, Tensor]:
     return {
         "ln1_weight": first.weight,
         "ln1_bias": first.bias,
@@ -553,35 +254,10 @@ def _norms(first: Any, second: Any) -> dict[str, Tensor]:
     }
 
 
-def _feed_forward(first: Any, second: Any) -> dict[str, Tensor]:
+def feed_forward(first: Any, second: Any) -> dict[str, Tensor]:
     return {
         "fc1_weight": first.weight,
         "fc1_bias": first.bias,
         "fc2_weight": second.weight,
         "fc2_bias": second.bias,
     }
-
-
-def image_tower(network: Any) -> Tower:
-    """The image tower of an open_clip model."""
-    visual = network.visual
-    if hasattr(visual, "trunk"):
-        size = visual.image_size
-        size = int(size[0] if isinstance(size, (tuple, list)) else size)
-        blocks = getattr(visual.trunk, "blocks", None)
-        flat = hasattr(visual.trunk, "_pos_embed") and hasattr(visual.trunk, "patch_embed")
-        if flat and blocks is not None:
-            return TimmImageTower(visual, size)
-        return TimmStagesTower(visual, size)
-    if hasattr(visual, "transformer") and hasattr(visual, "_embeds"):
-        return ClipImageTower(visual)
-    raise ConfigError(
-        f"image towers of type {type(visual).__name__} are not supported",
-        where="--model",
-        remedy="take a ViT, or a model whose tower comes from timm",
-    )
-
-
-def text_tower(network: Any) -> Tower:
-    """The text tower of an open_clip model."""
-    return ClipTextTower(network)
