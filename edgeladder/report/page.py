@@ -264,7 +264,8 @@ def _configuration(record: RunRecord) -> str:
 def _pairs(values: dict[str, Any], empty: str = "not recorded") -> str:
     if not values:
         return _none(empty) if empty else ""
-    return _table(("", ""), [(_label(key), _value(key, v)) for key, v in values.items()], head=False)
+    rows = [(_label(key), _value(key, value)) for key, value in values.items()]
+    return _table(("", ""), rows, head=False)
 
 
 def _label(key: str) -> str:
@@ -272,7 +273,8 @@ def _label(key: str) -> str:
 
 
 def _value(key: str, value: Any) -> str:
-    if (key.endswith("_bytes") or key == "confirmed") and isinstance(value, int | float) and not isinstance(value, bool):
+    size = key.endswith("_bytes") or key == "confirmed"  # a fence tells its limit by that name
+    if size and isinstance(value, int | float) and not isinstance(value, bool):
         return format_size(value)
     return _words(value)
 
@@ -286,7 +288,8 @@ def _words(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, dict):
-        return ", ".join(f"{_label(str(key))} {_value(str(key), v)}" for key, v in value.items()) or "none"
+        parts = (f"{_label(str(key))} {_value(str(key), v)}" for key, v in value.items())
+        return ", ".join(parts) or "none"
     if isinstance(value, list | tuple):
         return ", ".join(_words(v) for v in value) or "none"
     return str(value)

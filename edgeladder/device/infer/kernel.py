@@ -27,7 +27,7 @@ _SCALES = (0.3, 1.0, 3.0)  # sum of the tap weights, the inverse bandwidth
 _RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 _GAINS = (0.0, 0.3, 1.0, 3.0)  # a tap's weight against the final embedding's
 _PASSES = 2  # of coordinate descent over the taps
-_MARGIN = 1e-3  # a tap must earn its place: relative gain in leave-one-out log-loss
+_MARGIN = 0.01  # a tap must earn its place: relative gain in leave-one-out log-loss
 _BLIND = (1.0, 0.3, 8.0)  # scale, ridge and temperature where leaving out sees nothing
 
 
