@@ -23,7 +23,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgeladder.device.data.halves import from_half
-from edgeladder.device.data.layout import KEY_BYTES, KEYS, Layout, Side, TapDtype, from_int8
+from edgeladder.device.data.layout import (
+    KEY_BYTES,
+    KEYS,
+    Layout,
+    Side,
+    TapDtype,
+    TapField,
+    from_int8,
+)
 from edgeladder.device.data.shards import (
     ROW_BITS,
     SUFFIX,
@@ -41,6 +49,7 @@ SHARD_BYTES = 4 << 20  # held in memory until written; a power cut costs at most
 INDEX = "index" + SUFFIX
 _LOCK = ".lock"
 _MERGE_SAMPLES = 4096
+_BLOCK_BYTES = 256 << 10  # of stored taps converted at a time: stays in a small core's cache
 
 
 def sample_key(content_digest: bytes, view: int = 0, version: str = "") -> bytes:
@@ -337,16 +346,30 @@ class ActivationCache:
         return self.reader.read(locations, self.layout.embedding_pre)
 
     def taps(self, locations: np.ndarray, group: TapGroup) -> np.ndarray:
-        """The taps of a ladder's group: (L, T, n, W) float32, C-contiguous."""
+        """The taps of a ladder's group: (L, T, n, W) float32, C-contiguous.
+
+        Read and converted a few samples at a time, so that no more than the result and some
+        hundred kilobytes are held.
+        """
         field, places = self.layout.locate(list(group.taps))
+        tokens, width = field.values.shape[1:]
+        out = np.empty((len(places), tokens, len(locations), width), np.float32)
+        step = max(1, _BLOCK_BYTES // field.values.sample_bytes)
+        for start in range(0, len(locations), step):
+            block = locations[start : start + step]
+            out[:, :, start : start + step] = self._tap_block(block, field, places)
+        return out
+
+    def _tap_block(self, locations: np.ndarray, field: TapField, places: list[int]) -> np.ndarray:
+        """(L, T, n, W) float32 of a few samples, in any memory order."""
         stored = self.reader.read(locations, field.values)  # (n, L, T, W)
         whole = places == list(range(len(field.taps)))
         stored = stored if whole else stored[:, places]
-        if field.scales is not None:
-            scales = self.reader.read(locations, field.scales)
-            taps = from_int8(stored, scales if whole else scales[:, places])
-            return np.ascontiguousarray(taps.transpose(1, 2, 0, 3))
-        return from_half(stored.transpose(1, 2, 0, 3))  # turned while it is half the size
+        if field.scales is None:
+            return from_half(stored).transpose(1, 2, 0, 3)
+        scales = self.reader.read(locations, field.scales)
+        taps = from_int8(stored, scales if whole else scales[:, places])
+        return taps.transpose(1, 2, 0, 3)
 
 
 def working_folder(cache_folder: Path) -> Path:
