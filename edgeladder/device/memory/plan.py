@@ -22,6 +22,8 @@ from edgeladder.device.memory.guard import PLANNED
 from edgeladder.errors import BudgetError
 
 _MB = 1_000_000
+_EXACT_PIXELS = 4096 * 4096  # larger pictures are decoded at a lower resolution anyway
+_FEWEST_PIXELS = 2_000_000
 _KEEP_BYTES = 64 * _MB  # of class activations: they are the same in every step
 _CHUNKS = (128, 64, 32, 16, 8, 4, 2, 1)
 
@@ -35,17 +37,23 @@ class Costs:
     state_slack: float = 1.03  # allocator rounding on large buffers
     session: int = 1_300_000  # beside its nodes
     recompute: float = 1.4  # times the graph's own estimate: rungs overlap a little
-    heap: int = 6 * _MB  # fragmentation and Python objects while training
+    heap: int = 4 * _MB  # fragmentation and Python objects while training
     cache_reader: int = 2 * _MB  # index pages and one tensor in flight
     per_picture: int = 200  # index entry and label in the train worker
-    shard_buffer: int = 8 * _MB  # precompute: taps waiting for the next shard
-    decoded_picture: int = 24 * _MB  # precompute: one large photograph while it is decoded
-    start: int = 17 * _MB  # code and heap of opening the engine, before they settle
+    shard_buffer: int = 5 * _MB  # precompute: taps waiting for the next shard
+    decoded_picture: int = 12 * _MB  # precompute: a picture of 2 megapixels while it is decoded
+    decoded_pixel: float = 5.0  # 4 bytes of a decoded pixel, and its compressed file
+    tokenizer: int = 12 * _MB  # its vocabulary
+    tower_code: int = 14 * _MB  # library code and heap of opening and running segments
+    start: int = 5 * _MB  # code and heap of opening the engine, before they settle
     hot_code: int = 18 * _MB  # library code that training itself runs
     arena: int = 8 * _MB  # kept by onnxruntime's heap beside what is in use
     arena_share: float = 1.2  # of activations, lost to its rounding
-    segment_weights: float = 2.0  # times a segment's weights: mapped file and packed copy
-    segment_session: int = 3 * _MB
+    segment_opening: float = 1.35  # times a segment's weights: its largest one is there twice
+    stem_opening: float = 4.0  # a convolution's weights are reordered, with copies on the way
+    token_table: float = 0.15  # of its bytes touched
+    activation: float = 1.3  # times what was measured at export: inputs and outputs beside it
+    segment_session: int = 500_000
 
 
 COSTS = Costs()
@@ -61,6 +69,7 @@ class PhasePlan:
     group: int | None = None
     mode: str | None = None  # train: fused, recompute or chunked
     arena: bool | None = None  # train: whether onnxruntime keeps a heap of its own
+    max_pixels: int | None = None  # precompute: of pictures decoded in full
     keep_bytes: int | None = None  # train: of decoded class activations kept between steps
     moments: str | None = None  # train: fp32 or int8
     whole: bool | None = None  # precompute: the whole tower in one go
@@ -214,34 +223,54 @@ def _precompute_phase(
     workload: Workload, floor: MachineFloor, base: int, batch: int, *, whole: bool
 ) -> PhasePlan:
     manifest = workload.manifest
-    worst = 0.0
-    for tower in (manifest.image, manifest.text):
-        weights = [segment.weight_bytes for segment in tower.segments]
-        activations = [segment.activation_bytes for segment in tower.segments]
-        if whole:
-            need = sum(weights) * COSTS.segment_weights + batch * max(activations, default=0)
-            need += COSTS.segment_session * len(weights)
-        else:
-            need = max(
-                (
-                    weight * COSTS.segment_weights + batch * activation
-                    for weight, activation in zip(weights, activations, strict=True)
-                ),
-                default=0.0,
-            )
-            need += COSTS.segment_session
-        worst = max(worst, need)
     pixels = 3 * manifest.preprocess.size**2 * 4
+    towers = max(
+        _tower_bytes(manifest.image, batch, whole, 2 * batch * pixels),
+        _tower_bytes(manifest.text, batch, whole, None),
+    )
+    # decoding and tokenising are over before a segment opens, unless all stay open
+    before = max(COSTS.decoded_picture, COSTS.tokenizer)
+    work = towers + before if whole else max(towers, before)
     parts = {
         "supervisor": base,
-        "floor": floor.worker_bytes + floor.pictures_bytes,
-        "backbone": worst,
-        "pictures": max(COSTS.decoded_picture, 2 * batch * pixels),
+        "floor": floor.worker_bytes + floor.pictures_bytes + COSTS.tower_code,
+        "backbone": work,
         "cache": COSTS.shard_buffer,
     }
+    room = int((work - towers if whole else work) / COSTS.decoded_pixel)
     # the group only costs disk: large enough that loading a segment's weights is amortised
     group = None if whole else 128
-    return _phase(parts, batch=batch, group=group, whole=whole)
+    return _phase(
+        parts,
+        batch=batch,
+        group=group,
+        whole=whole,
+        max_pixels=min(_EXACT_PIXELS, max(room, _FEWEST_PIXELS)),
+    )
+
+
+def _tower_bytes(tower: Any, batch: int, whole: bool, pixels: float | None) -> float:
+    """Weights, the copy made while they are loaded, and activations of a batch.
+
+    Args:
+        pixels: bytes of the pictures the first segment is fed; None for the text tower.
+    """
+    loaded, opening, running = 0.0, 0.0, 0.0
+    for index, segment in enumerate(tower.segments):
+        weight = float(segment.weight_bytes)
+        copies = COSTS.segment_opening if index else COSTS.stem_opening
+        if pixels is None and index == 0:
+            # the token table is mapped and only the rows in use are read
+            weight, copies = COSTS.token_table * weight, 1.0
+        opening = max(opening, (copies - 1) * weight + (0 if whole else weight))
+        activation = COSTS.activation * batch * segment.activation_bytes
+        if index == 0:
+            activation += pixels or 0
+        running = max(running, activation + (0 if whole else weight))
+        loaded += weight
+    if not whole:
+        return max(opening, running) + COSTS.segment_session
+    return loaded + max(opening, running) + COSTS.segment_session * len(tower.segments)
 
 
 # -- train --------------------------------------------------------------------------------------

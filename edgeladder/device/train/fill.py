@@ -90,7 +90,7 @@ def tower_sizes(sizes: dict[str, Any], threads: int) -> PrecomputeSizes:
         ),
         text=TowerSizes(
             group=sizes.get("text_group") or default.text.group,
-            batch=sizes.get("text_batch") or default.text.batch,
+            batch=sizes.get("text_batch") or sizes.get("batch") or default.text.batch,
             threads=threads,
             whole=bool(sizes.get("text_whole", whole)),
         ),

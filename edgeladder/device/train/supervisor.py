@@ -311,7 +311,7 @@ class Supervisor:
 
 
 _SIZES = {
-    "precompute": ("whole", "batch", "group"),
+    "precompute": ("whole", "batch", "group", "max_pixels"),
     "train": ("mode", "chunk", "batch", "arena", "keep_bytes"),
     "evaluate": ("chunk",),
 }
