@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgeladder.device.data.halves import from_half
+from edgeladder.device.data.halves import HalfBlock
 from edgeladder.device.data.layout import (
     KEY_BYTES,
     KEYS,
@@ -73,6 +73,7 @@ class ActivationCache:
         self._pending_keys: dict[bytes, None] = {}
         self._recent: dict[bytes, int] = {}  # flushed, not yet in the sorted arrays
         self._lock_descriptor: int | None = None
+        self._blocks: dict[str, HalfBlock] = {}  # by field: where taps are converted
         if writable:
             self._lock()
             self._sweep()
@@ -354,19 +355,35 @@ class ActivationCache:
         field, places = self.layout.locate(list(group.taps))
         tokens, width = field.values.shape[1:]
         out = np.empty((len(places), tokens, len(locations), width), np.float32)
-        step = max(1, _BLOCK_BYTES // field.values.sample_bytes)
+        step = self._block_samples(field)
         for start in range(0, len(locations), step):
             block = locations[start : start + step]
             out[:, :, start : start + step] = self._tap_block(block, field, places)
         return out
 
+    def _block_samples(self, field: TapField) -> int:
+        return max(1, _BLOCK_BYTES // field.values.sample_bytes)
+
+    def _half_block(self, field: TapField) -> HalfBlock:
+        name = field.values.name
+        if name not in self._blocks:
+            values = field.values.sample_bytes // 2
+            self._blocks[name] = HalfBlock(self._block_samples(field) * values)
+        return self._blocks[name]
+
     def _tap_block(self, locations: np.ndarray, field: TapField, places: list[int]) -> np.ndarray:
-        """(L, T, n, W) float32 of a few samples, in any memory order."""
-        stored = self.reader.read(locations, field.values)  # (n, L, T, W)
+        """(L, T, n, W) float32 of a few samples, in any memory order; valid until the next call."""
         whole = places == list(range(len(field.taps)))
-        stored = stored if whole else stored[:, places]
         if field.scales is None:
-            return from_half(stored).transpose(1, 2, 0, 3)
+            block = self._half_block(field)
+            count = len(locations) * block.half.size // self._block_samples(field)
+            shape = (len(locations), *field.values.shape)
+            self.reader.read(locations, field.values, block.half[:count].reshape(shape))
+            block.convert()
+            taps = block.single[:count].reshape(shape)  # (n, L, T, W)
+            return (taps if whole else taps[:, places]).transpose(1, 2, 0, 3)
+        stored = self.reader.read(locations, field.values)
+        stored = stored if whole else stored[:, places]
         scales = self.reader.read(locations, field.scales)
         taps = from_int8(stored, scales if whole else scales[:, places])
         return taps.transpose(1, 2, 0, 3)

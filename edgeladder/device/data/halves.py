@@ -36,6 +36,32 @@ def _cast(source: int, target: int, values: np.ndarray) -> np.ndarray:
     return shaped
 
 
+class HalfBlock:
+    """Two buffers of one size, halves and singles, and the conversion between them.
+
+    For loops that convert block after block: fresh buffers would cost more in page faults, where
+    the allocator gives large ones back at once, than the conversion itself.
+    """
+
+    def __init__(self, count: int):
+        """Args: count: values per block."""
+        import onnxruntime
+
+        self.half = np.zeros(count, np.float16)
+        self.single = np.empty(count, np.float32)
+        session = _session(_FLOAT16, _FLOAT)
+        binding = session.io_binding()
+        make = onnxruntime.OrtValue.ortvalue_from_numpy  # shares a CPU array's memory
+        self._values = make(self.half), make(self.single)
+        binding.bind_ortvalue_input("x", self._values[0])
+        binding.bind_ortvalue_output("y", self._values[1])
+        self._run = functools.partial(session.run_with_iobinding, binding)
+
+    def convert(self) -> None:
+        """All of `half` into `single`."""
+        self._run()
+
+
 @functools.cache
 def _session(source: int, target: int) -> Any:
     import onnxruntime

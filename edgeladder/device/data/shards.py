@@ -80,13 +80,19 @@ class ShardReader:
         self.layout = layout
         self._files: collections.OrderedDict[int, tuple[int, int]] = collections.OrderedDict()
 
-    def read(self, locations: np.ndarray, field: Field) -> np.ndarray:
+    def read(
+        self, locations: np.ndarray, field: Field, out: np.ndarray | None = None
+    ) -> np.ndarray:
         """One field of the samples at `locations` (n,) int64: (n, *field.shape), in their order.
+
+        Args:
+            out: filled and returned instead of a new array, where given.
 
         Raises:
             IntegrityError: a shard is missing or was cut short.
         """
-        out = np.empty((len(locations), *field.shape), field.dtype)
+        if out is None:
+            out = np.empty((len(locations), *field.shape), field.dtype)
         if not len(locations):
             return out
         before = self.layout.fields[: self.layout.fields.index(field)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgeladder.device.data.halves import from_half, to_half
+from edgeladder.device.data.halves import HalfBlock, from_half, to_half
 
 
 @pytest.mark.parametrize("shape", [(3,), (5, 1000), (2, 197, 16, 3)])
@@ -27,3 +27,13 @@ def test_all_halves_come_back() -> None:
     half = np.arange(65536, dtype=np.uint16).view(np.float16)
     half = half[np.isfinite(half)]
     assert (to_half(from_half(half)).view(np.uint16) == half.view(np.uint16)).all()
+
+
+def test_a_block_is_converted_in_place() -> None:
+    """Again and again into the same buffer."""
+    block = HalfBlock(1000)
+    for seed in range(3):
+        values = np.random.default_rng(seed).normal(size=1000).astype(np.float16)
+        block.half[:] = values
+        block.convert()
+        assert (block.single == values.astype(np.float32)).all()
