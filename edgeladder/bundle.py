@@ -125,6 +125,7 @@ class GraphRecord(Record):
     activation_bytes: dict[str, float] = {}  # at 32 x 100: fixed, per_image, per_class
     # peak of intermediates: the largest of fixed + pictures * per_image + classes * per_class
     peaks: list[tuple[float, float, float]] = []
+    residual_bytes: float = 0.0  # keep graphs: what one picture or class hands to the backward pass
 
 
 class LadderRecord(Record):

@@ -16,6 +16,7 @@ class StepPlan:
     chunk: int | None = None  # pictures or classes at a time, where mode is chunked
     moments: Literal["fp32", "int8"] = "fp32"
     threads: int = 2
+    hold_bytes: int = 0  # chunked: activations kept between the passes, so that none runs twice
     arena: bool = True  # onnxruntime's own heap: a fifth faster, but it keeps what it once took
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,19 @@ class Bound:
                 self._kept[f"out:{name}"] = (arrays[name], value)
                 self.binding.bind_ortvalue_output(name, value)
 
-    def release(self, arrays: Mapping[str, np.ndarray]) -> None:
+    def bind_values(self, values: Mapping[str, Any]) -> None:
+        """Bind OrtValues that another run made."""
+        for name in self.inputs.intersection(values):
+            self._kept[name] = (None, values[name])
+            self.binding.bind_ortvalue_input(name, values[name])
+
+    def run_holding(self) -> dict[str, Any]:
+        """Run once, every output as an OrtValue of onnxruntime's own."""
+        feeds = {name: self._kept[name][1] for name in self.inputs}
+        found = self.session.run_with_ort_values(self.outputs, feeds)
+        return dict(zip(self.outputs, found, strict=True))
+
+    def release(self, arrays: Iterable[str]) -> None:
         """Let go of bound arrays; each must be bound anew before the next run."""
         for name in arrays:
             self._kept.pop(name, None)

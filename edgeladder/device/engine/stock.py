@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import safe_open
@@ -49,6 +50,12 @@ class StockEngine:
         self._sessions: dict[str, Bound] = {}
         self._loss = np.zeros((), np.float32)
         self._chunk = plan.chunk if plan.mode == "chunked" else None
+        # onnxruntime's own values per picture or class, where the bundle has graphs to hold them
+        self._residual_bytes = {
+            side: ladder.graphs[f"keep_{side}"].residual_bytes
+            for side in ("image", "text")
+            if f"keep_{side}" in ladder.graphs
+        }
         self.optimizer = Optimizer(graphs, self.layout, self._flat, self._gradients, train, plan)
 
     # -- sessions ---------------------------------------------------------------------------
@@ -107,11 +114,21 @@ class StockEngine:
         tuned = {
             side: np.empty_like(getattr(inputs, f"{side}_embedding")) for side in ("image", "text")
         }
+        held: dict[tuple[str, int], dict[str, Any]] = {}
+        room = self.plan.hold_bytes
         for side, window, arrays in self._windows(inputs, chunk):
-            bound = self._session(f"encode_{side}")
+            size = self._held_bytes(side, window.stop - window.start)
+            keep = size <= room
+            bound = self._session(f"{'keep' if keep else 'encode'}_{side}")
             bound.bind_inputs(arrays)
-            bound.bind_outputs({side: tuned[side][window]})
-            bound.run()
+            if keep:
+                room -= size
+                found = bound.run_holding()
+                tuned[side][window] = found[side].numpy()
+                held[side, window.start] = found
+            else:
+                bound.bind_outputs({side: tuned[side][window]})
+                bound.run()
             bound.release(arrays)
             arrays.clear()
         slopes = {f"{side}_gradient": np.empty_like(tuned[side]) for side in tuned}
@@ -122,11 +139,18 @@ class StockEngine:
         self._gradients[:] = 0
         for side, window, arrays in self._windows(inputs, chunk):
             name = f"{side}_gradient"
-            bound = self._session(f"pull_{side}")
+            residuals = held.pop((side, window.start), None)
+            bound = self._session(f"{'pull' if residuals is None else 'back'}_{side}")
             bound.bind_inputs({**arrays, name: slopes[name][window]})
+            bound.bind_values(residuals or {})
             bound.run()
-            bound.release(arrays)
+            bound.release([*arrays, *(residuals or {})])
             arrays.clear()
+
+    def _held_bytes(self, side: str, samples: int) -> float:
+        """Bytes of a chunk's residuals; infinite where the bundle has no graphs to hold them."""
+        per_sample = self._residual_bytes.get(side)
+        return math.inf if per_sample is None else per_sample * samples
 
     def _windows(
         self, inputs: StepInputs, chunk: int

@@ -152,6 +152,11 @@ def write_ladder(
 
 
 def _recipes(forward: Graph, trained: step.Trained) -> dict[str, Callable[[], Graph]]:
+    kept: dict[str, Callable[[], Graph]] = {}
+    for side in ("image", "text"):
+        keep, back = step.kept(forward, trained, side)
+        kept[f"keep_{side}"] = lambda graph=keep: graph  # type: ignore[misc]
+        kept[f"back_{side}"] = lambda graph=back: graph  # type: ignore[misc]
     return {
         "fused": lambda: step.fused(forward, trained),
         "recompute": lambda: step.fused(forward, trained, recompute=True),
@@ -159,6 +164,7 @@ def _recipes(forward: Graph, trained: step.Trained) -> dict[str, Callable[[], Gr
         "encode_text": lambda: step.encode(forward, "text"),
         "pull_image": lambda: step.pull(forward, trained, "image"),
         "pull_text": lambda: step.pull(forward, trained, "text"),
+        **kept,
         "loss": lambda: step.loss(forward),
         "adamw": optimizer.adamw,
         "adamw8": optimizer.adamw8,
@@ -182,4 +188,5 @@ def _record(name: str, graph: Graph) -> GraphRecord:
         nodes=len(graph.nodes),
         activation_bytes={"fixed": at[0], "per_image": at[1], "per_class": at[2]},
         peaks=peaks,
+        residual_bytes=step.residual_bytes(graph) if name.startswith("keep_") else 0.0,
     )

@@ -88,6 +88,7 @@ def _engines(bundle: Bundle) -> dict[str, StockEngine]:
         "stock fused": StepPlan("fused", threads=2),
         "stock recompute": StepPlan("recompute", threads=2),
         "stock chunked": StepPlan("chunked", _CHUNK, threads=2),
+        "stock chunked, activations held": StepPlan("chunked", _CHUNK, hold_bytes=1 << 40),
     }
     engines = {label: StockEngine(bundle, plan, train, loss) for label, plan in plans.items()}
     if bundle.manifest.ladder.ort_training:

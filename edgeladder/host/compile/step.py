@@ -4,6 +4,8 @@ fused, recompute   taps, embeddings, targets, parameters -> loss and every gradi
 encode_*           one side's taps and embeddings -> tuned embeddings
 loss               tuned embeddings, targets -> loss and the embeddings' gradients
 pull_*             one side again and its embeddings' gradient -> gradients added to running sums
+keep_*, back_*     the same in two: encoding that hands on what the gradients will need, and the
+                   gradients from that, for chunks whose activations fit and need no second pass
 
 The one-sided graphs are the joint one with no classes (or no pictures): what is empty drops out.
 """
@@ -18,7 +20,7 @@ import numpy as np
 from edgeladder.errors import EdgeLadderError
 from edgeladder.host.compile import simplify
 from edgeladder.host.compile.extent import evaluate
-from edgeladder.host.compile.graph import Graph
+from edgeladder.host.compile.graph import Graph, Node
 from edgeladder.host.compile.vjp import Backward
 
 LOSS, IMAGE, TEXT, TARGETS = "loss", "image", "text", "targets"
@@ -68,6 +70,10 @@ def encode(forward: Graph, side: str) -> Graph:
 
 def pull(forward: Graph, trained: Trained, side: str) -> Graph:
     """Gradients of one side from its embeddings' gradient, added to running sums."""
+    return _pull(forward, trained, side, outputs=[])
+
+
+def _pull(forward: Graph, trained: Trained, side: str, outputs: list[str]) -> Graph:
     graph = _one_sided(forward, side, f"pull_{side}")
     simplify.before(graph)
     wanted = _reached(graph, trained.parameters)
@@ -79,12 +85,55 @@ def pull(forward: Graph, trained: Trained, side: str) -> Graph:
     for name in wanted:
         running = graph.add_input(sum_of(name), graph.shapes[name])
         totals[gradient_of(name)] = backward.binary("Add", found[name], running)
-    graph.outputs = []
+    graph.outputs = outputs
     _publish(graph, totals)
     simplify.after(graph)
     _drop_unused_inputs(graph)
     check_aliases(graph, {sum_of(n): gradient_of(n) for n in wanted})
     return graph
+
+
+def kept(forward: Graph, trained: Trained, side: str) -> tuple[Graph, Graph]:
+    """`pull` cut in two: the forward part with its residuals, and the backward part from them."""
+    whole = _pull(forward, trained, side, outputs=[side])
+    given = set(whole.inputs) | set(whole.constants) | set(whole.extents)
+    producers = whole.producers()
+    ahead = {id(node) for node in whole.nodes if not _behind(node.scope)}
+    behind = [node for node in whole.nodes if id(node) not in ahead]
+
+    def carried(name: str) -> bool:
+        return name not in given and id(producers[name]) in ahead
+
+    residuals: dict[str, None] = {}
+    again: list[Node] = []  # reshapes cost nothing: only what they reshape is handed on
+    waiting = [name for node in behind for name in node.inputs if name and carried(name)]
+    while waiting:
+        name = waiting.pop(0)
+        node = producers[name]
+        if node.op != "Reshape":
+            residuals[name] = None
+        elif node not in again:
+            again.insert(0, node)
+            if carried(node.inputs[0]):
+                waiting.append(node.inputs[0])
+    first = whole.copy(f"keep_{side}")
+    first.nodes = [node for node in first.nodes if not _behind(node.scope)]
+    first.outputs = [side, *(name for name in residuals if name != side)]
+    first.prune()
+    _drop_unused_inputs(first)
+    second = whole.copy(f"back_{side}")
+    place = {id(node): index for index, node in enumerate(whole.nodes)}
+    chosen = sorted({id(n): n for n in [*again, *behind]}.values(), key=lambda n: place[id(n)])
+    second.nodes = chosen
+    second.inputs = [*second.inputs, *residuals]
+    second.outputs = [name for name in second.outputs if name != side]
+    second.prune()
+    _drop_unused_inputs(second)
+    return first, second
+
+
+def _behind(scope: str) -> bool:
+    return scope in ("backward", "accumulate", "outputs") or scope.endswith("/backward")
 
 
 def loss(forward: Graph) -> Graph:
@@ -220,6 +269,15 @@ def peak_lines(graph: Graph, inputs_live: bool = False) -> list[tuple[float, flo
             live.remove(name)
             total = total - line(name)
     return _envelope(lines)
+
+
+def residual_bytes(graph: Graph) -> float:
+    """Bytes of a keep graph's outputs per picture or class."""
+    total = 0.0
+    for name in graph.outputs[1:]:
+        at = [np.prod(evaluate(graph.shapes[name], {"B": n, "C": n}), dtype=float) for n in (0, 1)]
+        total += float(at[1] - at[0]) * np.dtype(graph.types[name]).itemsize
+    return total
 
 
 def _envelope(lines: Sequence[np.ndarray]) -> list[tuple[float, float, float]]:
