@@ -1,0 +1,124 @@
+"""Beyond SSH: the same training and averaging on Flower's engine, for thousands of boxes.
+
+A SuperNode on each box runs `client_app`: it trains with this box's `edgeladder train` on its own
+pictures and returns the ladder's parameters. `server_app` averages them with Flower's FedAvg,
+weighted by pictures, as `edgeladder fleet rounds` does. tools/fleet/flower_app is the app to
+submit with `flwr run`. Needs `pip install 'edgeladder[flower]'` and Python 3.11.
+
+Set FLWR_TELEMETRY_ENABLED=0 to keep Flower from reporting its use.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg
+from safetensors.numpy import load_file
+
+from edgeladder.bundle import Bundle
+from edgeladder.device.infer.adapter import adapter_of, save_adapter
+from edgeladder.errors import ConfigError, EdgeLadderError
+
+client_app = ClientApp()
+server_app = ServerApp()
+_RUN = "import sys; from edgeladder.cli.app import run; run()"
+
+
+@client_app.train()
+def train(message: Message, context: Context) -> Message:
+    """One round on one box.
+
+    The node's configuration names `bundle` and `data` (paths on the box), and may name `budget`,
+    `device`, `cache` and `program`; the run's configuration may have `set`, assignments separated
+    by blanks.
+
+    Raises:
+        EdgeLadderError: the training failed; its own words are in the message.
+        ConfigError: the ladder has integer state, which cannot be averaged.
+    """
+    node = {str(key): str(value) for key, value in context.node_config.items()}
+    bundle = Bundle.open(node["bundle"], verify=False)
+    number = int(message.content["config"]["server-round"])  # type: ignore[index, arg-type]
+    with tempfile.TemporaryDirectory(prefix="edgeladder-flower-") as folder:
+        arguments = ["--json", "--bundle", node["bundle"], "--data", node["data"]]
+        arguments += ["--cache", node.get("cache", "cache"), "--run", f"{folder}/run"]
+        for name in ("budget", "device"):
+            arguments += [f"--{name}", node[name]] if name in node else []
+        for assignment in str(context.run_config.get("set", "")).split():
+            arguments += ["--set", assignment]
+        arguments += ["--set", "head.kind=none"]
+        if number > 1:  # the first begins from the bundle, as everywhere
+            _save(bundle, _values(message.content["arrays"]), Path(folder) / "start")
+            arguments += ["--start", f"{folder}/start"]
+        program = [node["program"]] if "program" in node else [sys.executable, "-c", _RUN]
+        done = subprocess.run([*program, "train", *arguments], capture_output=True, text=True)
+        if done.returncode != 0:
+            raise EdgeLadderError((done.stdout or done.stderr)[-2000:])
+        result = json.loads(done.stdout)
+        values = load_file(f"{folder}/run/adapter.safetensors")
+    exact = [name for name, value in values.items() if value.dtype.kind != "f"]
+    if exact:
+        raise ConfigError(
+            f"{exact[0]} is no float and cannot be averaged",
+            remedy="use a profile without masks or integer codes",
+        )
+    accuracy = result["accuracy"]
+    metrics = {
+        "num-examples": int(result["counts"]["train"]),
+        "zero-shot": float(accuracy["zero_shot"]),
+        "tuned": float(accuracy["tuned"]),
+    }
+    content = RecordDict({"arrays": _record(values), "metrics": MetricRecord(metrics)})
+    return Message(content=content, reply_to=message)
+
+
+@server_app.main()
+def serve(grid: Grid, context: Context) -> None:
+    """All rounds; the average goes to `out` (adapter.safetensors, adapter.json).
+
+    The run's configuration: `bundle`, `out`, `rounds`, `nodes` (how many must take part).
+    """
+    config: dict[str, Any] = dict(context.run_config)
+    bundle = Bundle.open(str(config["bundle"]))
+    nodes = int(config["nodes"])
+    strategy = FedAvg(
+        fraction_train=1.0,
+        fraction_evaluate=0.0,
+        min_train_nodes=nodes,
+        min_available_nodes=nodes,
+    )
+    result = strategy.start(
+        grid=grid,
+        initial_arrays=_record(load_file(bundle.path(bundle.manifest.ladder.initial))),
+        num_rounds=int(config["rounds"]),
+    )
+    _save(bundle, _values(result.arrays), Path(str(config["out"])))
+
+
+def _record(values: dict[str, np.ndarray]) -> ArrayRecord:
+    return ArrayRecord({name: Array(np.ascontiguousarray(value)) for name, value in values.items()})
+
+
+def _values(record: Any) -> dict[str, np.ndarray]:
+    return {str(name): np.asarray(array.numpy()) for name, array in record.items()}
+
+
+def _save(bundle: Bundle, values: dict[str, np.ndarray], folder: Path) -> None:
+    """Write parameters as an adapter of the bundle."""
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = bundle.manifest
+    profile = manifest.profile.model_dump(mode="json")
+    adapter = adapter_of(
+        bundle, values, classes=manifest.classes, class_names=manifest.classes, templates=[],
+        profile=profile,
+    )  # fmt: skip
+    save_adapter(folder, adapter)

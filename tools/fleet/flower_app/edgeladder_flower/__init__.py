@@ -1,0 +1,1 @@
+"""The Flower app: edgeladder's own ClientApp and ServerApp."""
