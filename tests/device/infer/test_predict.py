@@ -7,11 +7,11 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 
 from edgeladder.bundle import Bundle
 from edgeladder.device.data.decode import decode_square
+from edgeladder.device.engine.session import open_session
 from edgeladder.device.infer.adapter import RECORD, load_adapter, save_adapter
 from edgeladder.device.infer.classifier import Classifier
 from edgeladder.device.infer.deploy import deploy
@@ -174,7 +174,7 @@ def test_the_deployed_file_is_predict(run_folder, bundle_folder, picture_folder,
     out = tmp_path / "model.onnx"
     result = deploy(run_folder, out)
     assert result["bytes"] == out.stat().st_size
-    session = onnxruntime.InferenceSession(str(out))
+    session = open_session(out, threads=1)
     squares = squares_of(picture_folder, Bundle.open(bundle_folder))[:7]
     (given,) = session.run(None, {"picture": squares})
     expected = predict(run_folder, sorted(picture_folder.rglob("*.png"))[:7], top=3)
