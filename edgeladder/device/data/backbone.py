@@ -36,6 +36,7 @@ class TowerSizes:
     batch: int = 1  # samples per run of a segment; more: more memory, hardly faster on few cores
     threads: int = 2
     whole: bool = False  # all segments open at once
+    spin: bool = True  # waiting threads spin, a sixth faster; off where other work needs the cores
 
 
 class Samples(Protocol):
@@ -55,8 +56,14 @@ OnBatch = Callable[[float], None]
 """Called with the samples' worth of work done since the last call; may raise to stop."""
 
 
-def open_session(path: Path, threads: int, *, spin: bool = False) -> Any:
+def open_session(path: Path, threads: int, *, spin: bool = False, arena: bool = False) -> Any:
     """An onnxruntime session for one segment, sparing with memory.
+
+    Args:
+        spin: waiting threads spin.
+        arena: keep activations' memory from one run to the next, until the session closes. For
+            one block that is 6 MB, and without it every run asks the kernel for its pages again:
+            a third of the time, where malloc gives large buffers back at once.
 
     Raises:
         IntegrityError: onnxruntime cannot load the file.
@@ -68,7 +75,7 @@ def open_session(path: Path, threads: int, *, spin: bool = False) -> Any:
     options = onnxruntime.SessionOptions()
     use_threads(options, threads, share=False)
     options.enable_mem_pattern = False  # a plan of all activations at once, never returned
-    options.enable_cpu_mem_arena = False
+    options.enable_cpu_mem_arena = arena
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
     try:
@@ -101,7 +108,6 @@ class TowerRunner:
         self._source = SOURCE_NAMES[side]
         self._wanted = wanted_outputs(self._tower, side)
         self._sessions: list[Any] = []  # whole: all of them, kept between groups
-        self._spin = sizes.whole  # segments follow each other at once, so waiting threads may spin
 
     def run(self, samples: Samples, sink: Sink, on_batch: OnBatch | None = None) -> None:
         """Pass all samples through the tower, `sizes.group` at a time.
@@ -124,7 +130,9 @@ class TowerRunner:
         trim_heap()
 
     def _session(self, segment: SegmentRecord) -> Any:
-        return open_session(self._bundle.path(segment.file), self.sizes.threads, spin=self._spin)
+        # open all at once, each with an arena of its own would keep a copy of the activations
+        sizes, path = self.sizes, self._bundle.path(segment.file)
+        return open_session(path, sizes.threads, spin=sizes.spin, arena=not sizes.whole)
 
     # ---- whole
 
