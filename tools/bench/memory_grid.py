@@ -57,9 +57,9 @@ def grid(bundles: list[Path], quick: bool) -> Iterator[Config]:
     for bundle, (batch, classes), way in itertools.product(bundles, sizes, ways):
         yield {"bundle": bundle, "batch": batch, "classes": classes, "pictures": 500, **way}
     if not quick:
-        way = ways[1]
+        way = ways[3]
         for pictures, classes in ((1_000, 10), (50_000, 10), (1_000, 1_000)):
-            for mode in (way, ways[3]):
+            for mode in (way, ways[5]):
                 yield {
                     "bundle": bundles[0],
                     "batch": 32,

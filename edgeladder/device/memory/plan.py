@@ -39,7 +39,7 @@ class Costs:
     recompute: float = 1.4  # times the graph's own estimate: rungs overlap a little
     heap: int = 4 * _MB  # fragmentation and Python objects while training
     cache_reader: int = 2 * _MB  # index pages and one tensor in flight
-    per_picture: int = 200  # index entry and label in the train worker
+    per_picture: int = 40  # place, label and order in the train worker
     shard_buffer: int = 5 * _MB  # precompute: taps waiting for the next shard
     decoded_picture: int = 12 * _MB  # precompute: a picture of 2 megapixels while it is decoded
     decoded_pixel: float = 5.0  # 4 bytes of a decoded pixel, and its compressed file
@@ -47,7 +47,7 @@ class Costs:
     tower_code: int = 14 * _MB  # library code and heap of opening and running segments
     start: int = 5 * _MB  # code and heap of opening the engine, before they settle
     hot_code: int = 18 * _MB  # library code that training itself runs
-    arena: int = 8 * _MB  # kept by onnxruntime's heap beside what is in use
+    arena: int = 6 * _MB  # kept by onnxruntime's heap beside what is in use
     arena_share: float = 1.2  # of activations, lost to its rounding
     segment_opening: float = 1.35  # times a segment's weights: its largest one is there twice
     stem_opening: float = 4.0  # a convolution's weights are reordered, with copies on the way
