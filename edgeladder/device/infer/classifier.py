@@ -111,6 +111,10 @@ class Classifier:
         self._tower.close()
         self._work.cleanup()
 
+    def rest(self) -> None:
+        """Close the image tower's sessions; the next picture opens them again."""
+        self._tower.close()
+
     def logits(self, squares: Array) -> Array:
         """Class logits (n, C) of evaluation views (n, S, S, 3) uint8."""
         rows = [tuned for tuned, _ in self.judge_squares(squares)]

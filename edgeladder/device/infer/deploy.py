@@ -72,11 +72,14 @@ def deploy(
             eta=classifier.eta,
         )
         small = compress(graph, dtype)  # type: ignore[arg-type]
+        squares = _probe_pictures(classifier.bundle.manifest.preprocess.size)
+        expected = probabilities(classifier.logits(squares))
+        classifier.rest()  # its tower and the file's are never in memory together
         # written beside and renamed only once it agrees: a wrong file never appears
         candidate = out.with_name(f".{out.name}.candidate")
         try:
             size = graph.write(candidate, _metadata(classifier), f"edgeladder {__version__}")
-            difference = _compare(classifier, candidate)
+            difference = _compare(candidate, squares, expected, classifier.threads)
             if dtype == "fp32" and not difference <= TOLERANCE:
                 raise EdgeLadderError(
                     f"the file's probabilities differ from predict's by {difference:.2g}",
@@ -118,16 +121,16 @@ def _metadata(classifier: Classifier) -> dict[str, str]:
     }
 
 
-def _compare(classifier: Classifier, path: Path) -> float:
-    """The largest difference to predict's probabilities over a few random pictures."""
-    side = classifier.bundle.manifest.preprocess.size
-    squares = _probe_pictures(side)
-    expected = probabilities(classifier.logits(squares))
+def _compare(path: Path, squares: np.ndarray, expected: np.ndarray, threads: int) -> float:
+    """The largest difference between the file's probabilities and those expected."""
     options = onnxruntime.SessionOptions()
-    use_threads(options, classifier.threads, share=False)
+    use_threads(options, threads, share=False)
     options.enable_mem_pattern = False
+    options.enable_cpu_mem_arena = False
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        str(path), options, providers=["CPUExecutionProvider"]
+    )
     given = session.run([PROBABILITIES], {PICTURE: squares})[0]
     return float(np.abs(given - expected).max())
 
