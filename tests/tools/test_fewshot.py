@@ -1,0 +1,91 @@
+"""The benchmark's own heads and sums: a baseline that is wrong would flatter the ladder."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools" / "bench"))
+
+import baselines  # noqa: E402
+import figures  # noqa: E402
+
+Array = np.ndarray
+
+
+def scene(shots: int, seed: int = 0) -> tuple[baselines.Support, Array, Array, Array]:
+    """Pictures whose class means are off the text's by a shift that only pictures can tell."""
+    generator = np.random.default_rng(seed)
+    classes, width, before = 5, 24, 32
+    text = generator.normal(size=(classes, width))
+    text /= np.linalg.norm(text, axis=1, keepdims=True)
+    project = generator.normal(size=(before, width)) / before**0.5
+    means = text @ np.linalg.pinv(project) + 0.25 * generator.normal(size=(classes, before))
+
+    def draw(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        labels = np.repeat(np.arange(classes), count)
+        pre = means[labels] + 0.25 * generator.normal(size=(len(labels), before))
+        embedding = pre @ project
+        norm = np.linalg.norm(embedding, axis=1, keepdims=True)
+        return (
+            np.float32(embedding / norm), np.float32(pre / norm), labels,
+        )
+
+    embedding, pre, labels = draw(shots)
+    support = baselines.Support(embedding, labels, np.float32(text), 20.0, shots, pre)
+    return support, *draw(60)
+
+
+@pytest.mark.parametrize("name", baselines.METHODS)
+def test_every_head_learns(name):
+    support, embedding, pre, labels = scene(8)
+    zero = (baselines.zero_shot(support)(embedding, pre).argmax(1) == labels).mean()
+    share = (baselines.METHODS[name](support)(embedding, pre).argmax(1) == labels).mean()
+    assert share >= zero + (0.0 if name == "zero-shot" else 0.02), (share, zero)
+
+
+@pytest.mark.parametrize("name", baselines.METHODS)
+def test_every_head_works_at_one_shot(name):
+    support, embedding, pre, labels = scene(1)
+    logits = baselines.METHODS[name](support)(embedding, pre)
+    assert logits.shape == (len(labels), 5) and np.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("name", ["TaskRes", "ProLIP", "Tip-Adapter-F", "linear probe"])
+def test_hand_written_gradients(name, monkeypatch):
+    """A step of 1e-4 against the gradient lowers the loss on the support set by what it says."""
+    support, *_ = scene(4)
+    seen = []
+
+    def one_look(parameters, gradients, *, steps, rate, decay=0.0):
+        slopes = gradients(parameters)
+        size = np.sqrt(sum(float((s**2).sum()) for s in slopes.values()))
+        seen.append(size)
+        return {n: p - sign[0] * 1e-3 * slopes[n] / size for n, p in parameters.items()}
+
+    monkeypatch.setattr(baselines, "adam", one_look)
+    losses = []
+    for direction in (-1.0, 1.0):
+        sign = [direction]
+        if name == "linear probe":
+            monkeypatch.setattr(baselines, "by_folds", lambda *_: 0.0)  # no decay: pure log-loss
+        predictor = baselines.METHODS[name](support)
+        logits = predictor(support.embedding, support.pre)
+        losses.append(baselines.log_loss(np.float64(logits), support.labels))
+    assert (losses[0] - losses[1]) / 2e-3 == pytest.approx(seen[-1], rel=0.02)
+
+
+def test_means_and_errors():
+    rows = [
+        {"dataset": d, "shots": 1, "method": "m", "accuracy": a}
+        for d, a in [("x", 0.5), ("x", 0.7), ("y", 0.9), ("y", 0.9)]
+    ]
+    mean, error = figures.means(rows)["m", 1]
+    assert mean == pytest.approx(75.0)
+    assert error == pytest.approx(np.sqrt(np.var([50, 70], ddof=1) / 2) / 2)
+    assert "75.0 ± 5.0" in figures.table(rows)
+    drawing = figures.plot(rows)
+    assert drawing.count("<polyline") == 1 and "nan" not in drawing
