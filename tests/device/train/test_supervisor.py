@@ -195,3 +195,16 @@ def test_the_supervisor_stays_small():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("phase", ["fit", "score", "fill"])
+def test_the_workers_that_count_stay_lean(phase):
+    """pydantic and YAML cost 20 MB, package metadata 3, numpy.random 7."""
+    code = (
+        f"import sys; import edgeladder.device.train.{phase}, edgeladder.device.engine.stock\n"
+        "heavy = {'pydantic', 'yaml', 'typer', 'rich', 'importlib.metadata', 'numpy.random'}"
+        " & set(sys.modules)\n"
+        "sys.exit(', '.join(heavy) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
