@@ -31,7 +31,9 @@ def scene(shots: int, seed: int = 0) -> tuple[baselines.Support, Array, Array, A
         embedding = pre @ project
         norm = np.linalg.norm(embedding, axis=1, keepdims=True)
         return (
-            np.float32(embedding / norm), np.float32(pre / norm), labels,
+            np.float32(embedding / norm),
+            np.float32(pre / norm),
+            labels,
         )
 
     embedding, pre, labels = draw(shots)

@@ -128,9 +128,7 @@ def _compare(path: Path, squares: np.ndarray, expected: np.ndarray, threads: int
     options.enable_mem_pattern = False
     options.enable_cpu_mem_arena = False
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        str(path), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     given = session.run([PROBABILITIES], {PICTURE: squares})[0]
     return float(np.abs(given - expected).max())
 
