@@ -112,9 +112,7 @@ def test_modes_agree_over_steps(bundle: Bundle, mode: str) -> None:
         assert error < 1e-5 * 5, name
 
 
-def test_a_failing_gate_leaves_no_bundle(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failing_gate_leaves_no_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exact = gate._torch_gradients
 
     def wrong(*arguments: object) -> tuple[float, dict[str, np.ndarray]]:

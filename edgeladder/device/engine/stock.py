@@ -115,7 +115,7 @@ class StockEngine:
             side: np.empty_like(getattr(inputs, f"{side}_embedding")) for side in ("image", "text")
         }
         held: dict[tuple[str, int], dict[str, Any]] = {}
-        room = self.plan.hold_bytes
+        room: float = self.plan.hold_bytes
         for side, window, arrays in self._windows(inputs, chunk):
             size = self._held_bytes(side, window.stop - window.start)
             keep = size <= room

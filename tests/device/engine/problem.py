@@ -20,7 +20,9 @@ def problem(bundle: Bundle, *, batch: int = 6, classes: int = 5, seed: int = 0) 
     def unit(rows: np.ndarray) -> np.ndarray:
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
-    arrays = {g.input: normal(len(g.taps), g.tokens, counts[g.side], g.width) for g in ladder.groups}
+    arrays = {
+        g.input: normal(len(g.taps), g.tokens, counts[g.side], g.width) for g in ladder.groups
+    }
     labels = np.arange(batch) % classes
     text = unit(normal(classes, bundle.manifest.model.embedding_dim))
     arrays["text_embedding"] = text

@@ -29,7 +29,9 @@ def bundle(bundle_folder: Path) -> Bundle:
     return Bundle.open(bundle_folder)
 
 
-def opened(bundle: Bundle, plan: StepPlan, train: TrainConfig = TRAIN, name: str = "stock") -> Engine:
+def opened(
+    bundle: Bundle, plan: StepPlan, train: TrainConfig = TRAIN, name: str = "stock"
+) -> Engine:
     engine = open_engine(name, bundle, plan, train, LossConfig(anchor=0.1))
     engine.set_parameters(perturbed(engine.parameters()))
     return engine

@@ -80,16 +80,12 @@ class Pair:
 
     def error(self) -> float:
         """The largest difference of a parameter."""
-        return max(
-            float(np.abs(self.views[n] - t.numpy()).max()) for n, t in self.tensors.items()
-        )
+        return max(float(np.abs(self.views[n] - t.numpy()).max()) for n, t in self.tensors.items())
 
 
 def slopes(seed: int, scale: float = 1.0) -> dict[str, np.ndarray]:
     random = np.random.default_rng(seed)
-    return {
-        r.name: (random.normal(size=r.shape) * scale).astype(np.float32) for r in RECORDS
-    }
+    return {r.name: (random.normal(size=r.shape) * scale).astype(np.float32) for r in RECORDS}
 
 
 @pytest.mark.parametrize("clip", [1.0, 1e9])
@@ -161,7 +157,9 @@ def test_eight_bit_moments_end_close_to_fp32(files):
     for pair in (full, small):
         for index in range(300):
             noise = slopes(index, 0.1)
-            pair.step({n: pair.views[n] - target[n] + noise[n] for n in target}, 0.05 * (1 - index / 300))
+            pair.step(
+                {n: pair.views[n] - target[n] + noise[n] for n in target}, 0.05 * (1 - index / 300)
+            )
         distances.append(max(float(np.abs(pair.views[n] - target[n]).max()) for n in target))
     assert distances[0] < 0.15
     assert distances[1] < 0.15
