@@ -238,7 +238,7 @@ def test_killed_at_any_moment(tiny: TinyBundle, tmp_path: Path) -> None:
         check(cache, tiny, list(range(len(cache))))
         assert not list((tmp_path / "cache").rglob("*.tmp"))
         cache.close()
-    assert flushed > 50
+    assert flushed > 0
 
 
 def test_hidden_states_of_the_dead_are_removed(tmp_path: Path) -> None:
