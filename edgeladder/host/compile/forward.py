@@ -242,9 +242,9 @@ def _slice(lowering: Lowering, node: torch.fx.Node) -> str:
     stop = int(node.args[3]) if len(node.args) > 3 else 2**62  # type: ignore[arg-type]
     if lowering.shape(node) == lowering.graph.shapes[x]:
         return x
-    bounds = [
-        lowering.graph.constant([v], "int64", "index") for v in (start, min(stop, 2**62), axis)
-    ]
+    step = int(node.args[4]) if len(node.args) > 4 else 1  # type: ignore[arg-type]
+    numbers = (start, min(stop, 2**62), axis, *([step] if step != 1 else []))
+    bounds = [lowering.graph.constant([v], "int64", "index") for v in numbers]
     return lowering.emit(node, "Slice", [x, *bounds])
 
 
@@ -319,11 +319,15 @@ def _expand(lowering: Lowering, node: torch.fx.Node) -> str:
 
 @rule("pad", "constant_pad_nd")
 def _pad(lowering: Lowering, node: torch.fx.Node) -> str:
-    """Zeros before the last axis, as a Concat, whose gradient is a Split."""
+    """Zeros before the last axis, as a Concat, whose gradient is a Split; else a plain Pad."""
     x, shape = lowering.value(node.args[0]), lowering.shape(node)
-    before, after = node.args[1]  # type: ignore[misc]
-    if after:
-        raise EdgeLadderError("padding after the last axis has no ONNX rule", where=node.name)
+    amounts = [int(v) for v in node.args[1]]  # type: ignore[union-attr, arg-type]
+    if len(amounts) != 2 or amounts[1]:  # towers only: (before, after) from the last axis on
+        pads = [[0, 0]] * (len(shape) - len(amounts) // 2)
+        pads += [amounts[i : i + 2] for i in range(len(amounts) - 2, -1, -2)]
+        ends = lowering.graph.constant([p[0] for p in pads] + [p[1] for p in pads], "int64", "pads")
+        return lowering.emit(node, "Pad", [x, ends])
+    before = amounts[0]
     zeros = lowering.graph.constant(np.zeros((*shape[:-1], before), np.float32))  # type: ignore[arg-type]
     return lowering.emit(node, "Concat", [zeros, x], axis=len(shape) - 1)
 

@@ -25,7 +25,8 @@ def _linear(lowering: Lowering, node: torch.fx.Node) -> str:
 
 @rule("conv2d")
 def _conv2d(lowering: Lowering, node: torch.fx.Node) -> str:
-    options = [*node.args[3:], *[[1, 1], [0, 0], [1, 1], 1][len(node.args) - 3 :]]
+    given = node.args[3:]  # nothing where torch left the defaults away
+    options = [*given, *[[1, 1], [0, 0], [1, 1], 1][len(given) :]]
     stride, padding, dilation, groups = options[:4]
     if isinstance(padding, str):
         raise EdgeLadderError("no ONNX rule for padding by name", where=node.name)
@@ -105,7 +106,7 @@ def _chunk(lowering: Lowering, node: torch.fx.Node) -> list[str]:
     return graph.emit_many("Split", [x, graph.extent([s[axis] for s in shapes])], shapes, axis=axis)
 
 
-@rule("dropout", "contiguous", "clone")
+@rule("dropout", "contiguous", "clone", "type_as")
 def _same(lowering: Lowering, node: torch.fx.Node) -> str:
     """Nothing, in inference."""
     return lowering.value(node.args[0])

@@ -19,7 +19,6 @@ class RotatedBlock(nn.Module):
 
     def __init__(self, block: Any, rope: Tensor):
         super().__init__()
-        block.attn.fused_attn = False  # written out instead of the fused operator
         self.block = block
         self.register_buffer("rope", rope)
 
@@ -34,6 +33,7 @@ class TimmImageTower(Tower):
     def __init__(self, visual: Any, size: int):
         self.visual, self.trunk, self.size = visual, visual.trunk, size
         self.blocks = len(self.trunk.blocks)
+        _plain(visual)
 
     def width(self, block: int) -> int:
         return int(self.trunk.embed_dim)
@@ -104,6 +104,14 @@ class TimmImageTower(Tower):
         return timm_block_weights(self.trunk.blocks[block])
 
 
+def _plain(network: nn.Module) -> None:
+    """Set a network to its plainest operators: nothing fused, nothing in place."""
+    for module in network.modules():
+        for option in ("fused_attn", "inplace"):
+            if isinstance(getattr(module, option, None), bool):
+                setattr(module, option, False)
+
+
 def _without_blocks(trunk: Any) -> nn.Module:
     """The trunk sharing all its modules but the blocks, which are pieces of their own."""
     copy = trunk.__new__(type(trunk))
@@ -131,6 +139,7 @@ class TimmStagesTower(Tower):
 
     def __init__(self, visual: Any, size: int):
         self.visual, self.trunk, self.size = visual, visual.trunk, size
+        _plain(visual)
         generator = torch.Generator().manual_seed(0)
         pixels = torch.randn(1, 3, size, size, generator=generator)
         with torch.no_grad():

@@ -1,0 +1,66 @@
+"""Small open_clip models of every supported make, random weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from edgeladder.host.model.backbone import Backbone, wrap
+
+WORDS = 300  # ids 298 and 299 start and end a text, as in OpenAI's vocabulary
+CONTEXT = 12
+
+MAKES = ("openai", "siglip", "eva", "efficientnet", "convnext", "fastvit")
+_TIMM = {
+    "siglip": ("vit_tiny_patch16_224", {"timm_pool": "map", "timm_proj": "none"}),
+    "eva": ("eva02_tiny_patch14_224", {"timm_proj": "linear"}),
+    "efficientnet": ("tf_efficientnet_lite0", {"timm_proj": "linear"}),
+    "convnext": ("convnext_atto", {"timm_proj": "mlp"}),
+    "fastvit": ("fastvit_t8", {"timm_proj": "linear"}),
+}
+
+
+def small_backbone(make: str) -> Backbone:
+    """A backbone of one of `MAKES`, its weights random and never zero."""
+    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
+    from open_clip.transform import PreprocessCfg
+
+    torch.manual_seed(0)
+    text: dict[str, Any] = {
+        "context_length": CONTEXT,
+        "vocab_size": WORDS,
+        "width": 32,
+        "heads": 2,
+        "layers": 3,
+    }
+    network: Any
+    if make == "openai":
+        vision = CLIPVisionCfg(layers=3, width=48, head_width=16, patch_size=8, image_size=32)
+        network = CLIP(24, vision, CLIPTextCfg(**text), quick_gelu=True)
+    else:
+        name, options = _TIMM[make]
+        width = 192 if make == "siglip" else 24  # without a projection the trunk's width
+        vision = CLIPVisionCfg(timm_model_name=name, image_size=224, **options)
+        if make == "siglip":
+            text |= {
+                "no_causal_mask": True,
+                "pool_type": "last",
+                "proj_bias": True,
+                "act_kwargs": {"approximate": "tanh"},
+            }
+        network = CustomTextCLIP(
+            width, vision, CLIPTextCfg(**text), init_logit_bias=-10.0 if make == "siglip" else None
+        )
+    with torch.no_grad():
+        for weight in network.parameters():
+            if weight.ndim < 2:  # norms and biases start at ones and zeros, which hide mistakes
+                weight.add_(torch.randn_like(weight) * 0.1)
+        for name, value in network.named_buffers():
+            if name.endswith("running_var"):
+                value.uniform_(0.5, 1.5)
+    network.visual.preprocess_cfg = vars(PreprocessCfg())
+    network.eval().requires_grad_(False)
+    return wrap(
+        network, name=make, pretrained="none", origin="random", licence="none", tokenizer=None
+    )
