@@ -181,7 +181,7 @@ def verdict(row: dict[str, Any]) -> bool:
 def table(rows: list[dict[str, Any]]) -> str:
     """Rows as Markdown."""
     lines = [
-        "| budget MB | leak MB/step | balloon MB | exit | peak MB | kernel MB | lost | differs by |",
+        "| budget MB | leak MB/step | balloon MB | exit | peak MB | kernel MB | lost | differs |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
