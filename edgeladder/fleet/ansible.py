@@ -220,6 +220,8 @@ def _translate(
             notes.append(f"{name}: {key} passed over, keys and agents only")
         if field is None or (field not in HostEntry.model_fields and not key.startswith(_OWN)):
             continue
+        if field == "python" and str(value).startswith("auto"):
+            continue  # Ansible's own search; python3 is ours
         if isinstance(value, str) and "{{" in value:
             raise ConfigError(
                 f"{key} of {name} is a template, which only Ansible can fill in",

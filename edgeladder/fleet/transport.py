@@ -11,6 +11,7 @@ import contextlib
 import functools
 import importlib
 import json
+import shlex
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -157,7 +158,7 @@ class Box:
         with connection_errors(self.host):
             process = await asyncio.wait_for(
                 self._connection.create_process(
-                    f"{self.host.python} -IS -c {_quote(_BOOTSTRAP)}", encoding=None
+                    f"{_word(self.host.python)} -IS -c {_quote(_BOOTSTRAP)}", encoding=None
                 ),
                 timeout,
             )
@@ -284,6 +285,12 @@ async def _listen(stream: Any, complaint: bytearray) -> None:
     while block := await stream.read(_COMPLAINT_BYTES):
         complaint.extend(block)
         del complaint[:-_COMPLAINT_BYTES]
+
+
+def _word(path: str) -> str:
+    """A path for the box's shell; `~/` stays for it to expand."""
+    home = path.startswith("~/")
+    return ("~/" if home else "") + shlex.quote(path.removeprefix("~/") if home else path)
 
 
 def _quote(text: str) -> str:

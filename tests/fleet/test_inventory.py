@@ -109,6 +109,7 @@ ANSIBLE_YAML = """
 all:
   vars:
     ansible_user: pi
+    ansible_python_interpreter: auto_silent
     ansible_password: hunter2
     http_port: 80
   children:
@@ -165,6 +166,7 @@ def test_ansible_as_it_is(tmp_path: Path, text: str, name: str) -> None:
     gate, van = hosts["gate"], hosts["van"]
     assert (gate.address, gate.port, gate.user) == ("10.0.0.1", 2200, "pi")
     assert (gate.budget, gate.device) == ("2GB", "jetson-orin")
+    assert gate.python == "python3"
     assert gate.jump == "jump@10.1.1.1:2022" and van.jump is None
     assert (van.budget, van.key, van.device) == ("512MB", "~/.ssh/van", None)
     assert [host.name for host in inventory.limit("farm")] == [

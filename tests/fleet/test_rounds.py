@@ -86,7 +86,7 @@ def test_faults_then_only_what_is_missing(
     thread = threading.Thread(target=trouble)
     thread.start()
     out = tmp_path / "out"
-    crew = crew_of(farm, timeout=1.5, tries=3)
+    crew = crew_of(farm, timeout=3, tries=2)
     account = go(crew, bundle, out, count=1, options=RoundOptions(
         quorum=0.5, poll_seconds=0.1, patience_seconds=30))  # fmt: skip
     thread.join()

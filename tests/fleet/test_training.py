@@ -35,14 +35,14 @@ def test_two_boxes_two_rounds_and_an_evaluation(
     from tests.conftest import make_pictures
 
     farm = make_farm("a", "b", budget="2GB")
-    for box, count in zip(farm.boxes.values(), (8, 16), strict=True):
+    for box, count in zip(farm.boxes.values(), (4, 8), strict=True):
         make_pictures(box.root / "data", classes=3, count=count)
     values = yaml.safe_load(farm.inventory.read_text())
     values["defaults"]["program"] = str(program)
     farm.inventory.write_text(yaml.safe_dump(values, sort_keys=False))
     out = tmp_path / "out"
     common = ("-i", farm.inventory, "--bundle", bundle_folder, "--out", out, "--poll", "0.3")
-    code, answer = fleet_cli("rounds", "2", "--name", "fed", *common, "--set", "train.epochs=2")
+    code, answer = fleet_cli("rounds", "2", "--name", "fed", *common, "--set", "train.epochs=1")
     assert code == 0, (
         {n: h.get("error") for n, h in answer["hosts"].items()},
         *(p.read_text()[-800:] for p in farm.folder.rglob("jobs/*/log")),

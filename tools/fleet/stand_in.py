@@ -46,15 +46,16 @@ def train(arguments: argparse.Namespace, behaviour: dict) -> int:
     (run / "checkpoints").mkdir(exist_ok=True)
     (run / "config.yaml").write_text("{}\n")
     mark = run / "checkpoints" / "step.json"
-    first = json.loads(mark.read_text()) if arguments.resume and mark.exists() else 0
+    done = run / "metrics.jsonl"
+    first = done.read_bytes().count(b"\n") if arguments.resume and done.exists() else 0
     leave = []
     signal.signal(signal.SIGTERM, lambda *_: leave.append(130))
     with open(run / "metrics.jsonl", "a") as metrics:
         for step in range(first, behaviour["steps"]):
             time.sleep(behaviour["step_seconds"])
-            metrics.write(json.dumps({"kind": "step", "step": step + 1, "loss": 1 / (step + 1)}))
-            metrics.write("\n")
-            metrics.flush()
+            record = {"kind": "step", "step": step + 1, "loss": 1 / (step + 1)}
+            metrics.write(json.dumps(record) + "\n")
+            metrics.flush()  # one write: a power cut leaves whole lines
             mark.write_text(str(step + 1))
             if leave:
                 return leave[0]
