@@ -93,7 +93,17 @@ def write_artifacts(
             where=str(forward),
             remedy="export with --engine stock",
         ) from error
+    for name in ("training_model", "eval_model", "optimizer_model"):
+        _readable(folder / FILES[name], model.ir_version)
     return dict(FILES)
+
+
+def _readable(path: Path, ir_version: int) -> None:
+    """The file format of its runtime: it builds the optimiser at the newest that onnx knows."""
+    made = onnx.load(str(path))
+    if made.ir_version > ir_version:
+        made.ir_version = ir_version
+        onnx.save(made, str(path))
 
 
 @contextlib.contextmanager
