@@ -45,7 +45,7 @@ def edgeladder(*arguments: object) -> dict:
     done = subprocess.run(command, stdout=subprocess.PIPE)
     answer = json.loads(done.stdout)
     if done.returncode:
-        raise SystemExit(json.dumps(answer.get("error"), indent=2))
+        raise SystemExit(json.dumps(answer, indent=2))
     return answer
 
 
@@ -62,7 +62,8 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="edgeladder-federated-"))
     program = folder / "edgeladder"
-    program.write_text(f"#!/bin/sh\nexec {sys.executable} -c '{START}' \"$@\"\n")
+    tree = Path(__file__).resolve().parents[2]  # installed or not
+    program.write_text(f"#!/bin/sh\nPYTHONPATH={tree} exec {sys.executable} -c '{START}' \"$@\"\n")
     program.chmod(0o755)
     names = [f"box{number}" for number in range(1, arguments.boxes + 1)]
     farm = Farm(folder / "farm", names, program=str(program), budget=arguments.budget)
