@@ -131,8 +131,11 @@ def _export(
     piece: Piece, inputs: list[torch.Tensor], templates: dict[str, Template], label: str
 ) -> onnx.ModelProto:
     """The piece's graph: ours where every operator has a rule, else torch's exporter's."""
-    state = {name: value.detach().numpy() for name, value in piece.named_parameters()}
-    state |= {name: value.numpy() for name, value in piece.named_buffers()}
+    state = {
+        name: value.detach().numpy()
+        for name, value in piece.named_parameters(remove_duplicate=False)
+    }
+    state |= {name: value.numpy() for name, value in piece.named_buffers(remove_duplicate=False)}
     signature = json.dumps(
         [
             str(piece.body),

@@ -171,7 +171,11 @@ class TimmStagesTower(Tower):
             return (owner.head(pre), pre)[: len(names)]
 
         last = nn.Module()
-        last.trunk, last.after, last.head = _head_only(self.trunk, parts), after, self.visual.head
+        last.trunk, last.after, last.head = (
+            _head_only(self.trunk, [*parts, after]),
+            after,
+            self.visual.head,
+        )
         pieces.append(Piece([source], names, Call(last, tail)))
         return pieces
 
