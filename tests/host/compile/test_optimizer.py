@@ -157,9 +157,8 @@ def test_eight_bit_moments_end_close_to_fp32(files):
     for pair in (full, small):
         for index in range(300):
             noise = slopes(index, 0.1)
-            pair.step(
-                {n: pair.views[n] - target[n] + noise[n] for n in target}, 0.05 * (1 - index / 300)
-            )
+            slope = {n: pair.views[n] - target[n] + noise[n] for n in target}
+            pair.step(slope, 0.1 * (1 - index / 300))
         distances.append(max(float(np.abs(pair.views[n] - target[n]).max()) for n in target))
     assert distances[0] < 0.15
     assert distances[1] < 0.15

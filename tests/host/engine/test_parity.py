@@ -115,9 +115,7 @@ def test_stock_follows_torch(parts, reference, plan):
     np.testing.assert_allclose(curve, reference, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.skipif(
-    not ort_training.available(), reason="onnxruntime-training is not installed"
-)
+@pytest.mark.skipif(not ort_training.available(), reason="onnxruntime-training is not installed")
 def test_ort_training_follows_torch(parts, reference):
     engine = OrtTrainingEngine(parts, StepPlan(threads=1), TRAIN, LossConfig())  # type: ignore[arg-type]
     np.testing.assert_allclose(follow(engine), reference, rtol=1e-3, atol=1e-5)
@@ -131,9 +129,7 @@ def test_eight_bit_moments_stay_close(parts, reference):
     assert np.mean(curve[last]) < np.mean(reference[last]) + 0.05 * np.mean(reference[:BATCHES])
 
 
-@pytest.mark.skipif(
-    not ort_training.available(), reason="onnxruntime-training is not installed"
-)
+@pytest.mark.skipif(not ort_training.available(), reason="onnxruntime-training is not installed")
 def test_its_runtime_can_read_every_artifact(parts):
     """Its own API opens the optimiser model too, which our engine does without."""
     for role in ("training_model", "eval_model", "optimizer_model"):
