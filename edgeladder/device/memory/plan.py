@@ -189,6 +189,8 @@ def plan(
         smallest = min(candidates, key=lambda phase: phase.planned_peak_bytes)
         fitting = (phase for phase in candidates if phase.planned_peak_bytes <= room)
         phases[name] = next(fitting, smallest)
+        if phases[name].max_pixels is not None:
+            phases[name] = _larger_pictures(phases[name], room)
         least[name] = smallest.planned_peak_bytes
     minimum = math.ceil(max(planning_bytes, *least.values()) / PLANNED / _MB) * _MB
     return Plan(
@@ -206,6 +208,13 @@ def plan(
 def _phase(parts: dict[str, float], **sizes: Any) -> PhasePlan:
     whole = {name: int(size) for name, size in parts.items()}
     return PhasePlan(planned_peak_bytes=sum(whole.values()), parts=whole, **sizes)
+
+
+def _larger_pictures(phase: PhasePlan, room: int) -> PhasePlan:
+    """What the budget leaves over lets larger pictures be decoded in full, one at a time."""
+    spare = max(0, room - phase.planned_peak_bytes)
+    pixels = (phase.max_pixels or 0) + int(spare / COSTS.decoded_pixel)
+    return replace(phase, max_pixels=min(_EXACT_PIXELS, pixels))
 
 
 # -- precompute ---------------------------------------------------------------------------------
