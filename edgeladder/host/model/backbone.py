@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -140,13 +141,23 @@ def _tokenizer_at_hand(open_clip: Any, name: str) -> bool:
 
 
 def _create(open_clip: Any, name: str, source: str, random: bool) -> nn.Module:
-    quick = source == "openai" and not random
+    known = {} if random else open_clip.get_pretrained_cfg(name, source) or {}
+    quick = source == "openai" or bool(known.get("quick_gelu"))
     if random:
         return open_clip.create_model(name, pretrained=None, load_weights=False)  # type: ignore[no-any-return]
     if Path(source).is_file():
-        network: nn.Module = open_clip.create_model(name, pretrained=None, load_weights=False)
+        original = _is_torchscript(Path(source))  # OpenAI's own download, trained with QuickGELU
+        network: nn.Module = open_clip.create_model(
+            name, pretrained=None, load_weights=False, force_quick_gelu=original
+        )
         try:
-            open_clip.load_checkpoint(network, source, weights_only=True)
+            if original:
+                state = torch.jit.load(source, map_location="cpu").state_dict()
+                for key in ("input_resolution", "context_length", "vocab_size"):
+                    state.pop(key, None)
+                network.load_state_dict({k: v.float() for k, v in state.items()})
+            else:
+                open_clip.load_checkpoint(network, source, weights_only=True)
         except Exception as error:
             raise DataError(
                 f"cannot load weights: {str(error).splitlines()[0]}",
@@ -173,6 +184,14 @@ def _create(open_clip: Any, name: str, source: str, random: bool) -> nn.Module:
             remedy="download them elsewhere and give --pretrained FILE, or take --pretrained none "
             "for random weights",
         ) from error
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Whether a file is a TorchScript archive; nothing in it is run."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _origin(open_clip: Any, name: str, source: str, random: bool) -> str:
