@@ -1,7 +1,7 @@
 """The whole recipe: `tools/nano/build [--work FOLDER] [--ship]`.
 
-Everything slow is kept under the work folder and not done twice: packages, features of the
-pictures, MiniLM's vectors, the text tower's checkpoints. `--ship` writes what the package carries.
+Everything slow is kept under the work folder and not done twice: MiniLM's vectors and the
+text tower's checkpoints. `--ship` writes what the package carries.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from edgeladder.host.model import nano
 from tools.nano import words as text_data
 from tools.nano.train import Settings, train
 
-
-WORDS = 22_000  # of the pieces trained: the rarest words go, and are read piece by piece
+WORDS = 19_000  # of the pieces trained: the rarest words go, and are read piece by piece
 
 
 def prune(network: Any, words: list[str], limit: int = WORDS) -> list[str]:

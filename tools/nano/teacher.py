@@ -6,11 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from onnxruntime import InferenceSession, SessionOptions
 from torch import Tensor, nn
 from torch.nn import functional
-
-MEAN, STD = 127 / 255, 128 / 255  # (x - 127) / 128 on bytes
 
 
 def efficientnet() -> nn.Module:
@@ -28,41 +25,6 @@ def efficientnet() -> nn.Module:
             raise ValueError(f"{name}: {tuple(value.shape)}, not {tuple(target.shape)}")
     network.load_state_dict(dict(zip(own, values.values(), strict=True)))
     return network.eval().requires_grad_(False)
-
-
-def runtime(network: nn.Module, path: Path, threads: int = 2) -> InferenceSession:
-    """The same network under onnxruntime, three times as fast here: squares -> (n, 1280)."""
-
-    class Pooled(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = network
-
-        def forward(self, pixels: Tensor) -> Tensor:
-            return self.network.forward_features((pixels - 127) / 128).mean((2, 3))  # type: ignore
-
-    if not path.is_file():
-        batch = torch.export.Dim("N", min=1, max=1024)
-        program = torch.onnx.export(
-            Pooled().eval(),
-            (torch.zeros(2, 3, 224, 224),),
-            dynamo=True,
-            verbose=False,
-            input_names=["pixels"],
-            dynamic_shapes=({0: batch},),
-        )
-        assert program is not None
-        program.save(str(path))
-    options = SessionOptions()
-    options.intra_op_num_threads = threads
-    return InferenceSession(str(path), options)
-
-
-def pooled(session: InferenceSession, squares: np.ndarray) -> np.ndarray:
-    """(n, S, S, 3) uint8 -> (n, 1280) float32, what the head reads."""
-    pixels = np.ascontiguousarray(squares.transpose(0, 3, 1, 2), dtype=np.float32)
-    found: np.ndarray = session.run(None, {"pixels": pixels})[0]
-    return found
 
 
 class MiniLM(nn.Module):

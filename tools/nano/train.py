@@ -1,7 +1,8 @@
-"""Training nano: the text tower learns MiniLM's vectors, then both sides learn the head's view."""
+"""Making nano: the text tower learns MiniLM's vectors; the rest is written down in closed form."""
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,6 @@ from torch.nn import functional
 
 from edgeladder.host.model import nano
 from tools.nano import words as text_data
-from tools.nano.features import features
 from tools.nano.teacher import efficientnet
 
 
@@ -22,19 +22,11 @@ from tools.nano.teacher import efficientnet
 class Settings:
     """What the shipped weights were made with."""
 
-    pictures: int = 5000  # unlabelled, for the KL
-    text_steps: int = 100
+    text_steps: int = 400
     text_batch: int = 128
     text_rate: float = 1e-3
-    align_steps: int = 500
-    align_batch: int = 512
-    align_rate: float = 2e-3
-    align_decay: float = 0.02  # only 1,000 texts: the map from words must stay plain
-    prototypes: float = 0.5  # weight of the head's classifier rows as targets
-    scale: float = 20.0  # of the first half's cosine in the KL
-    temperature: float = 1.0  # of the head's softmax, in the KL's target
-    conse_temperature: float = 1.0  # of the head's softmax, in the second half
-    balance: float = 0.5  # the first half's part of the score
+    sharpness: float = 8.0  # of a text's likeness to class names: higher, fewer classes
+    balance: float = 0.2  # the first half's part of the score
     logit_scale: float = 30.0
 
 
@@ -80,12 +72,11 @@ def start_text(
     first = text.transformer.resblocks[0].attn
     first.in_proj_weight[2 * nano.WIDTH :].copy_(torch.eye(nano.WIDTH))
     first.out_proj.weight.copy_(torch.eye(nano.WIDTH))
-    half = text.text_projection.weight[nano.HALF :]
-    half.copy_(torch.eye(nano.HALF, nano.WIDTH))
+    text.text_projection.weight.copy_(torch.eye(nano.HALF, nano.WIDTH))
     text.text_projection.bias.zero_()
 
 
-_SILENT = "a an the of photo picture it ##ap . - , '".split(" ")
+_SILENT = ["a", "an", "the", "of", "photo", "picture", "it", "##ap", ".", "-", ",", "'"]
 
 
 def train_text(network: Any, work: Path, settings: Settings) -> None:
@@ -98,7 +89,8 @@ def train_text(network: Any, work: Path, settings: Settings) -> None:
         own = dict(zip(texts, wanted.numpy(), strict=True))
         start_text(text, np.load(work / "vectors.npz")["embedding"], words, own)
     text.requires_grad_(True)
-    text.text_projection.balance.requires_grad_(False)
+    for name in ("balance", "kinds", "compare.weight"):  # written down afterwards
+        text.text_projection.get_parameter(name).requires_grad_(False)
     parameters = [p for p in text.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=settings.text_rate, weight_decay=0.01)
     choice = random.Random(0)
@@ -114,9 +106,8 @@ def train_text(network: Any, work: Path, settings: Settings) -> None:
         picked = [choice.randrange(len(texts)) for _ in range(settings.text_batch)]
         written = [choice.choice(text_data.TEMPLATES).replace("{}", texts[i]) for i in picked]
         found = pooled_text(text, library, written)
-        found = functional.linear(
-            found, text.text_projection.weight[nano.HALF :], text.text_projection.bias[nano.HALF :]
-        )
+        head = text.text_projection
+        found = functional.linear(found, head.weight, head.bias)
         loss = 1 - functional.cosine_similarity(found, wanted[picked]).mean()
         _anneal(optimizer, settings.text_rate, step, settings.text_steps)
         optimizer.zero_grad()
@@ -147,99 +138,33 @@ def pooled_text(text: Any, library: Any, written: list[str]) -> Tensor:
     return text.ln_final(hidden[torch.arange(len(ids)), ids.argmax(1)])  # type: ignore[no-any-return]
 
 
-def class_texts(text: Any, library: Any) -> Tensor:
-    """(1000, K, W): the classes' names in every template, a few names each by turns."""
-    rows = []
-    with torch.no_grad():
-        for names in text_data.class_lemmas():
-            written = [
-                template.replace("{}", names[k % len(names)])
-                for k, template in enumerate(text_data.TEMPLATES)
-            ]
-            rows.append(pooled_text(text, library, written))
-    return torch.stack(rows)
-
-
-def train_align(network: Any, work: Path, settings: Settings, seen: np.ndarray) -> None:
-    """Projections of both sides: KL to the head's softmax on pictures, classifier rows as pictures.
-
-    Nothing else moves, so every step is a few products of small tables.
-    """
-    words, texts, vectors = text_data.vectors(work)
-    library = nano.tokenizer(words)
-    head = efficientnet().classifier  # type: ignore[union-attr]
-    image: Any = network.visual.head[0]
-    text: Any = network.text.text_projection
-    pictures = torch.from_numpy(seen.astype(np.float32))
-    written = class_texts(network.text, library)
-    likely = functional.softmax(head(pictures) / settings.temperature, -1)
-    rows = head.weight - head.weight.mean(0)
-    values, directions = torch.linalg.eigh(rows.T @ rows)
-    with torch.no_grad():
-        basis = directions[:, values.argsort(descending=True)[: nano.HALF]]
-        image.project.weight.copy_(basis.T)
-        image.project.bias.copy_(-(pictures.mean(0) @ basis))
-        flat = written.mean(1)
-        wanted = rows @ basis
-        solved = torch.linalg.lstsq(
-            torch.cat([flat, torch.ones(len(flat), 1)], 1), functional.normalize(wanted, dim=-1)
-        ).solution
-        text.weight[: nano.HALF] = solved[:-1].T
-        text.bias[: nano.HALF] = solved[-1]
-    moved = [image.project.weight, image.project.bias]
-    spoken = [
-        text.weight[: nano.HALF].clone().requires_grad_(True),
-        text.bias[: nano.HALF].clone().requires_grad_(True),
-    ]
-    for parameter in moved:
-        parameter.requires_grad_(True)
-    optimizer = torch.optim.AdamW(
-        [*moved, *spoken], lr=settings.align_rate, weight_decay=settings.align_decay
-    )
-    generator = torch.Generator().manual_seed(0)
-    for step in range(settings.align_steps):
-        picked = torch.randint(len(pictures), (settings.align_batch,), generator=generator)
-        which = torch.randint(written.shape[1], (len(written),), generator=generator)
-        said = functional.linear(written[torch.arange(len(written)), which], *spoken)
-        said = functional.normalize(said, dim=-1)
-        shown = functional.normalize(image.project(pictures[picked]), dim=-1)
-        scores = settings.scale * shown @ said.T
-        loss = functional.kl_div(
-            functional.log_softmax(scores, -1), likely[picked], reduction="batchmean"
-        )
-        ideal = functional.normalize(functional.linear(rows, image.project.weight), dim=-1)
-        alone = functional.cross_entropy(settings.scale * ideal @ said.T, torch.arange(len(rows)))
-        _anneal(optimizer, settings.align_rate, step, settings.align_steps)
-        optimizer.zero_grad()
-        (loss + settings.prototypes * alone).backward()
-        optimizer.step()
-        if step % 200 == 0 or step == settings.align_steps - 1:
-            print(f"align: step {step}, KL {loss.item():.3f}, rows {alone.item():.3f}", flush=True)
-    with torch.no_grad():
-        text.weight[: nano.HALF], text.bias[: nano.HALF] = spoken
-    for parameter in moved:
-        parameter.requires_grad_(False)
-    set_conse(network, work, settings)
-
-
-def set_conse(network: Any, work: Path, settings: Settings) -> None:
-    """The second half: ImageNet's head, and MiniLM's vectors of its class names."""
+def write_heads(network: Any, work: Path, settings: Settings) -> None:
+    """ImageNet's head, the vectors of its class names, and how alike its classes look."""
     _, texts, vectors = text_data.vectors(work)
     wanted, _, _ = targets(vectors)
     place = {name: index for index, name in enumerate(texts)}
-    names = np.stack(
-        [wanted[[place[n] for n in lemmas]].mean(0) for lemmas in text_data.class_lemmas()]
+    names = torch.stack(
+        [
+            torch.from_numpy(wanted[[place[name] for name in lemmas]].mean(0)).float()
+            for lemmas in text_data.class_lemmas()
+        ]
     )
-    head = efficientnet().classifier  # type: ignore[union-attr]
+    names = functional.normalize(names, dim=-1)
+    teacher: Any = efficientnet()
+    rows = teacher.classifier.weight - teacher.classifier.weight.mean(0)
+    left, sizes, _ = torch.linalg.svd(functional.normalize(rows, dim=-1), full_matrices=False)
+    kinds = left[:, : nano.HALF] * sizes[: nano.HALF]  # kinds @ kinds.T: cosines of the rows
     image: Any = network.visual.head[0]
-    balance = torch.tensor([settings.balance, 1 - settings.balance])
+    text: Any = network.text.text_projection
     with torch.no_grad():
-        image.classify.weight.copy_(head.weight / settings.conse_temperature)
-        image.classify.bias.copy_(head.bias / settings.conse_temperature)
-        image.names.copy_(functional.normalize(torch.from_numpy(names).float(), dim=-1))
-        image.balance.copy_(balance)
-        network.text.text_projection.balance.copy_(balance)
-        network.logit_scale.fill_(float(np.log(settings.logit_scale)))
+        image.classify.weight.copy_(teacher.classifier.weight)
+        image.classify.bias.copy_(teacher.classifier.bias)
+        image.names.copy_(names)
+        text.compare.weight.copy_(names * settings.sharpness)
+        for head in (image, text):
+            head.kinds.copy_(kinds)
+            head.balance.copy_(torch.tensor([settings.balance, 1 - settings.balance]))
+        network.logit_scale.fill_(math.log(settings.logit_scale))
 
 
 def train(work: Path, settings: Settings) -> nn.Module:
@@ -251,7 +176,7 @@ def train(work: Path, settings: Settings) -> nn.Module:
         {name: value for name, value in own.items() if not name.startswith("classifier")}
     )
     train_text(network, work, settings)
-    train_align(network, work, settings, features(work, settings.pictures))
+    write_heads(network, work, settings)
     done: nn.Module = network.eval()
     return done
 

@@ -1,9 +1,11 @@
-"""The embedded model: EfficientNet-Lite0 and a small text transformer, locked-image tuned.
+"""The embedded model: EfficientNet-Lite0 and a small text transformer, over ImageNet's classes.
 
-Both towers end in two halves. The first is an ordinary dual encoder; the second is ConSE
-(arXiv:1312.5650): a picture is the softmax-weighted mean of ImageNet's class-name vectors, a text
-its own word vector. Each half has a fixed length, so one dot product is the weighted sum of both
-scores. `tools/nano/` makes the weights, `docs/nano.md` says from what.
+Both towers say how much a picture, or a text, is of each of 1,000 classes; two halves of the
+embedding compare that. In the first, a picture is the mean of its classes' name vectors and a text
+its own vector (ConSE, arXiv:1312.5650). In the second, picture and text are both mixtures of
+classes, and classes are alike as their rows in EfficientNet's classifier are. Each half has a
+fixed length, so one dot product is the weighted sum of both scores. `tools/nano/` makes the
+weights, `docs/nano.md` says from what.
 """
 
 from __future__ import annotations
@@ -52,28 +54,31 @@ class ImageHead(nn.Module):
 
     def __init__(self, features: int):
         super().__init__()
-        self.project = nn.Linear(features, HALF)
-        self.classify = nn.Linear(features, CLASSES)  # ImageNet's head, over its temperature
-        self.names = nn.Parameter(torch.randn(CLASSES, HALF))  # vectors of the class names
+        self.classify = nn.Linear(features, CLASSES)  # ImageNet's head
+        self.names = nn.Parameter(torch.randn(CLASSES, HALF))  # vectors of the classes' names
+        self.kinds = nn.Parameter(torch.randn(CLASSES, HALF))  # products: how alike classes look
         self.balance = nn.Parameter(torch.full((2,), 0.5))
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Both halves."""
         likely = torch.softmax(self.classify(pooled), dim=-1)  # (N, 1000)
-        return halves(self.project(pooled), likely @ self.names, self.balance)
+        return halves(likely @ self.names, likely @ self.kinds, self.balance)
 
 
 class TextHead(nn.Linear):
     """Pooled text (N, W) -> embedding (N, 256); a Linear so that open_clip calls it as one."""
 
     def __init__(self, width: int):
-        super().__init__(width, 2 * HALF)
+        super().__init__(width, HALF)
+        self.compare = nn.Linear(HALF, CLASSES, bias=False)  # name vectors, over a temperature
+        self.kinds = nn.Parameter(torch.randn(CLASSES, HALF))
         self.balance = nn.Parameter(torch.full((2,), 0.5))
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Both halves."""
-        found = super().forward(pooled)
-        return halves(found[..., :HALF], found[..., HALF:], self.balance)
+        vector = functional.normalize(super().forward(pooled), dim=-1, eps=_EPSILON)
+        likely = torch.softmax(self.compare(vector), dim=-1)  # (N, 1000)
+        return halves(vector, likely @ self.kinds, self.balance)
 
 
 def build(vocabulary: int) -> nn.Module:
