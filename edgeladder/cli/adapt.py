@@ -83,6 +83,9 @@ def train(
     run: Annotated[
         Path | None, typer.Option("--run", help="Run directory to make. [runs/<stamp>]")
     ] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="Of the cache: fp16 or int8. [fp16]")
+    ] = None,
     start: Annotated[
         Path | None,
         typer.Option("--start", help="Begin from this adapter's parameters. [the bundle's]"),
@@ -101,8 +104,8 @@ def train(
         options.require(run=resume)
     request = _request(
         bundle, data, cache, device, budget, profile=profile, overrides=settings,
-        shots=shots, engine=engine, seed=seed, start=str(start) if start else None,
-        run=str(resume or run) if resume or run else None, resume=resume is not None,
+        shots=shots, engine=engine, seed=seed, cache_dtype=dtype,
+        start=str(start) if start else None, run=str(resume or run) if resume or run else None, resume=resume is not None,
     )  # fmt: skip
     with Progress() as progress:
         values = supervisor.train(request, progress)
