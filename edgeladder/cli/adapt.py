@@ -105,7 +105,8 @@ def train(
     request = _request(
         bundle, data, cache, device, budget, profile=profile, overrides=settings,
         shots=shots, engine=engine, seed=seed, cache_dtype=dtype,
-        start=str(start) if start else None, run=str(resume or run) if resume or run else None, resume=resume is not None,
+        start=str(start) if start else None,
+        run=str(resume or run) if resume or run else None, resume=resume is not None,
     )  # fmt: skip
     with Progress() as progress:
         values = supervisor.train(request, progress)
