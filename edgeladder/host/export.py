@@ -13,10 +13,8 @@ import torch
 import edgeladder
 from edgeladder.bundle import (
     Bundle,
-    LadderRecord,
     Manifest,
     ModelRecord,
-    TapRecord,
     TowerRecord,
     pack,
     write_manifest,
@@ -191,6 +189,3 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-__all__ = ["LadderRecord", "TapRecord", "build_ladder", "export", "tap_config"]

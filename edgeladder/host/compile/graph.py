@@ -8,7 +8,7 @@ the like) kept symbolic until `to_onnx` writes the few operators that compute th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -363,8 +363,3 @@ class Graph:
 def _attribute(attribute: onnx.AttributeProto) -> Any:
     value = helper.get_attribute_value(attribute)
     return value.decode() if isinstance(value, bytes) else value
-
-
-def names(values: Iterable[str | None]) -> list[str]:
-    """The values that are there."""
-    return [value for value in values if value]

@@ -31,18 +31,13 @@ def compress(model: onnx.ModelProto, dtype: str) -> None:
         if uses and len(gathers) == len(uses) and dtype == "int8":
             _narrow_table(model, tensor, array, gathers)
             continue
-        narrow = f"{tensor.name}/{dtype}"
+        wide, narrow = tensor.name, f"{tensor.name}/{dtype}"
         if dtype == "fp16":
             tensor.CopyFrom(numpy_helper.from_array(array.astype(np.float16), narrow))
-            added.append(
-                helper.make_node(
-                    "Cast", [narrow], [_wide(uses, narrow, dtype)], narrow, to=TensorProto.FLOAT
-                )
-            )
+            added.append(helper.make_node("Cast", [narrow], [wide], narrow, to=TensorProto.FLOAT))
             continue
         axis = _axis(array, uses, tensor.name)
         values, scale = quantise(array, axis)
-        wide = tensor.name
         tensor.CopyFrom(numpy_helper.from_array(values, narrow))
         scales = numpy_helper.from_array(scale, f"{narrow}/scale")
         zeros = numpy_helper.from_array(np.zeros(scale.shape, np.int8), f"{narrow}/zero")
@@ -55,10 +50,6 @@ def compress(model: onnx.ModelProto, dtype: str) -> None:
     body = list(model.graph.node)
     del model.graph.node[:]
     model.graph.node.extend([*added, *body])
-
-
-def _wide(uses: list[onnx.NodeProto], narrow: str, dtype: str) -> str:
-    return narrow.removesuffix(f"/{dtype}")
 
 
 def _axis(array: np.ndarray, uses: list[onnx.NodeProto], name: str) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 import zipfile
 from collections.abc import Callable
@@ -303,8 +302,3 @@ def resolve_taps(backbone: Backbone, side: str, config: TapConfig) -> list[TapRe
         TapRecord(name=f"tap_{block}", block=block, tokens=tokens, width=tower.width(block))
         for block in chosen
     ]
-
-
-def describe(backbone: Backbone) -> str:
-    """One readable line about a backbone."""
-    return json.dumps({"model": backbone.name, "pretrained": backbone.pretrained})
