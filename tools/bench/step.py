@@ -10,7 +10,9 @@ Runs in the host environment. The ladder is the reference of the runtime notes: 
 96 over ViT-B/16's taps (5 x 768 of a picture, 3 x 512 of a class), 4 prompts, AdamW with
 clipping. Every contender is a process of its own, so that peaks are its own; they take turns, in
 an order that changes from round to round, so that a busy machine is busy for all of them.
-Times are medians; peaks are VmHWM; inputs are in memory from the start and counted.
+A chunked step is measured with the second forward pass (chunk) and with activations held between
+the passes (held). Times are medians; peaks are VmHWM; inputs are in memory from the start and
+counted.
 """
 
 from __future__ import annotations
@@ -183,7 +185,7 @@ class Contender:
 def compete(args: argparse.Namespace, folder: Path, size: str) -> dict[str, Any]:
     """All contenders at one size."""
     names = ["stock-fused", "stock-recompute"]
-    names += [f"stock-chunk-{chunk}" for chunk in args.chunks]
+    names += [f"stock-{way}-{chunk}" for chunk in args.chunks for way in ("chunk", "held")]
     pythons = dict.fromkeys(names, args.stock_python)
     if (folder / "ladder" / "ort_training").is_dir():
         pythons["ort-training"] = args.training_python

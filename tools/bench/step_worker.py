@@ -75,6 +75,7 @@ def stock(name: str, folder: Path, inputs: Inputs, record: dict[str, Any], threa
     """Our engine."""
     from edgeladder.device.engine.protocol import StepPlan
     from edgeladder.device.engine.stock import StockEngine
+    from edgeladder.device.memory.windows import class_chunk
 
     ladder = plain(record)
     ladder.graphs = {key: plain(value) for key, value in record["graphs"].items()}
@@ -85,12 +86,14 @@ def stock(name: str, folder: Path, inputs: Inputs, record: dict[str, Any], threa
             ladder=ladder, model=SimpleNamespace(logit_scale=SCALE, logit_bias=0.0)
         ),
     )
-    mode, _, chunk = name.removeprefix("stock-").partition("-")
-    plan = StepPlan(
-        "chunked" if mode == "chunk" else mode,  # type: ignore[arg-type]
-        int(chunk) if chunk else None,
-        threads=threads,
-    )
+    mode, _, size = name.removeprefix("stock-").partition("-")
+    plan = StepPlan(mode, threads=threads)  # type: ignore[arg-type]
+    if size:
+        chunk = int(size)
+        held = 2**40 if mode == "held" else 0
+        plan = StepPlan(
+            "chunked", chunk, class_chunk(ladder, chunk), threads=threads, hold_bytes=held
+        )
     loss = SimpleNamespace(anchor=0.0, smoothing=0.0)
     engine = StockEngine(bundle, plan, TRAIN, loss)  # type: ignore[arg-type]
 

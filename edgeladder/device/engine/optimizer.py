@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,8 @@ if TYPE_CHECKING:  # pydantic costs a worker 20 MB
     from edgeladder.device.engine.protocol import StepPlan
 
 ROW = 256  # elements per quantisation scale; sections are padded to it
-_BLOCK = ROW * 512  # elements per update: small enough that temporaries stay in cache
+# elements per update: temporaries stay in cache, and onnxruntime leaves them to one thread
+_BLOCK = ROW * 128
 
 
 class Layout:
@@ -57,7 +59,7 @@ class Optimizer:
         train: TrainConfig,
         plan: StepPlan,
     ):
-        self.train, self.layout = train, layout
+        self.train, self.layout, self.threads = train, layout, plan.threads
         self.kind = (
             "sgd" if train.optimizer == "sgd" else "adamw8" if plan.moments == "int8" else "adamw"
         )
@@ -74,8 +76,7 @@ class Optimizer:
             self.moments["moment1"] = np.zeros(size, np.float32)
             if self.kind == "adamw":
                 self.moments["moment2"] = np.zeros(size, np.float32)
-        labels = ("clip", "beta1", "rest1", "beta2", "rest2", "rate", "correction", "epsilon")
-        self.scalars = {label: np.zeros((), np.float32) for label in labels}
+        self.scalars = {label: np.zeros((), np.float32) for label in self._values(1.0, 0.0)}
         self.keep = {decay: np.ones((), np.float32) for decay in (True, False)}
         session = open_session(graphs[self.kind], plan.threads, as_written=True, arena=plan.arena)
         self.blocks = [
@@ -115,25 +116,60 @@ class Optimizer:
         self._norm.run()
         norm = math.sqrt(float(self._squared))
         self.step_count += 1
-        beta1, beta2 = np.float32(train.beta1), np.float32(train.beta2)
-        correction1 = correction2 = 1.0
-        if self.kind != "sgd":
-            correction1 = 1.0 - train.beta1**self.step_count
-            correction2 = 1.0 - train.beta2**self.step_count
-        values: dict[str, Any] = {
-            "clip": min(1.0, train.clip / (norm + 1e-6)),
-            "beta1": beta1,
-            "rest1": np.float32(1) - beta1,
-            "beta2": beta2,
-            "rest2": np.float32(1) - beta2,
-            "rate": learning_rate / correction1,
-            "correction": 1.0 / math.sqrt(correction2),
-            "epsilon": train.epsilon,
-        }
-        for label, value in values.items():
+        clip = min(1.0, train.clip / (norm + 1e-6))
+        for label, value in self._values(clip, learning_rate).items():
             self.scalars[label][...] = value
         self.keep[True][...] = 1.0 - learning_rate * train.weight_decay
         if math.isfinite(norm):  # a step from NaN gradients would lose the parameters
-            for block in self.blocks:
-                block.run()
+            self._run(self.blocks)
         return norm
+
+    def _run(self, blocks: list[Bound]) -> None:
+        """Run blocks that do not depend on each other, a share of them on each thread.
+
+        onnxruntime splitting each small operator gains nothing here; whole blocks side by side do.
+        """
+        failures: list[BaseException] = []
+
+        def work(share: list[Bound]) -> None:
+            try:
+                for block in share:
+                    block.run()
+            except BaseException as error:  # onnxruntime's own; raised again by the caller
+                failures.append(error)
+
+        helpers = [
+            threading.Thread(target=work, args=(blocks[place :: self.threads],))
+            for place in range(1, self.threads)
+        ]
+        for helper in helpers:
+            helper.start()
+        work(blocks[:: self.threads])
+        for helper in helpers:
+            helper.join()
+        if failures:
+            raise failures[0]
+
+    def _values(self, clip: float, learning_rate: float) -> dict[str, Any]:
+        """Scalars of this step by the names that host/compile/optimizer.py gives its inputs."""
+        train = self.train
+        beta1, beta2 = np.float32(train.beta1), np.float32(train.beta2)
+        rate, correction, k = learning_rate, 1.0, 1.0
+        if self.kind != "sgd":
+            time = max(1, self.step_count)
+            rate /= 1.0 - train.beta1**time
+            correction = 1.0 / math.sqrt(1.0 - train.beta2**time)
+            k = correction * math.sqrt(1.0 - train.beta2) / (1.0 - train.beta1)
+        return {
+            "clip": clip,
+            "beta1": beta1,
+            "rest1": np.float32(1) - beta1,
+            "share": (1.0 - train.beta1) * clip,
+            "beta2": beta2,
+            "rest2": np.float32(1) - beta2,
+            "rate": rate,
+            "stride": rate / k,
+            "correction": correction,
+            "epsilon": train.epsilon,
+            "floor": train.epsilon / k,
+        }

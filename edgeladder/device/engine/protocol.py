@@ -13,7 +13,8 @@ class StepPlan:
     """How a training step is computed; chosen by `device/memory/plan.py` alone."""
 
     mode: Literal["fused", "recompute", "chunked"] = "fused"
-    chunk: int | None = None  # pictures or classes at a time, where mode is chunked
+    chunk: int | None = None  # pictures at a time, where mode is chunked
+    class_chunk: int | None = None  # classes at a time; None: as many as pictures
     moments: Literal["fp32", "int8"] = "fp32"
     threads: int = 2
     hold_bytes: int = 0  # chunked: activations kept between the passes, so that none runs twice

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -155,10 +156,17 @@ class StockEngine:
     def _windows(
         self, inputs: StepInputs, chunk: int
     ) -> Iterator[tuple[str, slice, dict[str, np.ndarray]]]:
-        for side in ("image", "text"):
+        """Taps and embeddings of either side, a chunk at a time, in windows of equal size."""
+        plan = self.plan
+        classes = chunk
+        if plan.class_chunk and plan.chunk:  # a smaller chunk keeps the proportion
+            classes = chunk * plan.class_chunk // plan.chunk
+        for side, most in (("image", chunk), ("text", max(1, classes))):
             embedding = getattr(inputs, f"{side}_embedding")
-            for start in range(0, len(embedding), chunk):
-                window = slice(start, min(start + chunk, len(embedding)))
+            runs = -(-len(embedding) // most)
+            edges = [len(embedding) * run // runs for run in range(runs + 1)]
+            for start, stop in itertools.pairwise(edges):
+                window = slice(start, stop)
                 read = inputs.image_taps if side == "image" else inputs.text_taps
                 taps = read(window.start, window.stop)
                 arrays = dict(zip(self.groups[side], taps, strict=True))

@@ -40,32 +40,33 @@ def _scalars(graph: Graph, *labels: str) -> None:
 def adamw() -> Graph:
     """parameter, gradient, moment1, moment2 (N,) and scalars -> the three updated.
 
-    With g the clipped gradient: m = beta1 m + (1-beta1) g, v = beta2 v + (1-beta2) g^2,
-    p = p keep - rate m / (sqrt(v) correction + epsilon), where keep = 1 - lr decay,
-    rate = lr / (1 - beta1^t) and correction = 1 / sqrt(1 - beta2^t).
+    Arranged for the fewest passes over memory, which is what an update costs. With g the gradient
+    and a = (1-beta1) clip:
+
+        m = beta1 m + a g
+        u = beta2 u + (a g)^2
+        p = p keep - stride m / (sqrt(u) + floor)
+
+    u is the second moment times (1-beta1)^2 / (1-beta2), so that a g serves both. With
+    k = sqrt(1-beta2) / ((1-beta1) sqrt(1-beta2^t)), stride = lr / (1-beta1^t) / k,
+    floor = epsilon / k and keep = 1 - lr decay this is AdamW.
     """
     graph = Graph("adamw")
     shape = (symbol("N"),)
     do = _Blocks(graph, shape)
     for name in ("parameter", "gradient", "moment1", "moment2"):
         graph.add_input(name, shape)
-    _scalars(graph, "clip", "beta1", "rest1", "beta2", "rest2", "keep", "rate", "correction")
-    _scalars(graph, "epsilon")
-    gradient = do("Mul", "gradient", "clip")
-    first = do("Add", do("Mul", "moment1", "beta1"), do("Mul", gradient, "rest1"))
-    square = do("Mul", do("Mul", gradient, gradient), "rest2")
-    second = do("Add", do("Mul", "moment2", "beta2"), square)
-    _apply(graph, do, first, second)
+    _scalars(graph, "beta1", "share", "beta2", "keep", "stride", "floor")
+    share = do("Mul", "gradient", "share")
+    first = do("Add", do("Mul", "moment1", "beta1"), share)
+    second = do("Add", do("Mul", "moment2", "beta2"), do("Mul", share, share))
+    ratio = do("Div", first, do("Add", do("Sqrt", second), "floor"))
+    kept = do("Mul", "parameter", "keep")
+    _named(graph, do("Sub", kept, do("Mul", ratio, "stride")), "parameter_next")
     _named(graph, first, "moment1_next")
     _named(graph, second, "moment2_next")
     check_aliases(graph, {n: f"{n}_next" for n in ("parameter", "moment1", "moment2")})
     return graph
-
-
-def _apply(graph: Graph, do: _Blocks, first: str, second: str) -> None:
-    scale = do("Add", do("Mul", do("Sqrt", second), "correction"), "epsilon")
-    step = do("Mul", do("Div", first, scale), "rate")
-    _named(graph, do("Sub", do("Mul", "parameter", "keep"), step), "parameter_next")
 
 
 def adamw8() -> Graph:
@@ -93,7 +94,10 @@ def adamw8() -> Graph:
     root = do("Mul", graph.emit("Cast", ["moment2"], shape, to=1), "scale2")
     square = do("Mul", do("Mul", gradient, gradient), "rest2")
     second = do("Add", do("Mul", do("Mul", root, root), "beta2"), square)
-    _apply(graph, do, first, second)
+    deviation = do("Sqrt", second)
+    scale = do("Add", do("Mul", deviation, "correction"), "epsilon")
+    step = do("Mul", do("Div", first, scale), "rate")
+    _named(graph, do("Sub", do("Mul", "parameter", "keep"), step), "parameter_next")
     tiny = graph.constant(1e-30)
     axes = graph.constant([1], "int64", "axes")
 
@@ -105,7 +109,7 @@ def adamw8() -> Graph:
         return [graph.emit("Cast", [limited], shape, dtype=dtype, to=code), scale]
 
     stored = [*quantise(first, 127.0, "Round", "int8", 3)]
-    stored += quantise(do("Sqrt", second), 255.0, "Ceil", "uint8", 2)
+    stored += quantise(deviation, 255.0, "Ceil", "uint8", 2)
     pairs = {"parameter": "parameter_next"}
     for source, value in zip(("moment1", "scale1", "moment2", "scale2"), stored, strict=True):
         _named(graph, value, f"{source}_next")

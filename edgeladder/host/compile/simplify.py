@@ -29,6 +29,7 @@ def after(graph: Graph) -> None:
         count = len(graph.nodes)
         drop_identities(graph)
         merge_reshapes(graph)
+        subtract_negatives(graph)
         fuse_moved_operands(graph)
         fuse_residual_products(graph)
         merge_equal(graph)
@@ -124,6 +125,19 @@ def fuse_residual_products(graph: Graph) -> None:
                 node.attributes = dict(product.attributes)
                 break
     graph.prune()
+
+
+def subtract_negatives(graph: Graph) -> None:
+    """Add(x, Neg(y)) -> Sub(x, y)."""
+    producers = graph.producers()
+    for node in graph.nodes:
+        if node.op != "Add":
+            continue
+        for place in (0, 1):
+            negative = producers.get(node.inputs[place])
+            if negative is not None and negative.op == "Neg":
+                node.op, node.inputs = "Sub", [node.inputs[1 - place], negative.inputs[0]]
+                break
 
 
 def _key(node: Node) -> tuple[object, ...]:
