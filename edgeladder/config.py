@@ -48,8 +48,24 @@ class PromptConfig(Strict):
     length: int = Field(default=4, ge=1, le=256)  # tokens per rung
     couple: bool = True  # image prompts = text prompts + a learnt map of them (MaPLe-style)
     bits: Literal[1, 2, 4, 8] | None = None  # quantized prompts (QPrompt); None trains fp32
-    initialize: Literal["random", "prototypes"] = "random"  # prototypes: SPT, needs a cache
-    keep: float | None = Field(default=None, gt=0, le=1)  # condense to this share after training
+    # SPT, on the device from the cache: k-means centres of what enters the rung, or a sample of it
+    initialize: Literal["random", "prototypes", "samples"] = "random"
+    # condense to this share after training; 1 condenses nothing, but `edgeladder condense` can;
+    # without it the ladder is exported without masks, a little faster
+    keep: float | None = Field(default=None, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _prompts_to_change(self) -> PromptConfig:
+        if self.kind == "none":
+            asked = {"bits": self.bits, "keep": self.keep}
+            given = [name for name, value in asked.items() if value is not None]
+            given += ["initialize"] * (self.initialize != "random")
+            if given:
+                raise ValueError(
+                    f"{' and '.join(given)} given, but kind none has no prompts to quantize, "
+                    "condense or initialize"
+                )
+        return self
 
 
 class LadderConfig(Strict):
@@ -73,12 +89,39 @@ class LadderConfig(Strict):
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         return self
 
+    @model_validator(mode="after")
+    def _rungs_to_aggregate(self) -> LadderConfig:
+        sides = (self.taps, self.text_taps or self.taps)
+        rungs = max(t.count if t.blocks is None else len(t.blocks) for t in sides)
+        if self.aggregate != "last" and rungs < 2:
+            raise ValueError(f"aggregate {self.aggregate} mixes rungs, but one tap makes one rung")
+        return self
+
 
 class HeadConfig(Strict):
     """A closed-form head on cached features, alone or as a term beside the ladder."""
 
     kind: Literal["none", "gda", "proker", "kernel"] = "none"
-    weight: float | None = None  # eta; None: chosen by leave-one-out or k-fold on the support set
+    alone: bool = False  # the head instead of the ladder, which then is not trained
+    weight: float | None = Field(default=None, ge=0)  # eta of the term; None: 1, or see `folds`
+    # choose eta from held-out logits: so many further ladders are trained, each without its share
+    # of the support pictures; training takes that many times as long
+    folds: int = Field(default=0, ge=0, le=16)
+
+    @model_validator(mode="after")
+    def _one_way_to_weigh(self) -> HeadConfig:
+        if self.kind == "none" and (self.alone or self.weight is not None or self.folds):
+            raise ValueError("alone, weight and folds are of a head, but kind is none")
+        if self.folds == 1:
+            raise ValueError("folds 1 leaves nothing to train on: use 2 or more")
+        if self.folds and (self.alone or self.weight is not None):
+            raise ValueError(
+                "folds choose the weight beside the ladder, but "
+                + ("there is no ladder: alone" if self.alone else "weight fixes it")
+            )
+        if self.alone and self.weight is not None:
+            raise ValueError("weight is beside a ladder, but the head is alone")
+        return self
 
 
 class LossConfig(Strict):
@@ -86,6 +129,9 @@ class LossConfig(Strict):
 
     anchor: float = Field(default=0.0, ge=0)  # KL to zero-shot logits: pulls back to the floor
     smoothing: float = Field(default=0.0, ge=0, lt=1)  # label smoothing
+    # ProLIP's lambda |W - W0|^2, in units of 1 / (pictures per class), on the projection's change
+    # and on the ladder's way out: 1 is the paper's lambda = 1/N
+    pull: float = Field(default=0.0, ge=0)
 
 
 class TrainConfig(Strict):
@@ -109,6 +155,19 @@ class TrainConfig(Strict):
     checkpoint_steps: int = Field(default=50, ge=1)
     checkpoint_seconds: float = Field(default=30.0, gt=0)
 
+    @model_validator(mode="after")
+    def _moments_to_narrow(self) -> TrainConfig:
+        if self.optimizer == "sgd" and self.moments == "int8":
+            raise ValueError("moments int8 are AdamW's; sgd keeps one momentum in fp32")
+        return self
+
+
+class CondenseConfig(Strict):
+    """Prompt condensation, after training: `ladder.prompts.keep` says how much stays."""
+
+    epochs: int = Field(default=10, ge=0)  # of fine-tuning, the learning rate falling once more
+    train: Literal["prompts", "all"] = "prompts"  # what fine-tuning may change
+
 
 class Profile(Strict):
     """A training recipe: `profiles/*.yaml`."""
@@ -120,6 +179,7 @@ class Profile(Strict):
     head: HeadConfig = HeadConfig()
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
+    condense: CondenseConfig = CondenseConfig()
 
 
 class Fact(Strict):

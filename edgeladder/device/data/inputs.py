@@ -133,10 +133,18 @@ class CacheReader:
         """Inputs of the samples at these places."""
         return CacheInputs(self._images, locations, labels, self._groups, self._extra, self.text)
 
-    def windows(self, side: Literal["train", "test"], size: int) -> Iterator[CacheInputs]:
-        """All samples of a side in their order and plain view, `size` at a time."""
+    def windows(
+        self, side: Literal["train", "test"], size: int, *, limit: int | None = None
+    ) -> Iterator[CacheInputs]:
+        """Samples of a side in plain view, `size` at a time.
+
+        All of them in their order, or at most `limit`, taken evenly over the order.
+        """
         places = self.train[0] if side == "train" else self.test
         labels = self.train_labels if side == "train" else self.test_labels
+        if limit is not None and limit < len(places):
+            chosen = np.arange(limit) * len(places) // limit
+            places, labels = places[chosen], labels[chosen]
         for start in range(0, len(places), size):
             yield self.inputs(places[start : start + size], labels[start : start + size])
 

@@ -1,8 +1,10 @@
 """The adapter: what training made, small and separate from the bundle it belongs to.
 
 `adapter.safetensors` holds the ladder's parameters and buffers (and a closed-form head's arrays,
-if there is one), `adapter.json` says in words a person can read what they are. It loads onto the
-same bundle anywhere and refuses another: a ladder on foreign activations gives confident nonsense.
+if there is one), `adapter.json` says in words a person can read what they are. Quantized prompts
+lie there as indices and a codebook, condensed ones without those that were dropped (`prompts.py`).
+It loads onto the same bundle anywhere and refuses another: a ladder on foreign activations gives
+confident nonsense.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgeladder.device.infer.prompts import pack, unpack
 from edgeladder.errors import ConfigError, IntegrityError
 from edgeladder.files import read_json, replacing, sha256_file, write_json
 
@@ -95,8 +98,11 @@ def adapter_of(
     )
 
 
-def save_adapter(folder: Path, adapter: Adapter) -> None:
+def save_adapter(folder: Path, adapter: Adapter) -> dict[str, Any] | None:
     """Write both files into `folder`, each atomically; the record last, with the other's hash.
+
+    Returns:
+        How the prompts are stored (`prompts.pack`); None where they lie there as they are.
 
     Raises:
         StorageError: no space left.
@@ -104,7 +110,8 @@ def save_adapter(folder: Path, adapter: Adapter) -> None:
     from safetensors.numpy import save_file
 
     folder = Path(folder)
-    tensors = {name: np.ascontiguousarray(v) for name, v in adapter.parameters.items()}
+    packed, prompts = pack(adapter.parameters)
+    tensors = {name: np.ascontiguousarray(v) for name, v in packed.items()}
     tensors |= {_HEAD + n: np.ascontiguousarray(v) for n, v in adapter.head_arrays.items()}
     with replacing(folder / WEIGHTS) as temporary:
         save_file(tensors, temporary)
@@ -121,10 +128,12 @@ def save_adapter(folder: Path, adapter: Adapter) -> None:
             "templates": adapter.templates,
             "text": adapter.text,
             "created": adapter.created,
+            "prompts": prompts,  # how they are stored; None: as they are
             "head": adapter.head,
             "sha256": sha256_file(folder / WEIGHTS),
         },
     )
+    return prompts
 
 
 def load_adapter(path: Path, bundle: Bundle | None = None) -> Adapter:
@@ -157,7 +166,7 @@ def load_adapter(path: Path, bundle: Bundle | None = None) -> Adapter:
         )
     parameters, head_arrays = _tensors(folder / WEIGHTS)
     adapter = Adapter(
-        parameters=parameters,
+        parameters=unpack(parameters, record.get("prompts")),
         head_arrays=head_arrays,
         classes=list(record["classes"]),
         class_names=list(record.get("class_names") or record["classes"]),

@@ -7,19 +7,28 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from edgeladder.device.data.inputs import open_batches
+from edgeladder.device.data.inputs import CacheBatches, open_batches
 from edgeladder.device.data.selection import Selection
 from edgeladder.device.engine.protocol import Engine, StepPlan
 from edgeladder.device.infer.adapter import adapter_of, load_adapter, save_adapter
+from edgeladder.device.infer.prompts import CODEBOOK
+from edgeladder.device.infer.prompts import revive as revived
+from edgeladder.device.infer.prompts import settle as settled
 from edgeladder.device.memory.trim import settle
 from edgeladder.device.train.checkpoint import Checkpoints
-from edgeladder.device.train.loop import LoopSettings, TrainLoop
+from edgeladder.device.train.codebook import Codebook
+from edgeladder.device.train.condense import PICTURES, Condense
+from edgeladder.device.train.loop import Habit, LoopSettings, TrainLoop
 from edgeladder.device.train.plain import PlainBundle, plain
+from edgeladder.device.train.prototypes import initial_prompts
 from edgeladder.device.train.run import MetricsLog, RunDirectory
 
 if TYPE_CHECKING:
     from edgeladder.bundle import Bundle
     from edgeladder.device.train.control import Control
+
+
+_WINDOW = 16  # pictures whose taps are held while prototypes are sought
 
 
 def fit(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]]:
@@ -35,8 +44,6 @@ def fit(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]]:
     selection = Selection.load(run.selection)
     train = values["profile"]["train"]
     engine = open_engine_named(values, bundle, sizes)
-    if request["start"]:
-        load_adapter(Path(request["start"]), bundle).apply(engine)
     batches = open_batches(
         bundle,
         request["cache"],
@@ -45,10 +52,13 @@ def fit(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]]:
         seed=values["seed"],
         keep_bytes=sizes.get("keep_bytes", 0),
     )
+    begin(engine, bundle, batches, values)
     settle()
     metrics = MetricsLog(run.metrics)
+    condense = values.get("condense")
     settings = LoopSettings(
         steps=values["steps"],
+        restart_at=condense["at"] if condense else None,
         batch=values["batch"],
         learning_rate=train["learning_rate"],
         warmup_steps=values["warmup_steps"],
@@ -58,22 +68,30 @@ def fit(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]]:
         checkpoint_seconds=train["checkpoint_seconds"],
         careful=bool(sizes.get("careful")),
     )
-    loop = TrainLoop(engine, batches, settings, Checkpoints(run.checkpoints), metrics, control)
+    loop = TrainLoop(
+        engine,
+        batches,
+        settings,
+        Checkpoints(run.checkpoints),
+        metrics,
+        control,
+        habits(engine, bundle, batches, values, sizes.get("chunk")),
+    )
     resumed_from = loop.resume()
     done = loop.run()
+    stored: dict[str, Any] | None = None
     if done.outcome == "done":
         loop.apply_average()
         adapter = adapter_of(
             bundle,
-            engine.parameters(),
+            settled({**engine.parameters(), **engine.buffers()}),
             classes=selection.classes,
             class_names=selection.class_names,
             templates=selection.templates,
             text={"aliases": selection.aliases},
-            buffers=engine.buffers(),
             profile=values["profile"],
         )
-        save_adapter(run.folder, adapter)
+        stored = save_adapter(run.folder, adapter)
     metrics.close()
     return done.outcome, {
         "engine": engine.name,
@@ -83,8 +101,52 @@ def fit(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]]:
         "step_ms_median": done.step_ms_median,
         "resumed_from": resumed_from,
         "chunk": done.chunk,
+        "prompts": stored,
         "seconds": round(time.monotonic() - started, 3),
     }
+
+
+def begin(engine: Engine, bundle: Bundle, batches: CacheBatches, values: dict[str, Any]) -> None:
+    """What a run starts from: the bundle's ladder, another run's adapter, or prototypes."""
+    start = values["request"]["start"]
+    if start:
+        adapter = load_adapter(Path(start), bundle)
+        adapter.parameters = revived(adapter.parameters)
+        adapter.apply(engine)
+        return
+    prompts = values["profile"]["ladder"]["prompts"]
+    if prompts["kind"] != "none" and prompts["initialize"] != "random":
+        pictures = batches.reader.windows("train", _WINDOW, limit=PICTURES)
+        made = initial_prompts(
+            bundle.manifest.ladder, prompts, engine.parameters(), pictures, values["seed"]
+        )
+        engine.set_parameters(made)
+
+
+def habits(
+    engine: Engine,
+    bundle: Bundle,
+    batches: CacheBatches,
+    values: dict[str, Any],
+    chunk: int | None,
+) -> list[Habit]:
+    """What the profile asks for between the steps."""
+    found: list[Habit] = []
+    if CODEBOOK in engine.buffers():
+        found.append(Codebook())
+    condense = values.get("condense")
+    if condense:
+        found.append(
+            Condense(
+                at=condense["at"],
+                share=condense["keep"],
+                only_prompts=condense["train"] == "prompts",
+                pictures=lambda: batches.reader.windows("train", PICTURES, limit=PICTURES),
+                logit_scale=float(bundle.manifest.model.logit_scale),
+                chunk=chunk or values["batch"],
+            )
+        )
+    return found
 
 
 def open_engine_named(values: dict[str, Any], bundle: Bundle, sizes: dict[str, Any]) -> Engine:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
@@ -49,6 +49,27 @@ class Batches(Protocol):
         """Drop windows and caches that can be read again."""
 
 
+class Habit(Protocol):
+    """Something that is done between steps; its state is part of the checkpoint."""
+
+    name: str
+
+    def before(self, loop: TrainLoop) -> None:
+        """Before every step; before the same one again after a resume."""
+
+    def after(self, loop: TrainLoop) -> None:
+        """After every step."""
+
+    def finish(self, loop: TrainLoop) -> None:
+        """After the last step."""
+
+    def state(self) -> dict[str, Any]:
+        """As JSON values."""
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from a `state()`."""
+
+
 @dataclass(frozen=True)
 class LoopSettings:
     """Plain numbers from the resolved profile and the plan."""
@@ -62,6 +83,7 @@ class LoopSettings:
     checkpoint_steps: int = 50
     checkpoint_seconds: float = 30.0
     careful: bool = False  # a checkpoint every step from the start: the last worker was killed
+    restart_at: int | None = None  # the learning rate begins once more here (fine-tuning)
 
 
 @dataclass
@@ -87,6 +109,7 @@ class TrainLoop:
         checkpoints: Checkpoints,
         record: Callable[[dict[str, Any]], None],
         control: Control,
+        habits: Sequence[Habit] = (),
     ):
         self.engine = engine
         self.batches = batches
@@ -94,6 +117,7 @@ class TrainLoop:
         self.checkpoints = checkpoints
         self.record = record
         self.control = control
+        self.habits = habits
         self.step = 0
         self.loss = math.nan
         self.chunk = settings.chunk
@@ -120,6 +144,8 @@ class TrainLoop:
         self.batches.load_state(loop["batches"])
         self.step = self._saved_step = int(loop["step"])
         self.loss = float(loop["loss"])
+        for habit in self.habits:
+            habit.load_state(loop["habits"][habit.name])
         self.record({"kind": "resume", "step": self.step, "checkpoint": tensors.path.name})
         return self.step
 
@@ -138,10 +164,15 @@ class TrainLoop:
             if leave:
                 outcome = leave
                 break
+            for habit in self.habits:
+                habit.before(self)
             self._one_step()
             if len(self._seconds) == 1:
                 settle()  # code that only the first step runs, e.g. to open the sessions
             self._checkpoint_when_due()
+        if outcome == "done":
+            for habit in self.habits:
+                habit.finish(self)
         self.checkpoint()
         return self._result(outcome)
 
@@ -157,7 +188,11 @@ class TrainLoop:
         tensors = dict(self.engine.state())
         for name, array in (self.average or {}).items():
             tensors[_AVERAGE + name] = array
-        loop = {"batches": self.batches.state(), "loss": self.loss}
+        loop = {
+            "batches": self.batches.state(),
+            "loss": self.loss,
+            "habits": {habit.name: habit.state() for habit in self.habits},
+        }
         path = self.checkpoints.save(self.step, tensors, loop)
         self._saved_step, self._saved_at = self.step, time.monotonic()
         self.record({"kind": "checkpoint", "step": self.step, "file": path.name})
@@ -165,9 +200,7 @@ class TrainLoop:
 
     def _one_step(self) -> None:
         settings = self.settings
-        rate = learning_rate(
-            self.step, settings.steps, settings.warmup_steps, settings.learning_rate
-        )
+        rate = self.rate()
         started = time.perf_counter()
         inputs = self.batches.next()
         result = self.engine.step(inputs, rate)
@@ -182,6 +215,8 @@ class TrainLoop:
         self.step += 1
         self.loss = float(result.loss)
         self._seconds.append(seconds)
+        for habit in self.habits:
+            habit.after(self)
         self._update_average()
         self.record(
             {
@@ -196,7 +231,24 @@ class TrainLoop:
         now = time.monotonic()
         if now - self._told_at >= _PROGRESS_SECONDS or self.step == settings.steps:
             self._told_at = now
-            self.control.tell("progress", step=self.step, steps=settings.steps, loss=self.loss)
+            self.tell()
+
+    def rate(self) -> float:
+        """The learning rate of the next step."""
+        settings = self.settings
+        first, last = settings.restart_at, settings.steps
+        if first is not None and self.step >= first:
+            return learning_rate(self.step - first, last - first, 0, settings.learning_rate)
+        stop = last if first is None else first
+        return learning_rate(self.step, stop, settings.warmup_steps, settings.learning_rate)
+
+    def tell(self, note: str = "") -> None:
+        """Tell the supervisor how far training is."""
+        steps, loss = self.settings.steps, self.loss
+        if math.isfinite(loss):
+            self.control.tell("progress", step=self.step, steps=steps, loss=loss, note=note)
+        else:
+            self.control.tell("progress", step=self.step, steps=steps, note=note)
 
     def _update_average(self) -> None:
         if self.average is None:

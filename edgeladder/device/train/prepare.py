@@ -22,6 +22,7 @@ from edgeladder.bundle import Bundle
 from edgeladder.config import DeviceProfile, Profile, load_device, load_profile, override, read_yaml
 from edgeladder.device import engine as engines
 from edgeladder.device.data.images import Dataset, open_data, split
+from edgeladder.device.infer.adapter import load_adapter
 from edgeladder.device.memory import meter
 from edgeladder.device.memory.floor import MachineFloor, machine_floor
 from edgeladder.device.memory.plan import Plan, Workload, plan
@@ -53,6 +54,8 @@ def prepare(values: dict[str, Any], control: Control) -> tuple[str, dict[str, An
     resumed = None
     if request.resume and run is not None:
         request, resumed = _resume(request, run)
+    elif request.condense:
+        request = _condensing(request, RunDirectory(request.condense))
     bundle = Bundle.open(request.bundle, verify=request.verify)
     if resumed is not None and resumed["bundle_digest"] != bundle.digest:
         raise IntegrityError(
@@ -80,6 +83,10 @@ def prepare(values: dict[str, Any], control: Control) -> tuple[str, dict[str, An
         decided.check()
     batch = min(profile.train.batch, len(train))
     steps_per_epoch = math.ceil(len(train) / batch)
+    steps = profile.train.steps or profile.train.epochs * steps_per_epoch
+    if request.condense or profile.head.alone:
+        steps = 0
+    condense = _condense(request, profile, steps, steps_per_epoch)
     prepared = {
         "request": request.to_dict(),
         "budget_bytes": request.budget_bytes,
@@ -87,7 +94,8 @@ def prepare(values: dict[str, Any], control: Control) -> tuple[str, dict[str, An
         "threads": request.threads,
         "engine": engine,
         "bundle_digest": bundle.digest,
-        "steps": profile.train.steps or profile.train.epochs * steps_per_epoch,
+        "steps": condense["until"] if condense else steps,
+        "condense": condense,
         "batch": batch,
         "warmup_steps": math.ceil(profile.train.warmup_epochs * steps_per_epoch),
         "profile": profile.model_dump(mode="json"),
@@ -118,11 +126,66 @@ def _resume(request: TrainRequest, run: RunDirectory) -> tuple[TrainRequest, dic
     )
 
 
+def _condensing(request: TrainRequest, run: RunDirectory) -> TrainRequest:
+    """The finished run's own request, to begin from its adapter in another folder.
+
+    Raises:
+        ConfigError: no finished run there.
+    """
+    if not run.started():
+        raise ConfigError(
+            "no run to condense here",
+            where=str(run.folder),
+            remedy="name the folder of a finished run with --run",
+        )
+    load_adapter(run.folder)  # a run without one is an interrupted one, which the error says
+    saved = TrainRequest.from_dict(read_yaml(run.config)["request"])
+    return replace(
+        saved,
+        run=request.run,
+        start=str(run.folder),
+        condense=request.condense,
+        overrides=[*saved.overrides, *request.overrides],
+        budget_bytes=request.budget_bytes or saved.budget_bytes,
+        device=request.device or saved.device,
+        threads=request.threads or saved.threads,
+        fence=request.fence,
+        restarts=request.restarts,
+        floor=request.floor,
+        supervisor_bytes=request.supervisor_bytes,
+        resume=False,
+    )
+
+
+def _condense(
+    request: TrainRequest, profile: Profile, steps: int, steps_per_epoch: int
+) -> dict[str, Any] | None:
+    """When prompts are condensed and until when the rest is tuned; None where nothing is."""
+    share = profile.ladder.prompts.keep
+    if share is None or (share >= 1 and not request.condense) or profile.head.alone:
+        return None
+    until = steps + profile.condense.epochs * steps_per_epoch
+    return {"at": steps, "until": until, "keep": share, "train": profile.condense.train}
+
+
 def _profile(request: TrainRequest, bundle: Bundle) -> Profile:
     exported = bundle.manifest.profile
     profile = load_profile(request.profile) if request.profile else exported
     profile = override(profile, request.overrides)
     wanted, given = profile.ladder.model_dump(), exported.ladder.model_dump()
+    exported_prompts = exported.ladder.prompts
+    if profile.ladder.prompts.keep is not None and exported_prompts.keep is None:
+        raise ConfigError(
+            "this bundle's prompts cannot be condensed: its ladder has no masks"
+            if exported_prompts.kind != "none"
+            else "this bundle's ladder has no prompts to condense",
+            where=f"bundle {bundle.folder} (profile {exported.name!r})",
+            remedy="export it with masks: `edgeladder export --profile condensation`, or any "
+            "profile with --set ladder.prompts.keep=1, and train on that",
+        )
+    for values in (wanted, given):
+        # what the device does: how much to keep, given masks, and what the prompts begin as
+        values["prompts"] |= {"initialize": None, "keep": values["prompts"]["keep"] is not None}
     differing = [f"ladder.{key}" for key in given if wanted[key] != given[key]]
     if differing:
         name = request.profile or exported.name
@@ -171,7 +234,8 @@ def _decide(
             batch=min(profile.train.batch, pictures),
             moments=profile.train.moments,
             engine=name,
-            average=profile.train.average > 0,
+            # fine-tuning what was condensed holds a copy of the rest
+            average=profile.train.average > 0 or (profile.ladder.prompts.keep or 1) < 1,
             optimizer=profile.train.optimizer,
             files={key: record.size for key, record in bundle.manifest.files.items()},
         )

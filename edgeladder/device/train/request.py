@@ -26,6 +26,7 @@ class TrainRequest:
     shots: int | None = None  # pictures per class; None: all
     engine: str = "auto"  # auto, stock, ort-training, or `module:factory`
     start: str | None = None  # adapter folder to begin from (fleet rounds); None: the bundle's
+    condense: str | None = None  # run folder whose adapter to condense, in place of training anew
     resume: bool = False  # continue `run` from its newest checkpoint
     seed: int | None = None  # None: the profile's
     threads: int | None = None  # None: the device's cores, at most this machine's

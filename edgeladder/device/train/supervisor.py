@@ -161,6 +161,7 @@ class Supervisor:
             "resumed_from": trained["resumed_from"],
             "skipped_inputs": filled["skipped_inputs"],
             "loss": trained["loss"],
+            "prompts": trained["prompts"],  # how they are stored; None: as they are
             "cache": {key: filled[key] for key in ("new", "reused")},
             "seconds": {
                 "precompute": filled["seconds"],

@@ -82,6 +82,8 @@ class Prompts(nn.Module):
 
     mask: Tensor
     codebook: Tensor
+    live: Tensor
+    statistics: Tensor
 
     def __init__(self, config: LadderConfig, rungs: int):
         super().__init__()
@@ -111,13 +113,20 @@ class Prompts(nn.Module):
             # quantiles of a normal distribution: k-means on the device takes over from there
             levels = (torch.arange(2**self.bits) + 0.5) / 2**self.bits
             self.register_buffer("codebook", torch.erfinv(2 * levels - 1) * 2**0.5)
+            # a stored adapter brings mean and deviation of each rung's prompts, because those of
+            # the quantized ones are others; in training `live` is 1 and they are measured
+            sets = 1 if prompts.couple else 2
+            self.register_buffer("live", torch.ones(1))
+            self.register_buffer("statistics", torch.zeros(sets, 2, rungs, 1, 1))
 
     def prepare(self) -> View:
         """Quantise and couple all rungs' prompts at once."""
         if self.kind == "none":
             return View(self, ((), ()))
-        text = self.quantize(self.tokens)
-        image = text + text @ self.couple if self.couple_sides else self.quantize(self.image_tokens)
+        text = self.quantize(self.tokens, 0)
+        image = (
+            text + text @ self.couple if self.couple_sides else self.quantize(self.image_tokens, 1)
+        )
         if self.kind in ("token", "cross"):  # these meet weights that expect standardised rows
             image, text = self.standardise(image), self.standardise(text)
         return View(self, (image.unbind(0), text.unbind(0)))
@@ -128,20 +137,34 @@ class Prompts(nn.Module):
         rows = functional.layer_norm(tokens.reshape(-1, width), (width,), eps=1e-5)
         return rows.reshape(self.rungs, self.length, width)
 
-    def quantize(self, tokens: Tensor) -> Tensor:
-        """QPrompt (Hao et al., arXiv:2407.10704): nearest codebook entry, straight-through."""
+    def quantize(self, tokens: Tensor, which: int) -> Tensor:
+        """QPrompt (Hao et al., arXiv:2407.10704): nearest codebook entry, straight-through.
+
+        W_q = sigma Q((W - mu) / sigma) + mu, mu and sigma of each rung.
+        """
         if self.bits is None:
             return tokens
-        mean = tokens.mean((1, 2), keepdim=True)
-        centred = tokens - mean
-        deviation = torch.sqrt((centred * centred).mean((1, 2), keepdim=True))
-        normal = centred / (deviation + 1e-12)  # an all-zero tensor stays zero
+        measured = self.over_kept(tokens)
+        centred = tokens - measured
+        # never zero: prompts that are all alike stay as they are
+        spread = torch.sqrt(self.over_kept(centred * centred) + 1e-24)
+        mean = measured * self.live + self.statistics[which, 0]
+        deviation = spread * self.live + self.statistics[which, 1]
+        normal = (tokens - mean) / deviation
         middle = (self.codebook[1:] + self.codebook[:-1]) * 0.5
         steps = self.codebook[1:] - self.codebook[:-1]
         above = (normal.unsqueeze(-1) > middle).to(tokens.dtype)
         nearest = self.codebook[:1] + (above * steps).sum(-1)
         quantized = deviation * nearest + mean
         return tokens + (quantized - tokens).detach()
+
+    def over_kept(self, values: Tensor) -> Tensor:
+        """Mean over each rung's kept prompts: (L, m, d) -> (L, 1, 1)."""
+        if not self.condensed:
+            return values.mean((1, 2), keepdim=True)
+        mask = self.mask.unsqueeze(-1)  # (L, m, 1)
+        share = mask / (mask.sum(1, keepdim=True) + 1e-12)  # a rung may have lost all of them
+        return (values.mean(2, keepdim=True) * share).sum(1, keepdim=True)
 
     def bias(self, index: int) -> Tensor:
         """(1, m): 0 for kept prompts, a large negative score for condensed ones."""

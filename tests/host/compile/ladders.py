@@ -61,7 +61,7 @@ RECIPES = (
     Recipe("none", "none", image=SHORT, text=UNEVEN),
     Recipe("none", "trunk", "sherl", project=True, image=UNEVEN),
     Recipe("cross", "none", "sherl", keep=0.5, couple=False),
-    Recipe("cross", "trunk+up", "unipt", "sum", project=True, bits=1, text=SHORT),
+    Recipe("cross", "trunk+up", "unipt", "sum", True, bits=1, keep=0.5, couple=False, text=SHORT),
     Recipe("diffusion", "none", "last", "sum", bits=4, couple=False, text=SHORT),
     Recipe("diffusion", "trunk", "sherl", keep=0.5, project=True, image=SHORT),
     Recipe("memory", "none", "unipt", keep=0.5),
