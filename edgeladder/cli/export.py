@@ -38,6 +38,10 @@ def export(
     dtype: Annotated[
         str, typer.Option("--dtype", help="Tower weights: fp32, fp16, int8.")
     ] = "fp32",
+    calibration: Annotated[
+        Path | None,
+        typer.Option("--calibration", help="Labelled pictures for ladder.initialize: fisher."),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder or .tar to write.")] = options.BUNDLE,
     as_json: options.Json = False,
 ) -> Answer:
@@ -54,6 +58,7 @@ def export(
             classes=class_names(classes),
             engine=engine,
             dtype=dtype,
+            calibration=calibration,
             out=out,
             progress=progress,
         )

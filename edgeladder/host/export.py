@@ -20,6 +20,7 @@ from edgeladder.bundle import (
     write_manifest,
 )
 from edgeladder.config import Profile, TapConfig
+from edgeladder.device.data.text import Tokenizer
 from edgeladder.errors import ConfigError
 from edgeladder.files import building
 from edgeladder.host.compile import ort_training
@@ -27,6 +28,7 @@ from edgeladder.host.compile.artifact import write_ladder
 from edgeladder.host.compile.gate import GateReport, check_ladder
 from edgeladder.host.compile.segments import check_segments, write_segments
 from edgeladder.host.model.backbone import Backbone, load_backbone, resolve_taps
+from edgeladder.host.model.fisher import Importance, calibrate
 from edgeladder.host.model.initialize import initialize
 from edgeladder.host.model.ladder import Ladder
 from edgeladder.host.model.tokenizer import write_tokenizer
@@ -47,6 +49,7 @@ def export(
     classes: Sequence[str] = (),
     engine: str = "auto",
     dtype: str = "fp32",
+    calibration: Path | None = None,
     out: Path,
     progress: Progress = lambda note: None,
 ) -> Bundle:
@@ -60,6 +63,7 @@ def export(
         engine: `auto` adds onnxruntime-training's artifacts where that is installed, `all` and
             `ort-training` insist on them, `stock` leaves them out. Stock graphs are always there.
         dtype: of the backbone's weights on disk: `fp32`, `fp16` or `int8`.
+        calibration: labelled pictures, where the profile says `ladder.initialize: fisher`.
         out: folder of the bundle, or a path that ends in .tar for one file.
         progress: told what is being done.
 
@@ -73,13 +77,24 @@ def export(
             raise ConfigError(
                 f"{value!r} is not one of {', '.join(known)}", where=option, remedy="choose one"
             )
+    fisher = profile.ladder.initialize == "fisher"
+    if fisher != (calibration is not None):
+        raise ConfigError(
+            "ladder.initialize: fisher needs pictures to measure on"
+            if fisher
+            else f"ladder.initialize: {profile.ladder.initialize} uses no calibration pictures",
+            where="--calibration",
+            remedy="give a folder of class/picture with --calibration"
+            if fisher
+            else "leave --calibration out, or add --set ladder.initialize=fisher",
+        )
     insists = engine in ("all", "ort-training")
     with_ort = insists or (engine == "auto" and ort_training.available())
     progress(f"loading {model}")
     backbone = load_backbone(model, pretrained)
     folder = out.with_suffix("") if out.suffix == ".tar" else out
     with building(folder) as temporary:
-        _fill(temporary, backbone, profile, list(classes), with_ort, dtype, progress)
+        _fill(temporary, backbone, profile, list(classes), with_ort, dtype, calibration, progress)
     bundle = Bundle.open(folder, verify=False)
     if out.suffix == ".tar":
         pack(folder, out)
@@ -93,11 +108,16 @@ def _fill(
     classes: list[str],
     with_ort: bool,
     dtype: str,
+    calibration: Path | None,
     progress: Progress,
 ) -> GateReport:
     towers = _towers(folder, backbone, profile, dtype, progress)
     tokenizer = write_tokenizer(backbone, folder)
-    ladder = build_ladder(backbone, profile, towers["image"], towers["text"])
+    importance = None
+    if calibration is not None:
+        progress("Fisher information")
+        importance = calibrate(backbone, calibration, Tokenizer.from_record(tokenizer, folder))
+    ladder = build_ladder(backbone, profile, towers["image"], towers["text"], importance)
     record = write_ladder(
         ladder,
         backbone.logit_scale,
@@ -153,12 +173,17 @@ def tap_config(profile: Profile, side: str) -> TapConfig:
 
 
 def build_ladder(
-    backbone: Backbone, profile: Profile, image: TowerRecord, text: TowerRecord
+    backbone: Backbone,
+    profile: Profile,
+    image: TowerRecord,
+    text: TowerRecord,
+    importance: Importance | None = None,
 ) -> Ladder:
     """The ladder of a profile on a backbone's taps, initialised.
 
     Raises:
-        ConfigError: the profile projects, but the tower has nothing before its projection.
+        ConfigError: the profile projects, but the tower has nothing before its projection; or it
+            asks for Fisher information of towers that have no transformer blocks.
     """
     if profile.ladder.project and image.embedding_pre is None:
         raise ConfigError(
@@ -166,10 +191,16 @@ def build_ladder(
             where="ladder.project",
             remedy="set ladder.project: false for this model",
         )
+    if importance is not None and not importance:
+        raise ConfigError(
+            f"{backbone.name} has no transformer blocks whose Fisher information could be used",
+            where="ladder.initialize",
+            remedy="set ladder.initialize: importance for this model",
+        )
     torch.manual_seed(profile.train.seed)
     width = _pre_width(image)
     ladder = Ladder(profile.ladder, image.taps, text.taps, backbone.embedding_dim, width)
-    initialize(ladder, backbone)
+    initialize(ladder, backbone, importance=importance)
     return ladder.eval()
 
 

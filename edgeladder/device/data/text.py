@@ -17,7 +17,9 @@ from edgeladder.device.data.names import ClassName, readable
 from edgeladder.errors import ConfigError, DataError, IntegrityError
 
 if TYPE_CHECKING:
-    from edgeladder.bundle import Bundle
+    from pathlib import Path
+
+    from edgeladder.bundle import Bundle, TokenizerRecord
 
 # of the seven that serve best on ImageNet (openai/CLIP, Prompt_Engineering_for_ImageNet), those
 # that hold for things in a factory, a farm or a van too: no origami, no video games, no art
@@ -75,15 +77,19 @@ class Tokenizer:
             IntegrityError: its file cannot be read.
             ConfigError: of a kind this version does not know.
         """
-        record = bundle.manifest.tokenizer
+        return cls.from_record(bundle.manifest.tokenizer, bundle.folder)
+
+    @classmethod
+    def from_record(cls, record: TokenizerRecord, folder: Path) -> Tokenizer:
+        """The tokenizer of a bundle's folder, before there is a manifest; raises as above."""
         options: dict[str, Any] = dict(record.options)
         if record.kind not in ("clip-bpe", "huggingface", "nano"):
             raise ConfigError(
                 f"unknown kind of tokenizer {record.kind!r}",
-                where=str(bundle.folder),
+                where=str(folder),
                 remedy="use the edgeladder version that made the bundle",
             )
-        path = bundle.path(record.files[0])
+        path = folder / record.files[0]
         try:
             import tokenizers
 

@@ -195,11 +195,11 @@ def _drop(parameters: Mapping[str, Array]) -> dict[str, Array]:
     mask = parameters.get(MASK)
     if mask is None or mask.all():
         return dropped
-    kept = np.asarray(mask > 0)
+    kept = mask.astype(bool)
     for name in _sets(parameters):
         dropped[name] = np.where(kept[..., None], parameters[name], np.float32(0))
     for name in (n for n in _BY_PLACE if n in parameters):
-        dropped[name] = np.where(kept.any(0)[:, None], parameters[name], np.float32(0))
+        dropped[name] = np.where(kept.any(axis=0, keepdims=True).T, parameters[name], np.float32(0))
     return dropped
 
 

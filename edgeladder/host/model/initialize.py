@@ -14,17 +14,18 @@ import torch
 from torch import Tensor
 
 from edgeladder.host.model.backbone import Backbone
+from edgeladder.host.model.fisher import Importance
 from edgeladder.host.model.ladder import Down, Ladder, Rung
 
 _QUICK_GELU = 1.702  # GELU(x) ~ x sigma(1.702 x)
 
 
-def initialize(ladder: Ladder, backbone: Backbone, *, scores: Tensor | None = None) -> int:
+def initialize(ladder: Ladder, backbone: Backbone, *, importance: Importance | None = None) -> int:
     """Initialise rungs and taps from the backbone's blocks, images' where the trunk is shared.
 
     Args:
-        scores: importance of the image tower's channels (W,), e.g. empirical Fisher; None takes
-            the magnitude of the weights that read them.
+        importance: of the weights that read the residual stream, e.g. their empirical Fisher
+            information; None takes their magnitude.
 
     Returns:
         Rungs that were initialised; 0 where the towers have no transformer blocks.
@@ -42,9 +43,12 @@ def initialize(ladder: Ladder, backbone: Backbone, *, scores: Tensor | None = No
             if any(block is None for block in blocks):
                 _semi_orthogonal(down, generator)
                 continue
-            found = [block for block in blocks if block is not None]
-            given = scores if which == 0 else None
-            kept = _channels(found, ladder.config.width, given)
+            found = [
+                {**block, **_roles(importance, name, tap.block)}
+                for block, tap in zip(blocks, side.taps, strict=True)
+                if block is not None
+            ]
+            kept = _channels(found, ladder.config.width)
             _select(down, kept)
             rungs = _rungs(ladder, which)
             for rung, block in zip(rungs, found, strict=True):
@@ -63,19 +67,29 @@ def _rungs(ladder: Ladder, which: int) -> list[Rung | None]:
     return list(ladder.rungs)[ladder.first[0] :]  # type: ignore[arg-type]
 
 
-def _channels(blocks: list[dict[str, Any]], width: int, scores: Tensor | None) -> Tensor:
+def _roles(importance: Importance | None, side: str, block: int) -> dict[str, Tensor]:
+    given = {} if importance is None else importance.get((side, block), {})
+    return {f"{role}_importance": value for role, value in given.items()}
+
+
+def _importance(block: dict[str, Any], role: str) -> Tensor:
+    """How much each weight of a role matters, shaped as the weight."""
+    given = block.get(f"{role}_importance")
+    return block[f"{role}_weight"].abs() if given is None else given
+
+
+def _channels(blocks: list[dict[str, Any]], width: int) -> Tensor:
     """Indices of the `width` channels of the residual stream that the blocks read most."""
-    if scores is None:
-        scores = sum(  # type: ignore[assignment]
-            block["ln1_weight"].abs() * block["qkv_weight"].abs().sum(0)
-            + block["ln2_weight"].abs() * block["fc1_weight"].abs().sum(0)
-            for block in blocks
-        )
-    assert isinstance(scores, Tensor)
-    size = scores.shape[0]
-    if size >= width:
-        return scores.topk(width).indices.sort().values
-    return torch.arange(width) % size  # a narrower tower: channels repeat
+    total = torch.zeros(blocks[0]["ln1_weight"].shape[0])
+    for block in blocks:
+        for norm, role in (("ln1", "qkv"), ("ln2", "fc1")):
+            read = _importance(block, role).sum(0)
+            # a magnitude counts as large as the norm before it makes the input; Fisher knows that
+            fisher = f"{role}_importance" in block
+            total += read if fisher else block[f"{norm}_weight"].abs() * read
+    if len(total) >= width:
+        return total.topk(width).indices.sort().values
+    return torch.arange(width) % len(total)  # a narrower tower: channels repeat
 
 
 def _select(down: Down, kept: Tensor) -> None:
@@ -100,8 +114,8 @@ def _heads(block: dict[str, Any], heads: int, inner: int) -> tuple[Tensor, Tenso
     """Rows of q, k, v that are kept, `inner` in each of `heads`, and their scores' order."""
     width = block["qkv_weight"].shape[1]
     per_head = width // block["heads"]
-    parts = block["qkv_weight"].reshape(3, block["heads"], per_head, width)
-    strength = parts.abs().sum((0, 3))  # q, k and v are ranked together
+    parts = _importance(block, "qkv").reshape(3, block["heads"], per_head, width)
+    strength = parts.sum((0, 3))  # q, k and v are ranked together
     chosen = strength.sum(1).topk(min(heads, block["heads"])).indices.sort().values
     chosen = chosen[torch.arange(heads) % len(chosen)]
     rows = []
@@ -133,7 +147,7 @@ def _cut(rung: Rung, block: dict[str, Any], kept: Tensor) -> None:
     rung.out.copy_(block["out_weight"][kept][:, rows].T * gain)
     hidden = rung.up.shape[1]
     first, second = block["fc1_weight"], block["fc2_weight"]
-    best = first.abs().sum(1).topk(min(hidden, first.shape[0])).indices.sort().values
+    best = _importance(block, "fc1").sum(1).topk(min(hidden, first.shape[0])).indices.sort().values
     best = best[torch.arange(hidden) % len(best)]
     scale2, shift2 = block["ln2_weight"][kept], block["ln2_bias"][kept]
     # QuickGELU(x) = SiLU(1.702 x) / 1.702, so the ladder's SiLU stands for either GELU
