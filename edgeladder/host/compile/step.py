@@ -19,9 +19,10 @@ import numpy as np
 
 from edgeladder.errors import EdgeLadderError
 from edgeladder.host.compile import simplify
+from edgeladder.host.compile.backward import Backward
 from edgeladder.host.compile.extent import evaluate
 from edgeladder.host.compile.graph import Graph, Node
-from edgeladder.host.compile.vjp import Backward
+from edgeladder.host.compile.vjp import RULES
 
 LOSS, IMAGE, TEXT, TARGETS = "loss", "image", "text", "targets"
 SIDES = {IMAGE: "C", TEXT: "B"}  # side -> the symbol that is zero in its graphs
@@ -52,7 +53,7 @@ def fused(forward: Graph, trained: Trained, *, recompute: bool = False) -> Graph
     graph.prune()
     simplify.before(graph)
     one = graph.constant(1.0)
-    backward = Backward(graph, trained.parameters, recompute)
+    backward = Backward(graph, trained.parameters, RULES, recompute=recompute)
     found = backward.run({LOSS: one}, trained.parameters)
     _publish(graph, {gradient_of(name): found[name] for name in trained.parameters})
     simplify.after(graph)
@@ -78,7 +79,7 @@ def _pull(forward: Graph, trained: Trained, side: str, outputs: list[str]) -> Gr
     simplify.before(graph)
     wanted = _reached(graph, trained.parameters)
     seed = graph.add_input(f"{side}_gradient", graph.shapes[side])
-    backward = Backward(graph, wanted, recompute=False)
+    backward = Backward(graph, wanted, RULES)
     found = backward.run({side: seed}, wanted)
     graph.scope = "accumulate"
     totals = {}
@@ -146,7 +147,7 @@ def loss(forward: Graph) -> Graph:
     graph.nodes = [node for node in graph.nodes if not cut.intersection(node.outputs)]
     graph.prune()
     simplify.before(graph)
-    backward = Backward(graph, [IMAGE, TEXT], recompute=False)
+    backward = Backward(graph, [IMAGE, TEXT], RULES)
     found = backward.run({LOSS: graph.constant(1.0)}, [IMAGE, TEXT])
     _publish(graph, {f"{side}_gradient": found[side] for side in (IMAGE, TEXT)})
     simplify.after(graph)

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from edgeladder.errors import EdgeLadderError
 from edgeladder.host.compile import vjp
+from edgeladder.host.compile.backward import Backward, broadcast
 from edgeladder.host.compile.extent import Extent, combine, symbol
 from edgeladder.host.compile.graph import CONTRIB, Graph
 from tests.host.compile.ladders import execute
@@ -79,7 +80,7 @@ def binary(op: str) -> Callable[[Draw], Example]:
 
         def build(graph: Graph, inputs: list[str]) -> str:
             left, right = (graph.shapes[name] for name in inputs)
-            return graph.emit(op, inputs, vjp.broadcast(left, right))
+            return graph.emit(op, inputs, broadcast(left, right))
 
         symbolic = ["B" if s == whole and len(s) > 0 else None for s in pair]
         return Example(pair, build, BINARY[op], low=0.3, symbolic=symbolic)
@@ -355,7 +356,7 @@ def pull_back(
         for index, output in enumerate(outputs):
             seeds[output] = graph.add_input(f"dy{index}", graph.shapes[output])
             feed[f"dy{index}"] = directions[index]
-        backward = vjp.Backward(graph, inputs, recompute=False)
+        backward = Backward(graph, inputs, vjp.RULES)
         found = backward.run(seeds, inputs)
     slopes = [
         graph.emit("Identity", [found[name]], graph.shapes[found[name]], hint="slope")
@@ -425,7 +426,7 @@ def test_an_operator_without_rule_is_named():
     y = graph.emit("Cos", ["x"], (2,))
     seed = graph.add_input("dy", (2,))
     with pytest.raises(EdgeLadderError, match="no vector-Jacobian product for operator 'Cos'") as e:
-        vjp.Backward(graph, ["x"], recompute=False).run({y: seed}, ["x"])
+        Backward(graph, ["x"], vjp.RULES).run({y: seed}, ["x"])
     assert "rungs.3/cos" in str(e.value.where)
 
 
@@ -436,17 +437,33 @@ def test_a_parameter_that_the_loss_does_not_read_is_named():
     y = graph.emit("Neg", ["x"], (2,))
     seed = graph.add_input("dy", (2,))
     with pytest.raises(EdgeLadderError, match="does not depend on parameter 'idle'"):
-        vjp.Backward(graph, ["x", "idle"], recompute=False).run({y: seed}, ["x", "idle"])
+        Backward(graph, ["x", "idle"], vjp.RULES).run({y: seed}, ["x", "idle"])
 
 
-def test_products_of_different_rank_are_refused():
+@pytest.mark.parametrize("right", [(4, 5), (1, 4, 5)])
+def test_products_that_broadcast_over_the_batch_are_refused(right):
     graph = Graph("ranks")
     graph.add_input("x", (2, 3, 4))
-    graph.add_input("w", (4, 5))
+    graph.add_input("w", right)
     y = graph.emit("MatMul", ["x", "w"], (2, 3, 5))
     seed = graph.add_input("dy", (2, 3, 5))
-    with pytest.raises(EdgeLadderError, match="different rank"):
-        vjp.Backward(graph, ["x"], recompute=False).run({y: seed}, ["x"])
+    with pytest.raises(EdgeLadderError, match="broadcast one operand over the other's batch"):
+        Backward(graph, ["x"], vjp.RULES).run({y: seed}, ["x"])
+
+
+@pytest.mark.parametrize("width", [5, 33])
+def test_softmax_of_short_and_long_rows(width):
+    graph = Graph("softmax")
+    graph.add_input("x", (3, width))
+    graph.add_input("dy", (3, width))
+    y = graph.emit("Softmax", ["x"], (3, width), axis=-1)
+    found = Backward(graph, ["x"], vjp.RULES).run({y: "dy"}, ["x"])
+    graph.outputs = [found["x"]]
+    draw = np.random.default_rng(0)
+    feed = {name: draw.normal(size=(3, width)).astype(np.float32) for name in ("x", "dy")}
+    x = torch.from_numpy(feed["x"]).double().requires_grad_()
+    torch.softmax(x, -1).backward(torch.from_numpy(feed["dy"]).double())
+    np.testing.assert_allclose(execute(graph, feed)[found["x"]], x.grad, atol=1e-6)
 
 
 def test_a_value_read_twice_gets_the_sum():
@@ -454,7 +471,7 @@ def test_a_value_read_twice_gets_the_sum():
     graph.add_input("x", (3,))
     graph.add_input("dy", (3,))
     y = graph.emit("Mul", ["x", "x"], (3,))
-    found = vjp.Backward(graph, ["x"], recompute=False).run({y: "dy"}, ["x"])
+    found = Backward(graph, ["x"], vjp.RULES).run({y: "dy"}, ["x"])
     graph.outputs = [found["x"]]
     feed = {"x": np.array([1, 2, 3], np.float32), "dy": np.array([1, 10, 100], np.float32)}
     np.testing.assert_allclose(execute(graph, feed)[found["x"]], [2, 40, 600])
@@ -466,7 +483,7 @@ def test_detach_stops_gradients():
     graph.add_input("dy", (3,))
     held = graph.emit("Identity", ["x"], (3,), hint="stop_gradient")
     y = graph.emit("Mul", ["x", held], (3,))
-    found = vjp.Backward(graph, ["x"], recompute=False).run({y: "dy"}, ["x"])
+    found = Backward(graph, ["x"], vjp.RULES).run({y: "dy"}, ["x"])
     graph.outputs = [found["x"]]
     feed = {"x": np.array([1, 2, 3], np.float32), "dy": np.ones(3, np.float32)}
     np.testing.assert_allclose(execute(graph, feed)[found["x"]], [1, 2, 3])
