@@ -101,7 +101,8 @@ class LadderConfig(Strict):
 class HeadConfig(Strict):
     """A closed-form head on cached features, alone or as a term beside the ladder."""
 
-    kind: Literal["none", "gda", "proker", "kernel"] = "none"
+    # blend: the mean of kernel and gda, gda on the last tap and the embedding before projection
+    kind: Literal["none", "gda", "proker", "kernel", "blend"] = "none"
     alone: bool = False  # the head instead of the ladder, which then is not trained
     weight: float | None = Field(default=None, ge=0)  # eta of the term; None: 1, or see `folds`
     # choose eta from held-out logits: so many further ladders are trained, each without its share

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgeladder.device.infer.heads import Gda, Head
+from edgeladder.device.infer.heads import Blend, Gda, Head, Kernel
 from edgeladder.device.infer.onnx_graph import Graph
 from edgeladder.device.infer.onnx_wire import FLOAT, UINT8
 
@@ -31,6 +31,7 @@ def assemble(
     *,
     head: Head | None = None,
     eta: float = 1.0,
+    ladder: float = 1.0,
 ) -> Graph:
     """The classifier's graph.
 
@@ -41,6 +42,7 @@ def assemble(
         zero_shot_text: (C, D) CLIP's own class embeddings, at unit length.
         head: a closed-form head added as a term.
         eta: its weight.
+        ladder: the tuned logits' weight beside a head: 0 leaves the ladder out.
 
     Returns:
         Graph with input `picture` (N, S, S, 3) uint8, resized and cropped as the manifest says,
@@ -57,17 +59,29 @@ def assemble(
     norm = _norm(graph, manifest.image.embedding)
     graph.add("Div", [manifest.image.embedding, norm], "image_embedding")
     groups = _groups(graph, bundle)
+    features = list(groups)
     if "image_embedding_pre" in manifest.ladder.image_inputs and manifest.image.embedding_pre:
         graph.add("Div", [manifest.image.embedding_pre, norm], "image_embedding_pre_scaled")
-    logits = _ladder(graph, bundle, parameters, tuned_text)
+        features.append("image_embedding_pre_scaled")
+    features.append("image_embedding")
+    logits = (
+        "" if head is not None and not ladder else _ladder(graph, bundle, parameters, tuned_text)
+    )
     if head is not None:
         zero_shot = _product(graph, "image_embedding", zero_shot_text, bundle, "zero_shot")
-        term = _head(graph, head, groups, zero_shot)
+        term = _head(graph, head, features, zero_shot)
         weight = graph.constant("head/eta", np.array(eta, np.float32))
-        logits = graph.add("Add", [logits, graph.add("Mul", [term, weight])])
+        term = graph.add("Mul", [term, weight])
+        logits = graph.add("Add", [_times(graph, logits, ladder), term]) if logits else term
     graph.add("Softmax", [logits], PROBABILITIES, {"axis": -1})
     graph.declare(PROBABILITIES, FLOAT, ["N", len(tuned_text)], out=True)
     return graph
+
+
+def _times(graph: Graph, logits: str, weight: float) -> str:
+    if weight == 1.0:
+        return logits
+    return graph.add("Mul", [logits, graph.constant("ladder/weight", np.array(weight, np.float32))])
 
 
 def _pixels(graph: Graph, bundle: Bundle) -> None:
@@ -133,36 +147,61 @@ def _product(graph: Graph, rows: str, classes: Array, bundle: Bundle, label: str
     return graph.add("Add", [product, bias])
 
 
-def _head(graph: Graph, head: Head, taps: Sequence[str], zero_shot: str) -> str:
-    """A closed-form head's logits, as `Gda.logits` and `Kernel.logits` compute them."""
+def _head(
+    graph: Graph, head: Head, features: Sequence[str], zero_shot: str, label: str = "head"
+) -> str:
+    """A closed-form head's logits, as its `logits` computes them."""
 
     def fixed(name: str, value: Array | float) -> str:
-        return graph.constant(f"head/{name}", np.asarray(value, np.float32))
+        return graph.constant(f"{label}/{name}", np.asarray(value, np.float32))
 
+    if isinstance(head, Blend):
+        terms = [
+            _head(graph, part, features, zero_shot, f"{label}{place}")
+            for place, part in enumerate(head.heads)
+        ]
+        total = terms[0]
+        for term in terms[1:]:
+            total = graph.add("Add", [total, term])
+        return graph.add("Mul", [total, fixed("share", 1.0 / len(terms))])
+    flat = graph.constant("head/flat", np.array([0, -1], np.int64))
+    rows = [graph.add("Reshape", [name, flat]) for name in features]
     if isinstance(head, Gda):
-        term = graph.add("MatMul", ["image_embedding", fixed("matrix", head.matrix)])
+        unit = [_unit(graph, rows[place]) for place in head.reads]
+        joined = graph.add("Concat", unit, attributes={"axis": 1}) if len(unit) > 1 else unit[0]
+        term = graph.add("MatMul", [joined, fixed("matrix", head.matrix)])
         term = graph.add("Add", [term, fixed("bias", head.bias)])
         prior, weight = head.prior, head.weight
     else:
-        flat = graph.constant("head/flat", np.array([0, -1], np.int64))
-        features = [graph.add("Reshape", [tap, flat]) for tap in taps] + ["image_embedding"]
-        features = features[-len(head.centres) :]
-        exponent = ""
-        for number, (name, share) in enumerate(zip(features, head.choice.weights, strict=True)):
-            if share <= 0:
-                continue
-            unit = graph.add("Div", [name, _norm(graph, name)])
-            moved = graph.add("Sub", [unit, fixed(f"centre{number}", head.centres[number])])
-            rows = graph.add("Div", [moved, _norm(graph, moved)])
-            support = fixed(f"support{number}", head.support[number].T)
-            # unit rows: |a - b|^2 = 2 - 2 a.b
-            likeness = graph.add("MatMul", [rows, support])
-            near = graph.add("Sub", [likeness, fixed("one", 1.0)])
-            scaled = fixed(f"scale{number}", 2.0 * share / head.scales[number])
-            part = graph.add("Mul", [near, scaled])
-            exponent = graph.add("Add", [exponent, part]) if exponent else part
-        kernel = graph.add("Exp", [exponent])
-        term = graph.add("MatMul", [kernel, fixed("alpha", head.alpha)])
+        term = graph.add("MatMul", [_near(graph, head, rows, label), fixed("alpha", head.alpha)])
         prior, weight = head.choice.prior, head.choice.temperature
     term = graph.add("Mul", [term, fixed("weight", weight)])
     return graph.add("Add", [term, graph.add("Mul", [zero_shot, fixed("prior", prior)])])
+
+
+def _near(graph: Graph, head: Kernel, rows: Sequence[str], label: str) -> str:
+    """The kernel of pictures and support set, (N, n)."""
+
+    def fixed(name: str, value: Array | float) -> str:
+        return graph.constant(f"{label}/{name}", np.asarray(value, np.float32))
+
+    exponent = ""
+    shares = head.choice.weights
+    for number, (name, share) in enumerate(zip(rows[-len(shares) :], shares, strict=True)):
+        if share <= 0:
+            continue
+        moved = graph.add(
+            "Sub", [_unit(graph, name), fixed(f"centre{number}", head.centres[number])]
+        )
+        support = fixed(f"support{number}", head.support[number].T)
+        # unit rows: |a - b|^2 = 2 - 2 a.b
+        likeness = graph.add("MatMul", [_unit(graph, moved), support])
+        near = graph.add("Sub", [likeness, fixed("one", 1.0)])
+        part = graph.add("Mul", [near, fixed(f"scale{number}", 2.0 * share / head.scales[number])])
+        exponent = graph.add("Add", [exponent, part]) if exponent else part
+    return graph.add("Exp", [exponent])
+
+
+def _unit(graph: Graph, rows: str) -> str:
+    """Rows at unit length."""
+    return graph.add("Div", [rows, _norm(graph, rows)])

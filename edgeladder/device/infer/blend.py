@@ -62,7 +62,7 @@ def fit_weights(
         chance = softmax(np.tensordot(weights, stack, 1))  # (n, C)
         mean = (stack * chance).sum(axis=2)  # (J, n) expected term
         gradient = (mean - stack[:, rows, labels]).mean(axis=1) + 2 * _RIDGE * weights
-        second = np.einsum("jnc,knc,nc->jk", stack, stack, chance, optimize=True)
+        second = (stack * chance).reshape(len(stack), -1) @ stack.reshape(len(stack), -1).T
         hessian = (second - mean @ mean.T) / count + 2 * _RIDGE * np.eye(len(stack))
         free = (weights > 0) | (gradient < 0)
         if not free.any():

@@ -74,10 +74,11 @@ class Classifier:
         self.threads = threads or len(os.sched_getaffinity(0))
         self.encoder = Encoder(bundle, adapter.parameters, self.threads)
         self.head: Head | None = None
-        self.eta = 0.0
+        self.eta, self.ladder = 0.0, 1.0
         if adapter.head and adapter.head.get("kind", "none") != "none":
             self.head = head_from(adapter.head_arrays, adapter.head)
             self.eta = float(adapter.head.get("eta", 1.0))
+            self.ladder = float(adapter.head.get("ladder", 1.0))  # 0: the head alone
         self._work = tempfile.TemporaryDirectory(prefix="edgeladder-")
         self.zero_shot_text, self.tuned_text = self._class_embeddings()
         sizes = TowerSizes(batch=BATCH, threads=self.threads, whole=True)
@@ -150,7 +151,8 @@ class Classifier:
         encoded = self.encoder.encode_image(taps, embedding, extra)
         tuned = model.logit_scale * (encoded @ self.tuned_text.T) + model.logit_bias
         if self.head is not None and self.eta:
-            tuned = tuned + self.eta * self.head.logits(head_features(taps, embedding), zero_shot)
+            features = head_features(taps, embedding, extra)
+            tuned = self.ladder * tuned + self.eta * self.head.logits(features, zero_shot)
         return np.asarray(tuned), np.asarray(zero_shot)
 
     def _grouped(self, side: str, outputs: dict[str, Array]) -> list[Array]:

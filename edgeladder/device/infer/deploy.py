@@ -70,6 +70,7 @@ def deploy(
             classifier.zero_shot_text,
             head=classifier.head,
             eta=classifier.eta,
+            ladder=classifier.ladder,
         )
         small = compress(graph, dtype)  # type: ignore[arg-type]
         squares = _probe_pictures(classifier.bundle.manifest.preprocess.size)

@@ -1,8 +1,9 @@
-"""Closed-form heads on cached features: GDA, ProKeR and the multi-tap kernel.
+"""Closed-form heads on cached features: GDA, ProKeR, the multi-tap kernel, and the last two's mean.
 
 A head is fitted in well under a second, without an optimiser. Alone it classifies; beside a
 ladder it is a term: `logits = ladder + eta * head`. Its features are the taps (flattened) and,
-last, CLIP's final embedding.
+last, CLIP's final embedding; before it, where the bundle has one, the embedding before CLIP's
+projection.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from edgeladder.device.infer.kernel import (
 from edgeladder.errors import IntegrityError
 
 Array = np.ndarray
-Kind = Literal["gda", "proker", "kernel"]
+Kind = Literal["gda", "proker", "kernel", "blend"]
 
-KINDS: tuple[Kind, ...] = ("gda", "proker", "kernel")
+KINDS: tuple[Kind, ...] = ("gda", "proker", "kernel", "blend")
 _BLIND_WEIGHT = 1.0  # of GDA at one picture a class, in units of the zero-shot logits' spread
+_BLIND_TERM = 2.0  # the same where zero-shot counts by what the labels say of it: log-odds
 
 
 @dataclass
@@ -43,15 +45,39 @@ class Gda:
     bias: Array  # (C,)
     weight: float
     prior: float = 1.0
+    reads: tuple[int, ...] = (-1,)  # which features, side by side; the final embedding
     held_out: Array | None = field(default=None, repr=False)
 
     def logits(self, features: Sequence[Array], zero_shot: Array) -> Array:
-        """Class logits (m, C) from the final embedding, the last of `features`."""
-        term = normalise(features[-1]) @ self.matrix + self.bias
+        """Class logits (m, C) from the features it reads."""
+        term = beside(features, self.reads) @ self.matrix + self.bias
         return np.asarray(self.prior * zero_shot + self.weight * term)
 
 
-Head = Gda | Kernel
+@dataclass
+class Blend:
+    """The mean of several heads' logits: they err differently, and none is chosen by noise."""
+
+    heads: list[Gda | Kernel]
+
+    def logits(self, features: Sequence[Array], zero_shot: Array) -> Array:
+        """Class logits (m, C)."""
+        return np.asarray(np.mean([head.logits(features, zero_shot) for head in self.heads], 0))
+
+    @property
+    def held_out(self) -> Array | None:
+        """(n, C) left out by fold, where all of them were."""
+        parts = [head.held_out for head in self.heads]
+        found = [part for part in parts if part is not None]
+        return np.asarray(np.mean(found, 0)) if len(found) == len(parts) else None
+
+
+Head = Gda | Kernel | Blend
+
+
+def beside(features: Sequence[Array], reads: Sequence[int]) -> Array:
+    """Some features at unit length, side by side: (n, sum of widths)."""
+    return np.concatenate([normalise(features[place]) for place in reads], axis=1)
 
 
 def gda_rule(embedding: Array, labels: Array, classes: int) -> tuple[Array, Array]:
@@ -83,17 +109,23 @@ def gda_rule(embedding: Array, labels: Array, classes: int) -> tuple[Array, Arra
 
 
 def fit_gda(
-    embedding: Array, labels: Array, zero_shot: Array, *, folds: Array | None = None
+    features: Sequence[Array],
+    labels: Array,
+    zero_shot: Array,
+    *,
+    folds: Array | None = None,
+    reads: tuple[int, ...] = (-1,),
 ) -> Gda:
     """Fit the rule; its weight beside zero-shot is chosen by k-fold on the support set.
 
     Args:
-        embedding: (n, D), normalised here.
+        features: per tap (n, W), normalised here.
         labels: (n,).
         zero_shot: (n, C) logits.
         folds: (n,), one fold is left out at a time; None: one picture of every class.
+        reads: which of the features; the paper's is the final embedding.
     """
-    rows, labels = normalise(embedding), np.asarray(labels)
+    rows, labels = beside(features, reads), np.asarray(labels)
     zero_shot = np.asarray(zero_shot, np.float64)
     classes = zero_shot.shape[1]
     owners = shot_folds(labels) if folds is None else np.asarray(folds)
@@ -103,13 +135,15 @@ def fit_gda(
     for fold in np.unique(owners):
         out = owners == fold
         if len(np.unique(labels[~out])) < classes:
-            return Gda(matrix, bias, _BLIND_WEIGHT * float(zero_shot.std()))
+            if reads == (-1,):
+                return Gda(matrix, bias, _BLIND_WEIGHT * float(zero_shot.std()))
+            trust = fit_weights([zero_shot], labels)[0][0]  # zero-shot has seen no label
+            return Gda(matrix, bias, _BLIND_TERM, float(trust), reads)
         part, offset = _unit_spread(*gda_rule(rows[~out], labels[~out], classes), rows[~out])
         term[out] = rows[out] @ part + offset
     (prior, weight), _ = fit_weights([zero_shot, term], labels, start=(1.0, 0.0))
-    return Gda(
-        matrix, bias, float(weight), float(prior), held_out=prior * zero_shot + weight * term
-    )
+    held_out = prior * zero_shot + weight * term
+    return Gda(matrix, bias, float(weight), float(prior), reads, held_out)
 
 
 def _unit_spread(matrix: Array, bias: Array, rows: Array) -> tuple[Array, Array]:
@@ -128,23 +162,30 @@ def fit_head(
     *,
     pictures: Array | None = None,
     seed: int = 0,
+    projected: bool = False,
 ) -> Head:
     """Fit a head by name.
 
     Args:
-        kind: gda, proker or kernel.
+        kind: gda, proker, kernel, or blend: the mean of kernel and of gda on the last tap and
+            the embedding before the projection (after it where there is no other).
         features: per tap (n, W), the final embedding last (gda and proker read only that).
         labels: (n,) class indices.
         zero_shot: (n, C) logits, scale included.
         pictures: (n,) which picture each row is a view of; None: one row each.
         seed: of the rows the kernel's search samples, where there are many.
+        projected: the last feature but one is the embedding before CLIP's projection.
     """
     folds = shot_folds(np.asarray(labels), pictures)
     if kind == "gda":
-        return fit_gda(features[-1], labels, zero_shot, folds=folds)
+        return fit_gda(features, labels, zero_shot, folds=folds)
     if kind == "proker":
         return fit_proker(features[-1], labels, zero_shot, folds=folds, seed=seed)
-    return fit_kernel(features, labels, zero_shot, folds=folds, seed=seed)
+    kernel = fit_kernel(features, labels, zero_shot, folds=folds, seed=seed)
+    if kind == "kernel":
+        return kernel
+    reads = (-3, -2) if projected else (-2, -1)
+    return Blend([kernel, fit_gda(features, labels, zero_shot, folds=folds, reads=reads)])
 
 
 def head_arrays(head: Head) -> tuple[dict[str, Array], dict[str, Any]]:
@@ -152,9 +193,14 @@ def head_arrays(head: Head) -> tuple[dict[str, Array], dict[str, Any]]:
 
     The kernel keeps only taps with a weight; its support rows are stored in fp16.
     """
+    if isinstance(head, Blend):
+        parts = [head_arrays(part) for part in head.heads]
+        named = {f"{k}.{n}": a for k, (arrays, _) in enumerate(parts) for n, a in arrays.items()}
+        return named, {"kind": "blend", "heads": [values for _, values in parts]}
     if isinstance(head, Gda):
         arrays = {"matrix": head.matrix.astype("float32"), "bias": head.bias.astype("float32")}
-        return arrays, {"kind": "gda", "weight": head.weight, "prior": head.prior}
+        values = {"kind": "gda", "weight": head.weight, "prior": head.prior}
+        return arrays, {**values, "reads": list(head.reads)}
     arrays = {"alpha": head.alpha.astype("float32")}
     for tap, (centre, support) in enumerate(zip(head.centres, head.support, strict=True)):
         if head.choice.weights[tap] > 0:
@@ -168,6 +214,7 @@ def head_arrays(head: Head) -> tuple[dict[str, Array], dict[str, Any]]:
         "temperature": head.choice.temperature,
         "prior": head.choice.prior,
         "loss": None if np.isnan(head.choice.loss) else head.choice.loss,
+        "base": head.choice.base,
     }
     return arrays, values
 
@@ -179,12 +226,20 @@ def head_from(arrays: dict[str, Array], values: dict[str, Any]) -> Head:
         IntegrityError: arrays or values are missing, or of an unknown kind.
     """
     try:
+        if values["kind"] == "blend":
+            heads = []
+            for place, part in enumerate(values["heads"]):
+                tag = f"{place}."
+                inner = {n.removeprefix(tag): a for n, a in arrays.items() if n.startswith(tag)}
+                heads.append(head_from(inner, part))
+            return Blend(heads)  # type: ignore[arg-type]
         if values["kind"] == "gda":
             return Gda(
                 _wide(arrays["matrix"]),
                 _wide(arrays["bias"]),
                 values["weight"],
                 values["prior"],
+                tuple(values.get("reads", (-1,))),
             )
         if values["kind"] not in KINDS:
             raise KeyError(values["kind"])
@@ -199,6 +254,7 @@ def head_from(arrays: dict[str, Array], values: dict[str, Any]) -> Head:
                 values["temperature"],
                 values["prior"],
                 float("nan") if loss is None else loss,
+                float(values.get("base", 0.0)),
             ),
             [_wide(arrays[f"centre.{t}"]) if u else empty for t, u in enumerate(used)],
             [normalise(arrays[f"support.{t}"]) if u else empty for t, u in enumerate(used)],

@@ -4,7 +4,10 @@ One kernel of all taps: `K = exp(-sum_t w_t D_t)`, where `D_t` is tap t's square
 by its mean over the support set. The weights `w` (the bandwidth is their sum), the ridge `lambda`
 and the trust in the zero-shot logits are chosen on the support set alone, by the closed form
 
-    loo residual = R - (A R) / diag(A),  A = (K + lambda I)^-1
+    loo residual = R - (A R) / diag(A),  A = (K + lambda I)^-1,  R = Y - base
+
+The base is what zero-shot predicts at the temperature that the support set calls for, or uniform:
+residuals of an overconfident zero-shot that is wrong here would have to be unlearnt.
 
 so no picture is judged by a fit that saw it, and no test picture is looked at. ProKeR
 (arXiv:2501.11175) is the special case of one tap, the final embedding.
@@ -94,6 +97,7 @@ class Choice:
     temperature: float  # of the kernel's term
     prior: float  # weight of the zero-shot logits
     loss: float
+    base: float = 0.0  # weight of the zero-shot logits in what the residuals are taken from
 
 
 @dataclass
@@ -153,7 +157,9 @@ def fit_kernel(
     zero_shot = np.asarray(zero_shot, np.float64)
     centres = [CENTRING * normalise(tap).mean(axis=0) for tap in features]
     rows = [centred(tap, centre) for tap, centre in zip(features, centres, strict=True)]
-    targets = np.eye(zero_shot.shape[1])[labels] - softmax(zero_shot)
+    onehot = np.eye(zero_shot.shape[1])[labels]
+    trust = fit_weights([zero_shot], labels)[0][0]  # zero-shot saw no label: nothing to leave out
+    bases = [0.0, float(trust)]
     picked = _sample(labels, SEARCH_PICTURES, seed)
     distances = [squared_distances(tap[picked], tap[picked]) for tap in rows]
     scales = [_mean_distance(distance) for distance in distances]
@@ -161,12 +167,13 @@ def fit_kernel(
     blind = any(len(np.unique(owners[labels == label])) < 2 for label in np.unique(labels))
     held_out = None
     if blind:
-        weights = [0.0] * (len(rows) - 1) + [_BLIND[0]]
-        choice = Choice(tuple(weights), _BLIND[1], _BLIND[2], 1.0, float("nan"))
+        weights = [_BLIND[0] / len(rows)] * len(rows)
+        choice = Choice(tuple(weights), _BLIND[1], _BLIND[2], float(trust), float("nan"))
     else:
         search = _Search(
             [d / s for d, s in zip(distances, scales, strict=True)],
-            targets[picked],
+            bases,
+            onehot[picked],
             labels[picked],
             zero_shot[picked],
             None if folds is None else owners[picked],
@@ -177,7 +184,7 @@ def fit_kernel(
         choice.weights,
     )
     kernel[np.diag_indices_from(kernel)] += choice.ridge
-    alpha = np.linalg.solve(kernel, targets)
+    alpha = np.linalg.solve(kernel, onehot - softmax(choice.base * zero_shot))
     return Kernel(
         choice, centres, rows, scales, alpha, held_out if len(picked) == len(labels) else None
     )
@@ -215,23 +222,30 @@ def _sample(labels: Array, most: int, seed: int) -> Array:
     return np.asarray(np.sort(order[:most]))
 
 
+Found = tuple[Choice, Array]  # what was chosen, and its held-out logits
+
+
 @dataclass
 class _Search:
     """Coordinate descent over tap weights; ridge and temperatures by the closed form inside."""
 
     distances: list[Array]  # per tap (n, n), mean 1
-    targets: Array
+    bases: list[float]  # weights of zero-shot to take residuals from
+    onehot: Array
     labels: Array
     zero_shot: Array
     folds: Array | None
 
-    def run(self) -> tuple[Choice, Array]:
+    def run(self) -> Found:
         final = len(self.distances) - 1
-        best: tuple[Choice, Array] | None = None
+        best: Found | None = None
         for scale in _SCALES:
-            shape = [0.0] * final + [scale]
-            best = self._better(best, shape, 0.0)
+            for shape in ([0.0] * final + [1.0], [1.0 / (final + 1)] * (final + 1)):
+                best = self._better(best, [scale * w for w in shape], 0.0)
+                if not final:
+                    break
         assert best is not None  # _SCALES is not empty
+        self.bases = [best[0].base]
         for _ in range(_PASSES if final else 1):
             before = best[0].loss
             for tap in range(final):
@@ -247,26 +261,28 @@ class _Search:
                 break
         return best
 
-    def _better(
-        self, best: tuple[Choice, Array] | None, weights: list[float], margin: float
-    ) -> tuple[Choice, Array]:
-        choice, held_out = self._judge(weights)
-        if best is None or choice.loss < best[0].loss * (1 - margin):
-            return choice, held_out
+    def _better(self, best: Found | None, weights: list[float], margin: float) -> Found:
+        found = self._judge(weights)
+        if best is None or found[0].loss < best[0].loss * (1 - margin):
+            return found
         return best
 
-    def _judge(self, weights: list[float]) -> tuple[Choice, Array]:
-        """The best ridge and temperatures for given tap weights: one eigendecomposition."""
+    def _judge(self, weights: list[float]) -> Found:
+        """The best base, ridge and temperatures for given tap weights: one eigendecomposition."""
         values, vectors = np.linalg.eigh(_gram(self.distances, weights))
-        found: tuple[Choice, Array] | None = None
+        found: Found | None = None
         for ridge in _RIDGES:
             inverse = (vectors / (values + ridge)) @ vectors.T
-            term = leave_out(inverse, self.targets, self.folds)
-            (prior, temperature), loss = fit_weights(
-                [self.zero_shot, term], self.labels, start=(1.0, 4.0)
-            )
-            if found is None or loss < found[0].loss:
-                choice = Choice(tuple(weights), ridge, float(temperature), float(prior), loss)
-                found = choice, prior * self.zero_shot + temperature * term
+            for base in self.bases:
+                targets = self.onehot - softmax(base * self.zero_shot)
+                term = leave_out(inverse, targets, self.folds)
+                (prior, temperature), loss = fit_weights(
+                    [self.zero_shot, term], self.labels, start=(0.3, 6.0)
+                )
+                if found is None or loss < found[0].loss:
+                    choice = Choice(
+                        tuple(weights), ridge, float(temperature), float(prior), loss, base
+                    )
+                    found = choice, prior * self.zero_shot + temperature * term
         assert found is not None  # _RIDGES is not empty
         return found

@@ -6,7 +6,7 @@ budget.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -79,19 +79,23 @@ def class_embeddings(engine: Engine, inputs: StepInputs, chunk: int) -> Array:
     )
 
 
-def head_features(taps: Sequence[Array], embedding: Array) -> list[Array]:
+def head_features(
+    taps: Sequence[Array], embedding: Array, extra: Mapping[str, Array] | None = None
+) -> list[Array]:
     """What a head reads: every tap flattened to (n, T * W), then the final embedding (n, D).
 
     Args:
         taps: one (L, T, n, W) per tap group.
         embedding: (n, D).
+        extra: the ladder's further inputs (n, W): the embedding before the projection, which
+            comes before the final one.
     """
     flat = [
         np.ascontiguousarray(tap.transpose(1, 0, 2)).reshape(tap.shape[1], -1)
         for group in taps
         for tap in group
     ]
-    return [*flat, embedding]
+    return [*flat, *(extra or {}).values(), embedding]
 
 
 def evaluate_cached(
@@ -104,6 +108,7 @@ def evaluate_cached(
     chunk: int = 64,
     head: Term | None = None,
     eta: float = 1.0,
+    ladder: float = 1.0,
 ) -> dict[str, Any]:
     """Accuracy over cached pictures.
 
@@ -114,8 +119,9 @@ def evaluate_cached(
         classes: folder names, in label order.
         split: named in the result.
         chunk: pictures or classes encoded at a time.
-        head: a closed-form head added as a term, `logits = ladder + eta * head`.
+        head: a closed-form head added as a term, `logits = ladder * tuned + eta * head`.
         eta: its weight.
+        ladder: the tuned logits' weight: 0 for a head alone.
 
     Returns:
         The `evaluate` JSON of the design: `accuracy`, `zero_shot_accuracy`, `count`, `split`,
@@ -135,6 +141,8 @@ def evaluate_cached(
             tuned = scale * (engine.encode_image(taps, embedding, extra) @ text.T) + bias
             zero_shot = scale * (embedding @ inputs.text_embedding.T) + bias
             if head is not None:
-                tuned = tuned + eta * head.logits(head_features(taps, embedding), zero_shot)
+                tuned = ladder * tuned + eta * head.logits(
+                    head_features(taps, embedding, extra), zero_shot
+                )
             score.add(np.asarray(inputs.labels[start:stop]), tuned, zero_shot)
     return score.to_dict(split)

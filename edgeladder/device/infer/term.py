@@ -33,25 +33,35 @@ def fit_term(
     Args:
         model: the manifest's `model` record: scale and bias of the zero-shot logits.
         windows: the training pictures, plain view.
-        kind: gda, proker or kernel.
+        kind: gda, proker, kernel or blend.
         chunk: pictures whose taps are widened to fp32 at a time.
         seed: of the sample that the kernel's search looks at.
 
     Features are held in fp16 while they are gathered: two bytes per picture and channel, which
-    only the kernel needs for more than the final embedding.
+    only kernel and blend need for more than the final embedding.
     """
     parts: list[list[Array]] = []
     labels, zero_shot = [], []
+    extra: dict[str, Array] = {}
     for inputs in windows:
         count = len(inputs.labels)
         for start in range(0, count, chunk):
             stop = min(start + chunk, count)
             embedding = inputs.image_embedding[start:stop]
-            taps = inputs.image_taps(start, stop) if kind == "kernel" else []
-            rows = head_features(taps, embedding)
+            deep = kind in ("kernel", "blend")
+            taps = inputs.image_taps(start, stop) if deep else []
+            extra = {n: v[start:stop] for n, v in inputs.image_extra.items()} if deep else {}
+            rows = head_features(taps, embedding, extra)
             parts.append([row.astype(np.float16) for row in rows[:-1]] + [rows[-1]])
             logits = model.logit_scale * (embedding @ inputs.text_embedding.T)
             zero_shot.append(logits + float(getattr(model, "logit_bias", 0.0)))
         labels.append(np.asarray(inputs.labels))
     features = [np.concatenate([part[k] for part in parts]) for k in range(len(parts[0]))]
-    return fit_head(kind, features, np.concatenate(labels), np.concatenate(zero_shot), seed=seed)
+    return fit_head(
+        kind,
+        features,
+        np.concatenate(labels),
+        np.concatenate(zero_shot),
+        seed=seed,
+        projected=bool(extra),
+    )

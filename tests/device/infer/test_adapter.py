@@ -60,7 +60,7 @@ def saved(tmp_path, bundle):
     )
     generator = np.random.default_rng(0)
     labels = np.repeat([0, 1], 4)
-    head = fit_gda(generator.normal(size=(8, 5)), labels, generator.normal(size=(8, 2)))
+    head = fit_gda([generator.normal(size=(8, 5))], labels, generator.normal(size=(8, 2)))
     adapter.head_arrays, values = head_arrays(head)
     adapter.head = {**values, "eta": 0.5}
     save_adapter(run, adapter)

@@ -91,7 +91,7 @@ def test_kernel_logits_are_kernel_ridge_solved_directly():
         scale = within.sum() / (n * (n - 1))
         support = support + weight * within / scale
         distance = distance + weight * squared_distances(asked, rows) / scale
-    targets = np.eye(3)[labels] - softmax(zero_shot)
+    targets = np.eye(3)[labels] - softmax(head.choice.base * zero_shot)
     alpha = np.linalg.solve(np.exp(-support) + head.choice.ridge * np.eye(len(labels)), targets)
     expected = (
         head.choice.prior * query_zero_shot + head.choice.temperature * np.exp(-distance) @ alpha
@@ -132,7 +132,7 @@ def test_gda_rule_is_the_published_formula(width):
 
 def test_gda_with_one_picture_a_class_is_nearest_mean_beside_zero_shot():
     features, labels, zero_shot = scene(shots=1)
-    head = fit_gda(features[-1], labels, zero_shot)
+    head = fit_gda(features, labels, zero_shot)
     distance = squared_distances(normalise(features[-1]), normalise(features[-1]))
     term = head.logits(features, np.zeros_like(zero_shot))
     assert (term.argmax(1) == distance.argmin(1)).all()
