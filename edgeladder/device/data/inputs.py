@@ -6,6 +6,7 @@ for them, a window at a time. So memory grows with the window, not with pictures
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -132,6 +133,12 @@ class CacheReader:
     def inputs(self, locations: np.ndarray, labels: np.ndarray) -> CacheInputs:
         """Inputs of the samples at these places."""
         return CacheInputs(self._images, locations, labels, self._groups, self._extra, self.text)
+
+    def part(self, rows: np.ndarray) -> CacheReader:
+        """The same cache, of the training pictures only those in `rows`."""
+        part = copy.copy(self)
+        part.train, part.train_labels = self.train[:, rows], self.train_labels[rows]
+        return part
 
     def windows(
         self, side: Literal["train", "test"], size: int, *, limit: int | None = None

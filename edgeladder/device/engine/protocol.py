@@ -82,6 +82,9 @@ class Engine(Protocol):
     def set_buffers(self, values: dict[str, np.ndarray]) -> None:
         """Replace buffers by name."""
 
+    def set_pull(self, strength: float) -> None:
+        """Add strength * |W|^2 over the weights that are zero at zero-shot to the loss."""
+
     def set_chunk(self, chunk: int | None) -> None:
         """Change the chunk between steps; results stay the same to 1e-5. None: as planned."""
 

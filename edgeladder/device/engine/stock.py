@@ -21,6 +21,9 @@ if TYPE_CHECKING:  # pydantic costs a worker 20 MB
     from edgeladder.config import LossConfig, TrainConfig
 
 
+_OUTWARD = ("project", "up", "image_up", "text_up")  # zero at the start: the ladder's way out
+
+
 class StockEngine:
     """Fused, recomputed or chunked steps over one flat vector of parameters."""
 
@@ -57,6 +60,7 @@ class StockEngine:
             for side in ("image", "text")
             if f"keep_{side}" in ladder.graphs
         }
+        self._pull = 0.0
         self.optimizer = Optimizer(graphs, self.layout, self._flat, self._gradients, train, plan)
 
     # -- sessions ---------------------------------------------------------------------------
@@ -80,9 +84,9 @@ class StockEngine:
 
     def step(self, inputs: StepInputs, learning_rate: float) -> StepResult:
         """Loss, gradients and one update; see `Engine.step`."""
-        self.gradients(inputs)
+        loss = self.gradients(inputs)
         norm = self.optimizer.update(learning_rate)
-        return StepResult(float(self._loss), norm)
+        return StepResult(loss, norm)
 
     def gradients(self, inputs: StepInputs) -> float:
         """Loss and gradients of one batch, left in `gradient_views`."""
@@ -91,7 +95,27 @@ class StockEngine:
             self._fused(inputs, targets)
         else:
             self._chunked(inputs, targets, self._chunk)
-        return float(self._loss)
+        return float(self._loss) + self._add_pull()
+
+    def set_pull(self, strength: float) -> None:
+        """Add strength * |W|^2 to the loss, over the weights that are zero at zero-shot.
+
+        ProLIP's lambda |W - W0|^2 (arXiv:2410.05270) on the change of CLIP's projection, and the
+        same on the ladder's way out.
+        """
+        self._pull = float(strength)
+
+    def _add_pull(self) -> float:
+        """The pull's gradient into the gradients; its share of the loss."""
+        if not self._pull:
+            return 0.0
+        total = 0.0
+        for name in _OUTWARD:
+            if name in self._views:
+                weight = self._views[name]
+                self._slopes[f"gradient/{name}"] += np.float32(2 * self._pull) * weight
+                total += float(np.vdot(weight, weight))
+        return self._pull * total
 
     @property
     def gradient_views(self) -> dict[str, np.ndarray]:
@@ -116,7 +140,8 @@ class StockEngine:
             side: np.empty_like(getattr(inputs, f"{side}_embedding")) for side in ("image", "text")
         }
         held: dict[tuple[str, int], dict[str, Any]] = {}
-        room: float = self.plan.hold_bytes
+        # a smaller chunk is asked for when memory is short: nothing is held then
+        room: float = self.plan.hold_bytes if chunk == self.plan.chunk else 0
         for side, window, arrays in self._windows(inputs, chunk):
             size = self._held_bytes(side, window.stop - window.start)
             keep = size <= room

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from edgeladder.device.data.inputs import CacheBatches, open_batches
+from edgeladder.device.data.sampler import Sampler
 from edgeladder.device.data.selection import Selection
 from edgeladder.device.engine.protocol import Engine, StepPlan
 from edgeladder.device.infer.adapter import adapter_of, load_adapter, save_adapter
@@ -18,12 +19,17 @@ from edgeladder.device.memory.trim import settle
 from edgeladder.device.train.checkpoint import Checkpoints
 from edgeladder.device.train.codebook import Codebook
 from edgeladder.device.train.condense import PICTURES, Condense
+from edgeladder.device.train.folds import train_folds
 from edgeladder.device.train.loop import Habit, LoopSettings, TrainLoop
 from edgeladder.device.train.plain import PlainBundle, plain
 from edgeladder.device.train.prototypes import initial_prompts
 from edgeladder.device.train.run import MetricsLog, RunDirectory
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+
     from edgeladder.bundle import Bundle
     from edgeladder.device.train.control import Control
 
@@ -42,8 +48,6 @@ def fit(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]]:
     run = RunDirectory(request["run"])
     bundle = cast("Bundle", PlainBundle(request["bundle"]))
     selection = Selection.load(run.selection)
-    train = values["profile"]["train"]
-    engine = open_engine_named(values, bundle, sizes)
     batches = open_batches(
         bundle,
         request["cache"],
@@ -52,31 +56,16 @@ def fit(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]]:
         seed=values["seed"],
         keep_bytes=sizes.get("keep_bytes", 0),
     )
+    metrics = MetricsLog(run.metrics)
+    if values["folds"]:
+        outcome = _folds(values, bundle, batches, run, metrics, control)
+        if outcome != "done":
+            metrics.close()
+            return outcome, {}
+    engine = open_engine_named(values, bundle, sizes)
     begin(engine, bundle, batches, values)
     settle()
-    metrics = MetricsLog(run.metrics)
-    condense = values.get("condense")
-    settings = LoopSettings(
-        steps=values["steps"],
-        restart_at=condense["at"] if condense else None,
-        batch=values["batch"],
-        learning_rate=train["learning_rate"],
-        warmup_steps=values["warmup_steps"],
-        average=train["average"],
-        chunk=sizes.get("chunk") if sizes.get("mode") == "chunked" else None,
-        checkpoint_steps=train["checkpoint_steps"],
-        checkpoint_seconds=train["checkpoint_seconds"],
-        careful=bool(sizes.get("careful")),
-    )
-    loop = TrainLoop(
-        engine,
-        batches,
-        settings,
-        Checkpoints(run.checkpoints),
-        metrics,
-        control,
-        habits(engine, bundle, batches, values, sizes.get("chunk")),
-    )
+    loop = _loop(engine, bundle, batches, values, run.checkpoints, metrics, control)
     resumed_from = loop.resume()
     done = loop.run()
     stored: dict[str, Any] | None = None
@@ -106,8 +95,83 @@ def fit(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]]:
     }
 
 
+def _loop(
+    engine: Engine,
+    bundle: Bundle,
+    batches: CacheBatches,
+    values: dict[str, Any],
+    checkpoints: Path,
+    record: Callable[[dict[str, Any]], None],
+    control: Control,
+    share: float = 1.0,
+) -> TrainLoop:
+    """The loop over `batches`, for a `share` of the run's steps."""
+    sizes, train, condense = values["sizes"], values["profile"]["train"], values["condense"]
+    settings = LoopSettings(
+        steps=round(values["steps"] * share),
+        restart_at=round(condense["at"] * share) if condense else None,
+        batch=values["batch"],
+        learning_rate=train["learning_rate"],
+        warmup_steps=round(values["warmup_steps"] * share),
+        average=train["average"],
+        chunk=sizes.get("chunk") if sizes.get("mode") == "chunked" else None,
+        checkpoint_steps=train["checkpoint_steps"],
+        checkpoint_seconds=train["checkpoint_seconds"],
+        careful=bool(sizes.get("careful")),
+    )
+    return TrainLoop(
+        engine,
+        batches,
+        settings,
+        Checkpoints(checkpoints),
+        record,
+        control,
+        habits(engine, bundle, batches, values, settings.restart_at),
+    )
+
+
+def _folds(
+    values: dict[str, Any],
+    bundle: Bundle,
+    batches: CacheBatches,
+    run: RunDirectory,
+    metrics: MetricsLog,
+    control: Control,
+) -> str:
+    """Ladders that each did not see a share of the pictures, as `head.folds` asks for."""
+    reader, sizes = batches.reader, values["sizes"]
+
+    def train(rows: np.ndarray, checkpoints: Path, told: Any) -> tuple[Engine, str]:
+        part = reader.part(rows)
+        sampler = Sampler(len(rows), values["batch"], values["seed"], batches.sampler.views)
+        chosen = CacheBatches(part, sampler)
+        engine = open_engine_named(values, bundle, sizes)
+        begin(engine, bundle, chosen, values)
+        share = len(rows) / len(reader.train_labels)
+        loop = _loop(engine, bundle, chosen, values, checkpoints, lambda record: None, told, share)
+        loop.resume()
+        outcome = loop.run().outcome
+        loop.apply_average()
+        return engine, outcome
+
+    model = bundle.manifest.model
+    return train_folds(
+        run.folder,
+        reader,
+        values["folds"],
+        train,
+        control,
+        scale=float(model.logit_scale),
+        bias=float(model.logit_bias),
+        chunk=sizes.get("chunk") or values["batch"],
+        record=metrics,
+    )
+
+
 def begin(engine: Engine, bundle: Bundle, batches: CacheBatches, values: dict[str, Any]) -> None:
     """What a run starts from: the bundle's ladder, another run's adapter, or prototypes."""
+    if values["pull"]:
+        engine.set_pull(values["pull"])
     start = values["request"]["start"]
     if start:
         adapter = load_adapter(Path(start), bundle)
@@ -128,22 +192,22 @@ def habits(
     bundle: Bundle,
     batches: CacheBatches,
     values: dict[str, Any],
-    chunk: int | None,
+    at: int | None,
 ) -> list[Habit]:
-    """What the profile asks for between the steps."""
+    """What the profile asks for between the steps; `at`: the step that condenses."""
     found: list[Habit] = []
     if CODEBOOK in engine.buffers():
         found.append(Codebook())
-    condense = values.get("condense")
-    if condense:
+    condense = values["condense"]
+    if condense and at is not None:
         found.append(
             Condense(
-                at=condense["at"],
+                at=at,
                 share=condense["keep"],
                 only_prompts=condense["train"] == "prompts",
                 pictures=lambda: batches.reader.windows("train", PICTURES, limit=PICTURES),
                 logit_scale=float(bundle.manifest.model.logit_scale),
-                chunk=chunk or values["batch"],
+                chunk=values["sizes"].get("chunk") or values["batch"],
             )
         )
     return found
@@ -155,6 +219,8 @@ def open_engine_named(values: dict[str, Any], bundle: Bundle, sizes: dict[str, A
     step_plan = StepPlan(
         mode=sizes.get("mode") or "fused",
         chunk=sizes.get("chunk"),
+        class_chunk=sizes.get("class_chunk"),
+        hold_bytes=sizes.get("hold_bytes") or 0,
         moments=values["plan"]["phases"]["train"].get("moments") or "fp32",
         threads=values["threads"],
         arena=bool(sizes.get("arena", True)),

@@ -96,6 +96,9 @@ def prepare(values: dict[str, Any], control: Control) -> tuple[str, dict[str, An
         "bundle_digest": bundle.digest,
         "steps": condense["until"] if condense else steps,
         "condense": condense,
+        # ProLIP's lambda is 1 / shots: here the pictures per class on average
+        "pull": profile.loss.pull * len(dataset.classes) / len(train),
+        "folds": profile.head.folds,
         "batch": batch,
         "warmup_steps": math.ceil(profile.train.warmup_epochs * steps_per_epoch),
         "profile": profile.model_dump(mode="json"),

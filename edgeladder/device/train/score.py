@@ -8,16 +8,20 @@ from typing import TYPE_CHECKING, Any, cast
 from edgeladder.device.data.inputs import open_reader
 from edgeladder.device.data.selection import Selection
 from edgeladder.device.infer.adapter import load_adapter, save_adapter
-from edgeladder.device.infer.heads import head_arrays, head_from
+from edgeladder.device.infer.blend import choose_eta
+from edgeladder.device.infer.heads import Head, head_arrays, head_from
 from edgeladder.device.infer.score import evaluate_cached
 from edgeladder.device.infer.term import DEFAULT_ETA, fit_term
 from edgeladder.device.memory.trim import settle
 from edgeladder.device.train.fit import open_engine_named
+from edgeladder.device.train.folds import held_out
 from edgeladder.device.train.plain import PlainBundle
 from edgeladder.device.train.run import RunDirectory
 from edgeladder.files import write_json
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from edgeladder.bundle import Bundle
     from edgeladder.device.train.control import Control
 
@@ -46,14 +50,13 @@ def score(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]
     total = len(selection.test_labels if side == "test" else selection.train_labels)
 
     head_config = values["profile"].get("head") or {}
-    head, eta = None, DEFAULT_ETA
+    head, eta, ladder = None, DEFAULT_ETA, 1.0
     if head_config.get("kind", "none") != "none":
         windows = reader.windows("train", _WINDOW)
         head = fit_term(bundle.manifest.model, windows, head_config["kind"], chunk=chunk)
-        if head_config.get("weight") is not None:
-            eta = float(head_config["weight"])
+        eta, ladder = _weights(head_config, head, run, selection.train_labels)
         adapter.head_arrays, described = head_arrays(head)
-        adapter.head = {**described, "eta": eta}
+        adapter.head = {**described, "eta": eta, "ladder": ladder}
         head = head_from(adapter.head_arrays, adapter.head)  # judged as it is stored
         save_adapter(run.folder, adapter)
 
@@ -73,6 +76,7 @@ def score(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]
         chunk=chunk,
         head=head,
         eta=eta,
+        ladder=ladder,
     )
     write_json(run.folder / "evaluation.json", evaluation)
     return "done", {
@@ -82,5 +86,20 @@ def score(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]
             "split": evaluation["split"],
             "count": evaluation["count"],
         },
+        "head": adapter.head and {k: adapter.head[k] for k in ("kind", "eta", "ladder")},
         "seconds": round(time.monotonic() - started, 3),
     }
+
+
+def _weights(
+    config: dict[str, Any], head: Head, run: RunDirectory, labels: np.ndarray
+) -> tuple[float, float]:
+    """Weights of the head and of the ladder beside it."""
+    if config["alone"]:
+        return 1.0, 0.0
+    if config["weight"] is not None:
+        return float(config["weight"]), 1.0
+    left = held_out(run.folder, len(labels))
+    if left is None or head.held_out is None:  # no folds asked for, or too few pictures for them
+        return DEFAULT_ETA, 1.0
+    return choose_eta(left, head.held_out, labels), 1.0
