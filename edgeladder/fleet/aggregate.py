@@ -234,7 +234,10 @@ def _refuse_odd_tensors(
     common = Counter(signatures.values()).most_common(1)[0][0]
     for name, found in signatures.items():
         if found != common:
-            result.refused[name] = "its tensors differ from the others' in name, shape or mask"
+            result.refused[name] = (
+                "its tensors differ from the others' in name, shape, mask or quantized prompts, "
+                "which cannot be averaged"
+            )
 
 
 def _blocks(tensor: Tensor, boxes: int) -> list[tuple[int, int]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from edgeladder.fleet.transport import Box
 
 ADAPTER_LIMIT_BYTES = 1 << 30
 TEXT_LIMIT_BYTES = 64 << 20
+PACKED = "packed:"  # an adapter's prompts, quantized or condensed (device/infer/prompts.py)
 TORN_LINE_CHARACTERS = 4096
 RECORD = "pull.json"  # name -> size and hash of what was pulled, and the job's state
 
@@ -155,12 +157,19 @@ def check_adapter(path: Path, manifest: Manifest | None) -> None:
     ladder = manifest.ladder
     expected = {record.name: list(record.shape) for record in ladder.parameters}
     optional = {record.name: list(record.shape) for record in ladder.buffers}
+    known = {**expected, **optional}
+    stored = {name.removeprefix(PACKED) for name in header if name.startswith(PACKED)}
     for name, tensor in header.items():
-        shape = expected.get(name, optional.get(name))
+        whole = known.get(name.removeprefix(PACKED)) if name.startswith(PACKED) else None
+        if whole is not None:  # quantized or condensed: never more than the ladder takes
+            if tensor.size * tensor.dtype.itemsize > 4 * math.prod(whole):
+                raise ValueError(f"tensor {name!r} is larger than {whole} single-precision values")
+            continue
+        shape = known.get(name)
         if shape is None:
             raise ValueError(f"tensor {name!r} is not of this bundle's ladder")
         if list(tensor.shape) != shape:
             raise ValueError(f"tensor {name!r} is {list(tensor.shape)}, should be {shape}")
-    missing = sorted(set(expected) - set(header))
+    missing = sorted(set(expected) - set(header) - stored)
     if missing:
         raise ValueError(f"tensor {missing[0]!r} is missing")

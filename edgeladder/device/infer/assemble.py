@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgeladder.device.infer.heads import Blend, Gda, Head, Kernel
+from edgeladder.device.infer.heads import Blend, Gda, Head
+from edgeladder.device.infer.kernel import Kernel
 from edgeladder.device.infer.onnx_graph import Graph
 from edgeladder.device.infer.onnx_wire import FLOAT, UINT8
 

@@ -25,6 +25,7 @@ from edgeladder.device.train.loop import LoopSettings, TrainLoop
 from edgeladder.device.train.prototypes import initial_prompts
 from edgeladder.device.train.request import TrainRequest
 from edgeladder.errors import ConfigError
+from edgeladder.fleet.pull import check_adapter
 from edgeladder.host.export import export
 from tests.device.engine.problem import problem
 from tests.make_bundle import CLASSES, register_model
@@ -223,6 +224,7 @@ def test_a_stored_adapter_computes_what_was_trained(bundle, tmp_path):
         **{"rungs": 2, "prompts_per_rung": 4, "width": 32},
         **{"kept": 3, "bits": 1, "bytes": 2 * 3 * 32 // 8},
     }
+    check_adapter(tmp_path / "adapter" / "adapter.safetensors", bundle.manifest)  # may be pulled
     loaded = load_adapter(tmp_path / "adapter", bundle)
     same(values, loaded.parameters, rtol=0)
     encoder = Encoder(bundle, loaded.parameters, 1)
