@@ -15,7 +15,7 @@ from edgeladder.fleet.box import jobs as agent_jobs
 from edgeladder.fleet.box import serve
 from edgeladder.fleet.crew import run
 from edgeladder.fleet.jobs import TrainOptions, train_job, wait
-from edgeladder.fleet.pull import pull
+from edgeladder.fleet.pull import check_adapter, pull
 from edgeladder.fleet.push import bundle_tree, push
 from edgeladder.fleet.transport import Box
 
@@ -183,3 +183,24 @@ def test_a_broken_pull_leaves_the_old_files(
     monkeypatch.setattr("edgeladder.fleet.pull.ADAPTER_LIMIT_BYTES", 10)
     account = pull_all(farm, crew_of, bundle, out)
     assert "at most 10 are taken" in str((account.results[0].error or {})["message"])
+
+
+def test_prompts_may_be_stored_smaller_but_never_larger(bundle: Bundle, tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    ladder = bundle.manifest.ladder
+    values = {r.name: np.zeros(r.shape, np.float32) for r in ladder.parameters}
+    name = max(values, key=lambda name: values[name].size)
+    path = tmp_path / "adapter.safetensors"
+
+    def check(packed: np.ndarray, label: str = f"packed:{name}") -> None:
+        rest = {key: value for key, value in values.items() if key != name}
+        save_file({**rest, label: packed}, path)
+        check_adapter(path, bundle.manifest)
+
+    check(np.zeros(values[name].size // 8, np.uint8))
+    check(np.zeros((0, 1), np.float32))
+    with pytest.raises(ValueError, match="is larger than"):
+        check(np.zeros(values[name].size * 4 + 1, np.uint8))
+    with pytest.raises(ValueError, match="not of this bundle's ladder"):
+        check(np.zeros(3, np.uint8), "packed:picture")

@@ -14,7 +14,9 @@ from edgeladder.cli.app import main
 from edgeladder.config import LossConfig, TrainConfig, load_profile
 from edgeladder.device.engine import StepPlan, open_engine
 from edgeladder.device.infer.adapter import adapter_of, load_adapter, save_adapter
+from edgeladder.device.infer.deploy import deploy
 from edgeladder.device.infer.encoder import Encoder
+from edgeladder.device.infer.evaluate import evaluate
 from edgeladder.device.infer.prompts import revive, settle
 from edgeladder.device.train import prepare
 from edgeladder.device.train.checkpoint import Checkpoints
@@ -25,9 +27,9 @@ from edgeladder.device.train.loop import LoopSettings, TrainLoop
 from edgeladder.device.train.prototypes import initial_prompts
 from edgeladder.device.train.request import TrainRequest
 from edgeladder.errors import ConfigError
-from edgeladder.fleet.pull import check_adapter
 from edgeladder.host.export import export
 from tests.device.engine.problem import problem
+from tests.device.train.here import run
 from tests.make_bundle import CLASSES, register_model
 
 STEPS, AT = 12, 8
@@ -224,7 +226,6 @@ def test_a_stored_adapter_computes_what_was_trained(bundle, tmp_path):
         **{"rungs": 2, "prompts_per_rung": 4, "width": 32},
         **{"kept": 3, "bits": 1, "bytes": 2 * 3 * 32 // 8},
     }
-    check_adapter(tmp_path / "adapter" / "adapter.safetensors", bundle.manifest)  # may be pulled
     loaded = load_adapter(tmp_path / "adapter", bundle)
     same(values, loaded.parameters, rtol=0)
     encoder = Encoder(bundle, loaded.parameters, 1)
@@ -243,38 +244,31 @@ def test_a_stored_adapter_computes_what_was_trained(bundle, tmp_path):
 
 def test_condense_from_the_command_line(folder, picture_folder, tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    run = tmp_path / "run"
-    common = ["--budget", "1500MB", "--json"]
-    shared = [
-        "--bundle",
-        str(folder),
-        "--data",
-        str(picture_folder),
-        "--cache",
-        str(tmp_path / "c"),
-    ]
-    steps = ["--set", "train.steps=4", "--set", "condense.epochs=1"]
-    code = main(["train", *shared, "--run", str(run), "--engine", "stock", *steps, *common])
-    result = json.loads(capfd.readouterr().out)
-    assert code == 0, result
-    assert result["prompts"]["kept"] == 2  # 0.3 of 8, all in one go
+    first = tmp_path / "run"
+    request = TrainRequest(
+        bundle=str(folder),
+        data=str(picture_folder),
+        cache=str(tmp_path / "cache"),
+        run=str(first),
+        budget_bytes=8_000_000_000,
+        engine="stock",
+        overrides=["train.steps=4", "condense.epochs=1"],
+    )
+    result = run(request)
+    assert result["prompts"]["kept"] == 2, "0.3 of 8, all in one go"
     assert result["steps"] == 4 + 2
-    code = main(["condense", "--run", str(run), "--keep", "0.125", *common])
+    code = main(["condense", "--run", str(first), "--keep", "0.125", "--json"])
     result = json.loads(capfd.readouterr().out)
     assert code == 0, result
-    assert result["run"] == str(run) + "-condensed" and result["prompts"]["kept"] == 1
+    assert result["run"] == f"{first}-condensed" and result["prompts"]["kept"] == 1
     assert result["prompts"]["bytes"] == 2 * 32 // 8
     assert result["accuracy"]["split"] == "test" and result["steps"] == 2
-    sizes = [(f / "adapter.safetensors").stat().st_size for f in (run, Path(result["run"]))]
+    last = Path(result["run"])
+    sizes = [(f / "adapter.safetensors").stat().st_size for f in (first, last)]
     assert sizes[1] < sizes[0]
-    assert main(["evaluate", "--run", result["run"], "--json"]) == 0
-    assert json.loads(capfd.readouterr().out)["accuracy"] == result["accuracy"]["tuned"]
-    out = tmp_path / "model.onnx"
-    assert main(["deploy", "--run", result["run"], "--out", str(out), "--json"]) == 0
-    assert json.loads(capfd.readouterr().out)["difference"] < 1e-4
-    assert main(["condense", "--run", str(run), "--keep", "1.5", "--out", str(tmp_path / "x"),
-                 "--json"]) == 2  # fmt: skip
-    assert "ladder.prompts.keep" in json.loads(capfd.readouterr().out)["error"]["message"]
+    found = evaluate(last)
+    assert found["accuracy"] == result["accuracy"]["tuned"]
+    assert deploy(last, tmp_path / "model.onnx")["difference"] < 1e-4
 
 
 def test_what_the_device_may_change_of_the_prompts(bundle, bundle_folder):
@@ -285,6 +279,8 @@ def test_what_the_device_may_change_of_the_prompts(bundle, bundle_folder):
     assert profile.ladder.prompts.keep == 0.9
     with pytest.raises(ConfigError, match=r"ladder\.prompts of profile"):
         prepare._profile(TrainRequest(overrides=["ladder.prompts.bits=2"]), bundle)
+    with pytest.raises(ConfigError, match=r"less than or equal to 1 @ ladder\.prompts\.keep"):
+        prepare._profile(TrainRequest(overrides=["ladder.prompts.keep=1.5"]), bundle)
     plain = Bundle.open(bundle_folder)
     with pytest.raises(ConfigError, match="no masks") as caught:
         prepare._profile(TrainRequest(overrides=["ladder.prompts.keep=0.3"]), plain)
