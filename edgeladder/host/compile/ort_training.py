@@ -135,6 +135,7 @@ def _register_stops(native: Any) -> None:
 def _prepare(model: onnx.ModelProto) -> None:
     """What its gradient builder needs: a stop that survives, constants of one reader each."""
     values = {tensor.name: tensor for tensor in model.graph.initializer}
+    _read_splits(model, values)
     for number, node in enumerate(model.graph.node):
         if node.op_type == "Identity":  # torch's detach, and nothing else, in forward.onnx
             node.op_type = _STOP
@@ -146,6 +147,35 @@ def _prepare(model: onnx.ModelProto) -> None:
             copy.name = f"{copy.name}/{number}"
             model.graph.initializer.append(copy)
             node.input[place] = copy.name
+
+
+def _read_splits(model: onnx.ModelProto, values: Mapping[str, onnx.TensorProto]) -> None:
+    """A Split with a piece that nobody reads becomes a Slice per piece that is read.
+
+    Its gradient of a Split joins the gradients there are, which then is too short: a rung that
+    only one side has leaves such pieces of the prompts.
+    """
+    read = {name for node in model.graph.node for name in node.input}
+    read |= {info.name for info in model.graph.output}
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type != "Split" or read.issuperset(node.output):
+            nodes.append(node)
+            continue
+        axis = next(int(a.i) for a in node.attribute if a.name == "axis")
+        sizes = numpy_helper.to_array(values[node.input[1]])
+        stops = np.cumsum(sizes)
+        for place, (output, stop) in enumerate(zip(node.output, stops, strict=True)):
+            if output not in read:
+                continue
+            bounds = []
+            for label, value in (("start", stop - sizes[place]), ("stop", stop), ("axis", axis)):
+                bounds.append(f"{output}/{label}")
+                constant = numpy_helper.from_array(np.array([value], np.int64), bounds[-1])
+                model.graph.initializer.append(constant)
+            nodes.append(onnx.helper.make_node("Slice", [node.input[0], *bounds], [output]))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
 
 
 def _as_initializers(model: onnx.ModelProto, values: Mapping[str, np.ndarray]) -> None:

@@ -1,0 +1,50 @@
+"""onnxruntime-training's gradients of towers with unequal numbers of taps, against torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from edgeladder.config import TrainConfig
+from edgeladder.host.compile.ort_training import available, write_artifacts
+from tests.host.compile.ladders import EVEN, SHORT, Recipe, case, relative
+
+
+@pytest.mark.parametrize("kind", ["token", "diffusion"])
+def test_a_rung_of_one_side_alone(kind: str, tmp_path: Path) -> None:
+    """The other side's prompts of that rung are read by nobody."""
+    assert available(), (
+        "the host environment must hold onnxruntime-training: tools/test makes it so"
+    )
+    it = case(Recipe(kind, image=EVEN, text=SHORT))
+    state, data = it.random_state(), it.data()
+    it.forward.save(tmp_path / "forward.onnx")
+    parameters = list(it.trained.parameters)
+    files = write_artifacts(
+        tmp_path / "forward.onnx", state, parameters, TrainConfig(), tmp_path / "artifacts"
+    )
+    session = onnxruntime.InferenceSession(str(tmp_path / "artifacts" / files["training_model"]))
+    buffers = {
+        f"{name}_grad.accumulation.buffer": np.zeros_like(state[name]) for name in parameters
+    }
+    given = {**data, **state, **buffers, "lazy_reset_grad": np.array([True])}
+    names = [output.name for output in session.get_outputs()]
+    wanted = {item.name: given[item.name] for item in session.get_inputs()}
+    # the sums lie in the buffers' own memory, which is what the engine relies on too
+    binding = session.io_binding()
+    held = {}
+    for name, value in wanted.items():
+        held[name] = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value))
+        binding.bind_ortvalue_input(name, held[name])
+    for name in names:
+        binding.bind_output(name)
+    session.run_with_iobinding(binding)
+    expected, gradients = it.reference(data, state)
+    loss = binding.get_outputs()[names.index("loss")].numpy()
+    assert float(loss) == pytest.approx(float(expected["loss"]), rel=1e-4)
+    for name in parameters:
+        found = held[f"{name}_grad.accumulation.buffer"].numpy()
+        assert relative(found, gradients[name]) < 1e-4, name
