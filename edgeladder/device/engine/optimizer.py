@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +16,9 @@ if TYPE_CHECKING:  # pydantic costs a worker 20 MB
     from edgeladder.device.engine.protocol import StepPlan
 
 ROW = 256  # elements per quantisation scale; sections are padded to it
-# elements per update: temporaries stay in cache, and onnxruntime leaves them to one thread
-_BLOCK = ROW * 128
+# elements per update: large enough that onnxruntime shares an operator between threads, or, where
+# memory is short, small enough that temporaries take half a megabyte and stay in cache
+_BLOCKS = {True: ROW * 1024, False: ROW * 128}  # by whether the plan has room for an arena
 
 
 class Layout:
@@ -59,30 +59,31 @@ class Optimizer:
         train: TrainConfig,
         plan: StepPlan,
     ):
-        self.train, self.layout, self.threads = train, layout, plan.threads
+        self.train, self.layout = train, layout
         self.kind = (
             "sgd" if train.optimizer == "sgd" else "adamw8" if plan.moments == "int8" else "adamw"
         )
         self.step_count = 0
         self.gradients = gradients
-        size = layout.size
+        count = layout.size
         self.moments: dict[str, np.ndarray] = {}
         if self.kind == "adamw8":
-            self.moments["moment1"] = np.zeros(size, np.int8)
-            self.moments["scale1"] = np.zeros(size // ROW, np.float32)
-            self.moments["moment2"] = np.zeros(size, np.uint8)
-            self.moments["scale2"] = np.zeros(size // ROW, np.float32)
+            self.moments["moment1"] = np.zeros(count, np.int8)
+            self.moments["scale1"] = np.zeros(count // ROW, np.float32)
+            self.moments["moment2"] = np.zeros(count, np.uint8)
+            self.moments["scale2"] = np.zeros(count // ROW, np.float32)
         else:
-            self.moments["moment1"] = np.zeros(size, np.float32)
+            self.moments["moment1"] = np.zeros(count, np.float32)
             if self.kind == "adamw":
-                self.moments["moment2"] = np.zeros(size, np.float32)
+                self.moments["moment2"] = np.zeros(count, np.float32)
         self.scalars = {label: np.zeros((), np.float32) for label in self._values(1.0, 0.0)}
         self.keep = {decay: np.ones((), np.float32) for decay in (True, False)}
         session = open_session(graphs[self.kind], plan.threads, as_written=True, arena=plan.arena)
+        size = _BLOCKS[plan.arena]
         self.blocks = [
-            self._block(session, parameters, start, min(start + _BLOCK, stop), decay)
+            self._block(session, parameters, start, min(start + size, stop), decay)
             for first, stop, decay in layout.sections
-            for start in range(first, stop, _BLOCK)
+            for start in range(first, stop, size)
         ]
         self._squared = np.zeros((), np.float32)
         self._norm = Bound(
@@ -121,34 +122,9 @@ class Optimizer:
             self.scalars[label][...] = value
         self.keep[True][...] = 1.0 - learning_rate * train.weight_decay
         if math.isfinite(norm):  # a step from NaN gradients would lose the parameters
-            self._run(self.blocks)
+            for block in self.blocks:
+                block.run()
         return norm
-
-    def _run(self, blocks: list[Bound]) -> None:
-        """Run blocks that do not depend on each other, a share of them on each thread.
-
-        onnxruntime splitting each small operator gains nothing here; whole blocks side by side do.
-        """
-        failures: list[BaseException] = []
-
-        def work(share: list[Bound]) -> None:
-            try:
-                for block in share:
-                    block.run()
-            except BaseException as error:  # onnxruntime's own; raised again by the caller
-                failures.append(error)
-
-        helpers = [
-            threading.Thread(target=work, args=(blocks[place :: self.threads],))
-            for place in range(1, self.threads)
-        ]
-        for helper in helpers:
-            helper.start()
-        work(blocks[:: self.threads])
-        for helper in helpers:
-            helper.join()
-        if failures:
-            raise failures[0]
 
     def _values(self, clip: float, learning_rate: float) -> dict[str, Any]:
         """Scalars of this step by the names that host/compile/optimizer.py gives its inputs."""
