@@ -92,7 +92,12 @@ def stock(name: str, folder: Path, inputs: Inputs, record: dict[str, Any], threa
         chunk = int(size)
         held = 2**40 if mode == "held" else 0
         plan = StepPlan(
-            "chunked", chunk, class_chunk(ladder, chunk), threads=threads, hold_bytes=held
+            "chunked",
+            chunk,
+            class_chunk(ladder, chunk),
+            threads=threads,
+            hold_bytes=held,
+            arena=False,  # as the plan has it where memory is short
         )
     loss = SimpleNamespace(anchor=0.0, smoothing=0.0)
     engine = StockEngine(bundle, plan, TRAIN, loss)  # type: ignore[arg-type]
