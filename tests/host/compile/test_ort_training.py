@@ -1,4 +1,4 @@
-"""onnxruntime-training's gradients of towers with unequal numbers of taps, against torch."""
+"""onnxruntime-training against torch: every kind of prompts, unequal numbers of taps."""
 
 from __future__ import annotations
 
@@ -12,14 +12,20 @@ from edgeladder.config import TrainConfig
 from edgeladder.host.compile.ort_training import available, write_artifacts
 from tests.host.compile.ladders import EVEN, SHORT, Recipe, case, relative
 
+CASES = (
+    Recipe("token", image=EVEN, text=SHORT),  # text's prompts of the first rung: read by nobody
+    Recipe("diffusion", image=EVEN, text=SHORT),
+    Recipe("cross", "trunk+up", "unipt", "sum", True, bits=1, keep=0.5, couple=False, text=SHORT),
+    Recipe("memory", "none", "unipt", keep=0.5),
+)
 
-@pytest.mark.parametrize("kind", ["token", "diffusion"])
-def test_a_rung_of_one_side_alone(kind: str, tmp_path: Path) -> None:
-    """The other side's prompts of that rung are read by nobody."""
+
+@pytest.mark.parametrize("recipe", CASES, ids=str)
+def test_gradients_are_torchs(recipe: Recipe, tmp_path: Path) -> None:
     assert available(), (
         "the host environment must hold onnxruntime-training: tools/test makes it so"
     )
-    it = case(Recipe(kind, image=EVEN, text=SHORT))
+    it = case(recipe)
     state, data = it.random_state(), it.data()
     it.forward.save(tmp_path / "forward.onnx")
     parameters = list(it.trained.parameters)
