@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from edgeladder.cli import options
+from edgeladder.cli.gathered import gathered
 from edgeladder.cli.output import Answer, table
 from edgeladder.cli.progress import Progress
 from edgeladder.sizes import format_size
@@ -23,12 +24,21 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def precompute(
+def _place(
     bundle: options.Bundle = options.BUNDLE,
     data: options.Data = options.DATA,
     cache: options.Cache = options.CACHE,
     device: options.Device = None,
     budget: options.Budget = None,
+) -> dict[str, Any]:
+    """What all three commands are told: on what, and within what."""
+    limits = options.optional(device=device, budget_bytes=options.budget_bytes(budget))
+    return {"bundle": str(bundle), "data": str(data), "cache": str(cache), **limits}
+
+
+@gathered(place=_place)
+def precompute(
+    place: dict[str, Any],
     views: Annotated[
         int | None, typer.Option("--views", min=0, help="Augmented views per picture.")
     ] = None,
@@ -38,19 +48,16 @@ def precompute(
     """Run the frozen towers over pictures, once for each."""
     from edgeladder.device.train import supervisor
 
-    options.require(bundle=bundle, pictures=data)
-    request = _request(bundle, data, cache, device, budget, views=views, cache_dtype=dtype)
+    _require(place)
+    request = _request(place, views=views, cache_dtype=dtype)
     with Progress() as progress:
         values = supervisor.precompute(request, progress)
     return Answer(values, lambda: _precomputed(values))
 
 
+@gathered(place=_place)
 def plan(
-    bundle: options.Bundle = options.BUNDLE,
-    data: options.Data = options.DATA,
-    cache: options.Cache = options.CACHE,
-    device: options.Device = None,
-    budget: options.Budget = None,
+    place: dict[str, Any],
     profile: options.Profile = None,
     settings: options.Settings = None,
     shots: options.Shots = None,
@@ -60,21 +67,18 @@ def plan(
     """Predict peak memory and the smallest budget that fits."""
     from edgeladder.device.train import supervisor
 
-    options.require(bundle=bundle, pictures=data)
+    _require(place)
     request = _request(
-        bundle, data, cache, device, budget, profile=profile, overrides=settings,
+        place, profile=profile, overrides=settings,
         shots=shots, engine=engine,
     )  # fmt: skip
     values = supervisor.plan(request)
     return Answer(values, lambda: _planned(values), exit_code=0 if values["fits"] else 3)
 
 
+@gathered(place=_place)
 def train(
-    bundle: options.Bundle = options.BUNDLE,
-    data: options.Data = options.DATA,
-    cache: options.Cache = options.CACHE,
-    device: options.Device = None,
-    budget: options.Budget = None,
+    place: dict[str, Any],
     profile: options.Profile = None,
     settings: options.Settings = None,
     shots: options.Shots = None,
@@ -99,11 +103,11 @@ def train(
     from edgeladder.device.train import supervisor
 
     if resume is None:
-        options.require(bundle=bundle, pictures=data)
+        _require(place)
     else:
         options.require(run=resume)
     request = _request(
-        bundle, data, cache, device, budget, profile=profile, overrides=settings,
+        place, profile=profile, overrides=settings,
         shots=shots, engine=engine, seed=seed, cache_dtype=dtype,
         start=str(start) if start else None,
         run=str(resume or run) if resume or run else None, resume=resume is not None,
@@ -116,14 +120,15 @@ def train(
     return Answer(values, lambda: trained(values))
 
 
-def _request(
-    bundle: Path, data: Path, cache: Path, device: str | None, budget: str | None, **more: Any
-) -> Any:
+def _require(place: dict[str, Any]) -> None:
+    options.require(bundle=Path(place["bundle"]), pictures=Path(place["data"]))
+
+
+def _request(place: dict[str, Any], **more: Any) -> Any:
     """A request of only what was given, so that each default stays in one place."""
     from edgeladder.device.train.request import TrainRequest
 
-    given = options.optional(device=device, budget_bytes=options.budget_bytes(budget), **more)
-    return TrainRequest(bundle=str(bundle), data=str(data), cache=str(cache), **given)
+    return TrainRequest(**place, **options.optional(**more))
 
 
 def _precomputed(values: dict[str, Any]) -> str:

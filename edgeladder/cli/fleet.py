@@ -11,15 +11,8 @@ import typer
 
 from edgeladder.cli import fleet_jobs, fleet_rounds
 from edgeladder.cli import options as common
-from edgeladder.cli.fleet_options import (
-    INVENTORY,
-    Inventory,
-    Limit,
-    Parallel,
-    Timeout,
-    answer,
-    open_fleet,
-)
+from edgeladder.cli.fleet_options import Patience, answer, open_fleet
+from edgeladder.cli.gathered import gathered
 from edgeladder.cli.output import Answer
 from edgeladder.errors import ConfigError
 from edgeladder.fleet import console, crew, doctor, install, push, trust
@@ -65,11 +58,9 @@ class _Wish:
 
 
 @app.command("trust")
+@gathered(fleet=open_fleet)
 def trust_command(
-    inventory: Inventory = INVENTORY,
-    limit: Limit = None,
-    parallel: Parallel = 10,
-    timeout: Timeout = 30.0,
+    fleet: crew.Crew,
     yes: Annotated[bool, typer.Option("--yes", help="Pin new keys without asking.")] = False,
     fingerprint: Annotated[
         str | None, typer.Option("--fingerprint", help="Pin only a key of this SHA256:...")
@@ -80,15 +71,18 @@ def trust_command(
     as_json: common.Json = False,
 ) -> Answer:
     """Show the boxes' host keys and pin new ones; a changed key is refused."""
-    fleet = open_fleet(inventory, limit, parallel, timeout)
     if forget is not None:
         host = fleet.dialer.inventory.host(forget)
         if host is None:
-            raise ConfigError(f"unknown host {forget!r}", where=str(inventory), remedy="see it")
+            raise ConfigError(
+                f"unknown host {forget!r}",
+                where="--forget",
+                remedy="name a host as the inventory does",
+            )
         gone = fleet.dialer.pins.forget(host)
         return answer(Account("trust", [HostResult(forget, "done" if gone else "unchanged")]))
     wish = _Wish(yes or fingerprint is not None, sys.stdin.isatty() and not as_json, fingerprint)
-    account = Account("trust", crew.run(trust.offers(fleet.dialer, fleet.hosts, parallel)))
+    account = Account("trust", crew.run(trust.offers(fleet.dialer, fleet.hosts, fleet.parallel)))
     _pin(account, fleet, wish)
     account.facts["known_hosts"] = str(fleet.dialer.pins.path)
     columns = ("verdict", "fingerprint")
@@ -114,15 +108,12 @@ def _pin(account: Account, fleet: crew.Crew, wish: _Wish) -> None:
 
 
 @app.command("doctor")
+@gathered(fleet=open_fleet)
 def doctor_command(
-    inventory: Inventory = INVENTORY,
-    limit: Limit = None,
-    parallel: Parallel = 10,
-    timeout: Timeout = 30.0,
+    fleet: crew.Crew,
     as_json: common.Json = False,
 ) -> Answer:
     """Probe all boxes: Python, wheels, memory, fence, disk, clock."""
-    fleet = open_fleet(inventory, limit, parallel, timeout)
     account = crew.run(fleet.each("doctor", doctor.examine))
     text = console.account_text(account, {
         "python": console.fact("python"),
@@ -139,11 +130,9 @@ def doctor_command(
 
 
 @app.command("install")
+@gathered(fleet=open_fleet)
 def install_command(
-    inventory: Inventory = INVENTORY,
-    limit: Limit = None,
-    parallel: Parallel = 10,
-    timeout: Timeout = 30.0,
+    fleet: crew.Crew,
     wheelhouse: Annotated[
         Path | None, typer.Option("--wheelhouse", help="Folder of wheels, pushed over first.")
     ] = None,
@@ -151,13 +140,10 @@ def install_command(
         bool, typer.Option("--online", help="With a wheelhouse: take the rest from a registry.")
     ] = False,
     extras: Annotated[str, typer.Option("--extras", help="Such as ort-training.")] = "",
-    patience: Annotated[
-        float, typer.Option("--patience", help="Seconds a box may be unreachable.")
-    ] = 600.0,
+    patience: Patience = 600.0,
     as_json: common.Json = False,
 ) -> Answer:
     """Install edgeladder on the boxes, from a registry or a wheelhouse."""
-    fleet = open_fleet(inventory, limit, parallel, timeout)
     wheels = install.wheelhouse(wheelhouse) if wheelhouse else None
     work = {
         host.name: install.install_job(host, wheels=wheels, offline=not online, extras=extras)
@@ -170,11 +156,9 @@ def install_command(
 
 
 @app.command("push")
+@gathered(fleet=open_fleet)
 def push_command(
-    inventory: Inventory = INVENTORY,
-    limit: Limit = None,
-    parallel: Parallel = 10,
-    timeout: Timeout = 30.0,
+    fleet: crew.Crew,
     bundle: common.Bundle = common.BUNDLE,
     data: Annotated[
         Path | None, typer.Option("--data", help="Push this folder of pictures too.")
@@ -188,7 +172,7 @@ def push_command(
     as_json: common.Json = False,
 ) -> Answer:
     """Push the bundle: what is missing, verified, switched at once."""
-    fleet = open_fleet(inventory, limit, parallel, timeout, note=console.told)
+    fleet.note = console.told
     trees = [push.bundle_tree(bundle)] + ([push.tree_of("data", data)] if data else [])
     account = crew.run(fleet.each("push", lambda box: push.push_all(
         box, trees, verify=verify, prune=prune)))  # fmt: skip

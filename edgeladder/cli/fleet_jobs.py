@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from edgeladder.bundle import Bundle
 from edgeladder.cli import options as common
-from edgeladder.cli.fleet_options import (
-    INVENTORY,
-    OUT,
-    Inventory,
-    Job,
-    Limit,
-    Out,
-    Parallel,
-    Poll,
-    Timeout,
-    answer,
-    open_fleet,
-)
+from edgeladder.cli.fleet_options import OUT, Job, JobId, Out, Patience, Poll, answer, open_fleet
+from edgeladder.cli.gathered import gathered
 from edgeladder.cli.output import Answer
 from edgeladder.fleet import console, crew, jobs, pull
 from edgeladder.fleet.jobs import Progress, TrainOptions
-
-JobId = Annotated[str, typer.Option("--job", help="Job id, as `fleet train` printed it.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -40,12 +26,12 @@ def register(app: typer.Typer) -> None:
 
 
 def train_options(
-    bundle: Path,
-    profile: str | None,
-    shots: int | None,
-    seed: int | None,
-    engine: str,
-    settings: list[str] | None,
+    bundle: common.Bundle = common.BUNDLE,
+    profile: common.Profile = None,
+    shots: common.Shots = None,
+    seed: common.Seed = None,
+    engine: common.Engine = "auto",
+    settings: common.Settings = None,
 ) -> TrainOptions:
     """What a command line tells every box's training."""
     return TrainOptions(
@@ -58,31 +44,20 @@ def train_options(
     )
 
 
+@gathered(fleet=open_fleet, options=train_options)
 def train(
-    inventory: Inventory = INVENTORY,
-    limit: Limit = None,
-    parallel: Parallel = 10,
-    timeout: Timeout = 30.0,
-    bundle: common.Bundle = common.BUNDLE,
-    profile: common.Profile = None,
-    shots: common.Shots = None,
-    seed: common.Seed = None,
-    engine: common.Engine = "auto",
-    settings: common.Settings = None,
+    fleet: crew.Crew,
+    options: TrainOptions,
     job: Job = None,
     again: Annotated[
         bool, typer.Option("--again", help="Train afresh where the job is done already.")
     ] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Watch until all have ended.")] = False,
     poll: Poll = 5.0,
-    patience: Annotated[
-        float, typer.Option("--patience", help="With --wait: seconds a box may be unreachable.")
-    ] = 600.0,
+    patience: Patience = 600.0,
     as_json: common.Json = False,
 ) -> Answer:
     """Start training on the boxes: detached, once per job id."""
-    fleet = open_fleet(inventory, limit, parallel, timeout)
-    options = train_options(bundle, profile, shots, seed, engine, settings)
     name = jobs.require_job(job, options)
     work = {host.name: jobs.train_job(host, options, name) for host in fleet.hosts}
     begin = jobs.start_again if again else jobs.start
@@ -100,16 +75,13 @@ def train(
     return answer(account, {column: console.fact(column) for column in columns})
 
 
+@gathered(fleet=open_fleet)
 def status(
     job: JobId,
-    inventory: Inventory = INVENTORY,
-    limit: Limit = None,
-    parallel: Parallel = 10,
-    timeout: Timeout = 30.0,
+    fleet: crew.Crew,
     as_json: common.Json = False,
 ) -> Answer:
     """How a job goes on every box."""
-    fleet = open_fleet(inventory, limit, parallel, timeout)
     account = crew.run(jobs.look(fleet, job, {}))
     return answer(
         account,
@@ -122,12 +94,10 @@ def status(
     )
 
 
+@gathered(fleet=open_fleet)
 def logs(
     job: JobId,
-    inventory: Inventory = INVENTORY,
-    limit: Limit = None,
-    parallel: Parallel = 10,
-    timeout: Timeout = 30.0,
+    fleet: crew.Crew,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Until all have ended.")] = False,
     metrics: Annotated[
         bool, typer.Option("--metrics", help="metrics.jsonl instead of the log.")
@@ -136,7 +106,6 @@ def logs(
     as_json: common.Json = False,
 ) -> Answer:
     """A job's log lines, or with -f one live table of its metrics."""
-    fleet = open_fleet(inventory, limit, parallel, timeout)
     table = follow and not metrics
     name = "run/metrics.jsonl" if metrics or follow else "log"
     with console.Watch() as watch:
@@ -167,35 +136,30 @@ def _print_lines(known: dict[str, Progress]) -> None:
             print(f"{progress.host}: {console.clean(line)}")
 
 
+@gathered(fleet=open_fleet)
 def stop(
     job: JobId,
-    inventory: Inventory = INVENTORY,
-    limit: Limit = None,
-    parallel: Parallel = 10,
-    timeout: Timeout = 30.0,
+    fleet: crew.Crew,
     grace: Annotated[
         float, typer.Option("--grace", help="Seconds for a checkpoint before it is killed.")
     ] = 30.0,
     as_json: common.Json = False,
 ) -> Answer:
     """Stop a job; its checkpoint stays, and the same start goes on."""
-    fleet = open_fleet(inventory, limit, parallel, timeout)
     account = crew.run(fleet.each("stop", lambda box: jobs.stop(box, job, grace_seconds=grace)))
     return answer(account, {"job": console.fact("job_state"), "killed": console.fact("killed")})
 
 
+@gathered(fleet=open_fleet)
 def pull_command(
     job: JobId,
-    inventory: Inventory = INVENTORY,
-    limit: Limit = None,
-    parallel: Parallel = 10,
-    timeout: Timeout = 30.0,
+    fleet: crew.Crew,
     bundle: common.Bundle = common.BUNDLE,
     out: Out = OUT,
     as_json: common.Json = False,
 ) -> Answer:
     """Collect adapters, metrics and reports of a job, verified; never pictures."""
-    fleet = open_fleet(inventory, limit, parallel, timeout, note=console.told)
+    fleet.note = console.told
     manifest = Bundle.open(bundle, verify=False).manifest
     account = crew.run(fleet.each("pull", lambda box: pull.pull(box, job, out, manifest=manifest)))
     account.facts["out"] = str(out / job)

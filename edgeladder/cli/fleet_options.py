@@ -10,10 +10,12 @@ import typer
 
 from edgeladder.cli.output import Answer
 from edgeladder.errors import ConfigError
-from edgeladder.fleet import console, inventory
+from edgeladder.fleet import console
 from edgeladder.fleet.account import Account, HostResult
 from edgeladder.fleet.crew import Crew
-from edgeladder.fleet.transport import Dialer, asyncssh
+from edgeladder.fleet.dialer import Dialer
+from edgeladder.fleet.inventory import Inventory as Fleet
+from edgeladder.fleet.ssh import asyncssh
 
 INVENTORY = Path("fleet.yaml")
 OUT = Path("fleet")
@@ -33,16 +35,17 @@ Out = Annotated[Path, typer.Option("--out", help="Folder for what is pulled.")]
 Poll = Annotated[float, typer.Option("--poll", min=0.1, help="Seconds between looks.")]
 
 
-def quiet(result: HostResult) -> None:
-    """Say nothing as a host ends."""
+Patience = Annotated[
+    float, typer.Option("--patience", help="When it waits: seconds a box may be unreachable.")
+]
+JobId = Annotated[str, typer.Option("--job", help="Job id, as `fleet train` printed it.")]
 
 
 def open_fleet(
-    path: Path,
-    limit: str | None,
-    parallel: int,
-    timeout: float,
-    note: Callable[[HostResult], None] = quiet,
+    inventory: Inventory = INVENTORY,
+    limit: Limit = None,
+    parallel: Parallel = 10,
+    timeout: Timeout = 30.0,
 ) -> Crew:
     """The hosts that a command line means.
 
@@ -50,13 +53,13 @@ def open_fleet(
         ConfigError: asyncssh is missing, the inventory is invalid, or nothing is left of it.
     """
     asyncssh()
-    opened = inventory.Inventory.open(path)
+    opened = Fleet.open(inventory)
     for line in opened.notes:
         console.say(line)
     hosts = opened.limit(limit)
     if not hosts:
         raise ConfigError("no hosts are left", where=f"--limit {limit}", remedy="take less away")
-    return Crew(Dialer(opened, timeout_seconds=timeout), hosts, parallel, note=note)
+    return Crew(Dialer(opened, timeout_seconds=timeout), hosts, parallel)
 
 
 def answer(

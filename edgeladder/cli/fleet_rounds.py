@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,21 +10,12 @@ import typer
 
 from edgeladder.bundle import Bundle
 from edgeladder.cli import options as common
-from edgeladder.cli.fleet_jobs import JobId, train_options
-from edgeladder.cli.fleet_options import (
-    INVENTORY,
-    OUT,
-    Inventory,
-    Limit,
-    Out,
-    Parallel,
-    Poll,
-    Timeout,
-    answer,
-    open_fleet,
-)
+from edgeladder.cli.fleet_jobs import train_options
+from edgeladder.cli.fleet_options import OUT, JobId, Out, Patience, Poll, answer, open_fleet
+from edgeladder.cli.gathered import gathered
 from edgeladder.cli.output import Answer
 from edgeladder.fleet import console, crew, evaluate, report, rounds
+from edgeladder.fleet.jobs import TrainOptions
 from edgeladder.fleet.rounds import RoundOptions
 
 Method = Annotated[
@@ -40,6 +32,11 @@ Start = Annotated[
 AverageFolder = Annotated[Path, typer.Option("--adapter", help="Folder of the adapter.")]
 
 
+def averaging(method: Method = "mean", trim: Trim = 0.2, bound: Bound = 10.0) -> RoundOptions:
+    """How a command line wants adapters averaged."""
+    return RoundOptions(method, trim, bound)
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to the fleet's application."""
     app.command("aggregate")(aggregate)
@@ -48,59 +45,45 @@ def register(app: typer.Typer) -> None:
     app.command("report")(report_command)
 
 
+@gathered(fleet=open_fleet, averaging=averaging)
 def aggregate(
     job: JobId,
-    inventory: Inventory = INVENTORY,
-    limit: Limit = None,
+    fleet: crew.Crew,
+    averaging: RoundOptions,
     bundle: common.Bundle = common.BUNDLE,
     out: Out = OUT,
-    method: Method = "mean",
-    trim: Trim = 0.2,
-    bound: Bound = 10.0,
     start: Start = None,
     as_json: common.Json = False,
 ) -> Answer:
     """Average a job's pulled adapters into one."""
-    fleet = open_fleet(inventory, limit, 1, 30.0)
     names = [host.name for host in fleet.hosts]
-    options = RoundOptions(method=method, trim=trim, bound=bound)
     opened = Bundle.open(bundle, verify=False)
     origin = start / "adapter.safetensors" if start is not None and start.is_dir() else start
-    account = rounds.aggregate_job(out, job, names, options, opened, start=origin)
+    account = rounds.aggregate_job(out, job, names, averaging, opened, start=origin)
     columns = ("weight", "distance")
     return answer(account, {column: console.fact(column) for column in columns})
 
 
+@gathered(fleet=open_fleet, training=train_options, averaging=averaging)
 def rounds_command(
     count: Annotated[int, typer.Argument(min=1, help="How many rounds.")],
     name: Annotated[str, typer.Option("--name", help="Of the rounds: their jobs are NAME-r1...")],
-    inventory: Inventory = INVENTORY,
-    limit: Limit = None,
-    parallel: Parallel = 10,
-    timeout: Timeout = 30.0,
+    fleet: crew.Crew,
+    training: TrainOptions,
+    averaging: RoundOptions,
     bundle: common.Bundle = common.BUNDLE,
     out: Out = OUT,
-    profile: common.Profile = None,
-    shots: common.Shots = None,
-    seed: common.Seed = None,
-    engine: common.Engine = "auto",
-    settings: common.Settings = None,
-    method: Method = "mean",
-    trim: Trim = 0.2,
-    bound: Bound = 10.0,
     quorum: Annotated[
         float, typer.Option("--quorum", min=0, max=1, help="Share of boxes a round needs.")
     ] = 0.5,
     poll: Poll = 5.0,
-    patience: Annotated[
-        float, typer.Option("--patience", help="Seconds a box may be unreachable.")
-    ] = 600.0,
+    patience: Patience = 600.0,
     as_json: common.Json = False,
 ) -> Answer:
     """Repeat push, train, pull and aggregate; pictures never leave a box."""
-    fleet = open_fleet(inventory, limit, parallel, timeout)
-    options = RoundOptions(method, trim, bound, quorum, poll, patience)
-    training = train_options(bundle, profile, shots, seed, engine, settings)
+    options = dataclasses.replace(
+        averaging, quorum=quorum, poll_seconds=poll, patience_seconds=patience
+    )
     with console.Watch() as watch:
         account = crew.run(
             rounds.rounds(
@@ -111,19 +94,16 @@ def rounds_command(
     return answer(account, {"weight": console.fact("weight")})
 
 
+@gathered(fleet=open_fleet)
 def evaluate_command(
     adapter: AverageFolder,
-    inventory: Inventory = INVENTORY,
-    limit: Limit = None,
-    parallel: Parallel = 10,
-    timeout: Timeout = 30.0,
+    fleet: crew.Crew,
     bundle: common.Bundle = common.BUNDLE,
     out: Out = OUT,
     poll: Poll = 2.0,
     as_json: common.Json = False,
 ) -> Answer:
     """Push an adapter and evaluate it on every box's own test pictures."""
-    fleet = open_fleet(inventory, limit, parallel, timeout)
     with console.Watch() as watch:
         account = crew.run(
             evaluate.evaluate(

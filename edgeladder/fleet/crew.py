@@ -11,8 +11,10 @@ from typing import Any, TypeVar
 
 from edgeladder.errors import EdgeLadderError
 from edgeladder.fleet.account import Account, HostError, HostResult, failed
+from edgeladder.fleet.dialer import Dialer
 from edgeladder.fleet.inventory import Host
-from edgeladder.fleet.transport import Box, Dialer, quiet_asyncssh
+from edgeladder.fleet.ssh import quiet_asyncssh
+from edgeladder.fleet.transport import Box
 
 Work = Callable[[Box], Awaitable[HostResult]]
 Note = Callable[[HostResult], None]

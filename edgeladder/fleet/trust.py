@@ -17,6 +17,7 @@ from edgeladder.errors import ConfigError
 from edgeladder.files import write_text
 from edgeladder.fleet.account import HostError, HostResult, failed
 from edgeladder.fleet.inventory import Host
+from edgeladder.fleet.ssh import asyncssh, connection_errors
 
 
 def fingerprint(key: str) -> str:
@@ -105,8 +106,6 @@ async def offered_key(host: Host, pins: Pins, tunnel: Any, *, timeout_seconds: f
     Raises:
         HostError: unreachable, or no answer in time.
     """
-    from edgeladder.fleet.transport import asyncssh, connection_errors
-
     ssh = asyncssh()
     known = pins.keys(host)
     algorithms = sorted({key.split()[0] for key in known}) or None

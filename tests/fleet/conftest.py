@@ -20,8 +20,8 @@ import pytest
 from edgeladder.bundle import Bundle
 from edgeladder.cli.app import main
 from edgeladder.fleet.crew import Crew
+from edgeladder.fleet.dialer import Dialer
 from edgeladder.fleet.inventory import Inventory
-from edgeladder.fleet.transport import Dialer
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools" / "fleet"
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from edgeladder.bundle import Bundle
+from edgeladder.fleet.agent import agent
 from edgeladder.fleet.crew import run
 from edgeladder.fleet.inventory import Host
 from edgeladder.fleet.push import bundle_tree, push, push_all, tree_of
-from edgeladder.fleet.transport import agent
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
