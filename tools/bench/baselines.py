@@ -1,8 +1,8 @@
 """The heads a ladder must beat, on the same cached features, in plain numpy.
 
-Linear probe, LP++, Tip-Adapter-F, TaskRes and ProLIP, each with one fixed setting from its paper,
-or with a strength chosen on the support set by leaving out one shot at a time. None of them sees
-a validation or test picture; none picks an epoch.
+Linear probe, LP++, Tip-Adapter-F, TaskRes, CLAP and ProLIP, each with one fixed setting from its
+paper, or with a strength chosen on the support set by leaving out one shot at a time. None of them
+sees a validation or test picture; none picks an epoch.
 """
 
 from __future__ import annotations
@@ -234,11 +234,39 @@ def pro_lip(support: Support) -> Predictor:
     return fit(support, 1e-4)
 
 
+def clap(support: Support) -> Predictor:
+    """CLAP, arXiv:2312.12730 (constraint formulation): class prototypes held to the text's.
+
+    Cross-entropy + sum over classes of lambda_c |w_c - t_c|^2, w = t at the start, AdamW-free SGD
+    in the paper; here the same full-batch Adam as the other heads. The multipliers are the paper's
+    zero-shot ones, fixed before training: lambda_c is the mean probability that zero-shot gives the
+    class on the class's own support pictures, divided by the pictures per class.
+    """
+    rows, text = support.embedding, support.text
+    chance = softmax(support.scale * rows @ text.T)
+    onehot = support.onehot
+    own = (chance * onehot).sum(0) / np.maximum(onehot.sum(0), 1)
+    weight = own[:, None] / support.shots
+
+    def slopes(p: dict[str, Array]) -> dict[str, Array]:
+        norm = np.linalg.norm(p["w"], axis=1, keepdims=True)
+        unit = p["w"] / norm
+        error = (softmax(support.scale * rows @ unit.T) - onehot) / len(rows)
+        slope = support.scale * error.T @ rows
+        tangent = (slope - unit * (slope * unit).sum(1, keepdims=True)) / norm
+        return {"w": tangent + 2 * weight * (p["w"] - text)}
+
+    weights = adam({"w": text.copy()}, slopes, steps=300, rate=1e-3)["w"]
+    weights = weights / np.linalg.norm(weights, axis=1, keepdims=True)
+    return lambda embedding, pre: support.scale * embedding @ weights.T
+
+
 METHODS: dict[str, Method] = {
     "zero-shot": zero_shot,
     "linear probe": linear_probe,
     "LP++": lp_plus_plus,
     "Tip-Adapter-F": tip_adapter_f,
     "TaskRes": task_res,
+    "CLAP": clap,
     "ProLIP": pro_lip,
 }

@@ -3,11 +3,12 @@
 
     tools/bench/fewshot.py --bundle bundle --data pictures.zip --data other.zip --out bench
 
-Rows: zero-shot; linear probe, LP++, Tip-Adapter-F, TaskRes, ProLIP, GDA, ProKeR on the final
-embedding; the multi-tap leave-one-out kernel; and ladders, each named with the bundle that was
-exported with its profile (`--ladder default=bundle`, the same backbone), alone and with the
-kernel as a term. Settings are fixed or chosen on the support set; the test pictures are used once,
-to count. Writes results.csv (every run), table.md (means and standard errors) and plot.svg.
+Rows: zero-shot; linear probe, LP++, Tip-Adapter-F, TaskRes, CLAP, ProLIP, GDA, ProKeR; the
+multi-tap leave-one-out kernel; the bundle's own head alone, its ladder alone, and both as
+`edgeladder train` gives them (`default`); and further ladders from bundles of the same backbone,
+`--ladder NAME=BUNDLE[,A.B=C..]`. Settings are fixed or chosen on the support set; the test pictures
+are used once, to count. Writes results.csv after every task (run it again and it goes on where it
+stopped), table.md (means and standard errors) and plot.svg.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import argparse
 import csv
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +31,15 @@ from task import Task, load_pool  # noqa: E402
 
 from edgeladder.bundle import Bundle  # noqa: E402
 from edgeladder.config import Profile, override  # noqa: E402
-from edgeladder.device.infer.heads import Head, fit_head  # noqa: E402
+from edgeladder.device.infer.heads import Head, fit_head, head_arrays, head_from  # noqa: E402
+from edgeladder.device.infer.term import DEFAULT_ETA  # noqa: E402
 
 Array = np.ndarray
-_CHUNK = 256
 Row = dict[str, object]
+Ladders = dict[str, tuple[Bundle, Profile]]
+_CHUNK = 256
+_FIELDS = ["dataset", "shots", "seed", "method", "accuracy", "seconds"]
+_HEADS = {"gda": "GDA", "proker": "ProKeR", "kernel": "multi-tap kernel"}
 
 
 def support_of(task: Task) -> Support:
@@ -50,14 +55,20 @@ def support_of(task: Task) -> Support:
 
 
 def head_of(task: Task, kind: str) -> Head:
-    """A closed-form head fitted on the support set."""
-    features = task.support.features()
-    zero_shot = task.zero_shot(task.support.embedding)
-    return fit_head(kind, features, task.support.labels, zero_shot)  # type: ignore[arg-type]
+    """A closed-form head fitted on the support set, as an adapter stores it."""
+    head = fit_head(
+        kind,  # type: ignore[arg-type]
+        task.support.features(),
+        task.support.labels,
+        task.zero_shot(task.support.embedding),
+        projected=bool(task.support.extra),
+    )
+    return head_from(*head_arrays(head))
 
 
-def head_logits(task: Task, head: Head) -> Array:
+def head_logits(task: Task, kind: str) -> Array:
     """Of the test pictures (m, C), some at a time."""
+    head = head_of(task, kind)
     parts = []
     for start in range(0, len(task.test.labels), _CHUNK):
         features = task.test.features(start, start + _CHUNK)
@@ -65,94 +76,147 @@ def head_logits(task: Task, head: Head) -> Array:
     return np.concatenate(parts)
 
 
-def run_task(task: Task, ladders: dict[str, tuple[Bundle, Profile]]) -> list[Row]:
-    """Every method once; one row each."""
-    rows: list[Row] = []
+Work = Callable[[], Array]
 
-    def count(method: str, logits: Callable[[], Array]) -> Array:
+
+def works(task: Task, ladders: Ladders, parts: set[str]) -> Iterator[tuple[str, Work]]:
+    """Every method's name and how to get its test logits."""
+    support, before = support_of(task), task.test.extra.get("image_embedding_pre")
+    if "heads" in parts:
+        for name, method in METHODS.items():
+            yield name, lambda method=method: method(support)(task.test.embedding, before)
+        for kind, name in _HEADS.items():
+            yield name, lambda kind=kind: head_logits(task, kind)
+    kept: dict[str, Array] = {}
+
+    def once(key: str, work: Work) -> Array:
+        if key not in kept:
+            kept[key] = work()
+        return kept[key]
+
+    for name, (bundle, profile) in ladders.items():
+        kind = profile.head.kind
+        eta = DEFAULT_ETA if profile.head.weight is None else profile.head.weight
+
+        def ladder(name: str = name, bundle: Bundle = bundle, profile: Profile = profile) -> Array:
+            return once(f"ladder {name}", lambda: train_ladder(task, bundle, profile)[0])
+
+        def head(kind: str = kind) -> Array:
+            return once(f"head {kind}", lambda: head_logits(task, kind))
+
+        if kind == "none":
+            yield name, ladder
+            continue
+        yield f"{name}: ladder alone", ladder
+        yield f"{name}: head alone", head
+        yield name, lambda ladder=ladder, head=head, eta=eta: ladder() + eta * head()
+
+
+def run_task(
+    task: Task, ladders: Ladders, parts: set[str], done: set[tuple[str, ...]]
+) -> list[Row]:
+    """Every method that is not done yet; one row each."""
+    rows: list[Row] = []
+    for method, work in works(task, ladders, parts):
+        if (task.name, str(task.shots), str(task.seed), method) in done:
+            continue
         started = time.perf_counter()
-        given = logits()
+        given = work()
         rows.append(
             {
                 "dataset": task.name,
                 "shots": task.shots,
                 "seed": task.seed,
                 "method": method,
-                "accuracy": float((given.argmax(axis=1) == task.test.labels).mean()),
+                "accuracy": round(float((given.argmax(axis=1) == task.test.labels).mean()), 6),
                 "seconds": round(time.perf_counter() - started, 3),
             }
         )
-        return given
-
-    support, before = support_of(task), task.test.extra.get("image_embedding_pre")
-    for name, method in METHODS.items():
-        count(name, lambda method=method: method(support)(task.test.embedding, before))
-    names = {"gda": "GDA", "proker": "ProKeR", "kernel": "multi-tap kernel"}
-    given = {
-        kind: count(name, lambda kind=kind: head_logits(task, head_of(task, kind)))
-        for kind, name in names.items()
-    }
-    for name, (bundle, profile) in ladders.items():
-        tuned = count(f"ladder {name}", lambda b=bundle, p=profile: train_ladder(task, b, p)[0])
-        count(f"ladder {name} + kernel", lambda t=tuned: t + given["kernel"])
     return rows
 
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--bundle", type=Path, required=True, help="whose backbone is used")
+    parser.add_argument("--bundle", type=Path, required=True, help="whose backbone and default")
     parser.add_argument("--data", type=Path, action="append", required=True)
     parser.add_argument(
         "--ladder",
         action="append",
         default=[],
-        metavar="NAME=BUNDLE",
-        help="a ladder to train, from its bundle",
+        metavar="NAME=BUNDLE[,A.B=C..]",
+        help="a further ladder to train, from its bundle",
     )
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="A.B=C")
+    parser.add_argument("--only-ladders", action="store_true", help="the --ladder rows alone")
     parser.add_argument("--cache", type=Path, default=Path("cache"))
+    parser.add_argument("--dtype", default="fp16", choices=["fp16", "int8"], help="of the cache")
     parser.add_argument("--out", type=Path, default=Path("bench"))
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--views", type=int, default=0, help="augmented views to cache")
     parser.add_argument("--test-per-class", type=int, default=None)
+    parser.add_argument("--pool-shots", type=int, default=None, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
+def open_ladders(arguments: argparse.Namespace, bundle: Bundle) -> Ladders:
+    """The default and what `--ladder` names."""
+    ladders: Ladders = {}
+    if not arguments.only_ladders:
+        ladders["default"] = (bundle, override(bundle.manifest.profile, arguments.settings))
+    for entry in arguments.ladder:
+        name, _, rest = entry.partition("=")
+        folder, *settings = rest.split(",")
+        opened = Bundle.open(folder or arguments.bundle)
+        ladders[name] = (opened, override(opened.manifest.profile, settings))
+    return ladders
+
+
 def main() -> None:
-    """Run all tasks; results so far are on disk after each."""
+    """Run what is not done; each task's results are on disk when it ends."""
     arguments = parse_arguments()
     bundle = Bundle.open(arguments.bundle)
-    ladders: dict[str, tuple[Bundle, Profile]] = {}
-    for entry in arguments.ladder:
-        name, _, folder = entry.partition("=")
-        opened = Bundle.open(folder or arguments.bundle)
-        ladders[name] = (opened, override(opened.manifest.profile, arguments.settings))
+    ladders = open_ladders(arguments, bundle)
+    parts = set() if arguments.only_ladders else {"heads"}
     arguments.out.mkdir(parents=True, exist_ok=True)
-    rows: list[Row] = []
+    rows = load(arguments.out / "results.csv")
     for data in arguments.data:
         pool = load_pool(
             bundle,
             data,
             arguments.cache,
-            shots=max(arguments.shots),
+            shots=arguments.pool_shots or max(arguments.shots),
             seeds=arguments.seeds,
             test_per_class=arguments.test_per_class,
+            dtype=arguments.dtype,
+            views=arguments.views,
         )
         for shots in arguments.shots:
             for seed in range(arguments.seeds):
-                rows += run_task(pool.task(shots, seed), ladders)
+                done = {tuple(str(row[key]) for key in _FIELDS[:4]) for row in rows}
+                rows += run_task(pool.task(shots, seed), ladders, parts, done)
                 save(arguments.out, rows)
             print(f"{pool.name}, {shots} shots: done", file=sys.stderr, flush=True)
     print(table(rows))
 
 
+def load(path: Path) -> list[Row]:
+    """The rows of an earlier run."""
+    if not path.is_file():
+        return []
+    with open(path, newline="", encoding="utf-8") as stream:
+        return [dict(row) for row in csv.DictReader(stream)]
+
+
 def save(folder: Path, rows: list[Row]) -> None:
     """results.csv, table.md, plot.svg."""
-    with open(folder / "results.csv", "w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
+    new = folder / "results.csv.new"
+    with open(new, "w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, fieldnames=_FIELDS)
         writer.writeheader()
         writer.writerows(rows)
+    new.replace(folder / "results.csv")
     (folder / "table.md").write_text(table(rows), encoding="utf-8")
     (folder / "plot.svg").write_text(plot(rows), encoding="utf-8")
 

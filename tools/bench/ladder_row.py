@@ -1,86 +1,99 @@
-"""A ladder trained on one task through the engine, without the run directory around it."""
+"""A ladder trained on one task by the product's own loop, without the worker processes around it.
+
+Batches, habits, optimiser and averaging are `edgeladder.device.train`'s; so is the head that joins.
+What is left out is what changes no number: supervisor, plan, checkpoints while running.
+"""
 
 from __future__ import annotations
 
 import math
+import tempfile
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from task import ArrayInputs, Task
+from task import Activations, Task
 
 from edgeladder.bundle import Bundle
 from edgeladder.config import Profile
+from edgeladder.device.data.inputs import CacheBatches
 from edgeladder.device.data.sampler import Sampler
-from edgeladder.device.engine import StepPlan, open_engine
 from edgeladder.device.infer.score import class_embeddings
-from edgeladder.device.train.schedule import learning_rate
+from edgeladder.device.train.control import Control
+from edgeladder.device.train.fit import _loop, begin, open_engine_named
 
 Array = np.ndarray
 _CHUNK = 256
 
 
+def values_of(task: Task, profile: Profile, threads: int) -> dict[str, Any]:
+    """What the plan worker would hand to the train worker (`train/prepare.py`)."""
+    count = len(task.rows)
+    batch = min(profile.train.batch, count)
+    per_epoch = math.ceil(count / batch)
+    steps = profile.train.steps or profile.train.epochs * per_epoch
+    keep = profile.ladder.prompts.keep
+    condense = None
+    if keep is not None and keep < 1:
+        until = steps + profile.condense.epochs * per_epoch
+        condense = {"at": steps, "until": until, "keep": keep, "train": profile.condense.train}
+    dumped = profile.model_dump(mode="json")
+    dumped["train"]["checkpoint_steps"] = 10**9
+    dumped["train"]["checkpoint_seconds"] = 1e9
+    return {
+        "request": {"start": None},
+        "profile": dumped,
+        "sizes": {},
+        "engine": "stock",
+        "threads": threads,
+        "plan": {"phases": {"train": {"moments": "fp32"}}},
+        "steps": condense["until"] if condense else steps,
+        "condense": condense,
+        "pull": profile.loss.pull * task.classes / count,
+        "batch": batch,
+        "seed": task.seed,
+        "warmup_steps": math.ceil(profile.train.warmup_epochs * per_epoch),
+    }
+
+
 def train_ladder(
-    task: Task, bundle: Bundle, profile: Profile, *, rows: Array | None = None, threads: int = 2
-) -> tuple[Array, Array]:
-    """Train on the support set (or its `rows`), as `edgeladder train` would.
+    task: Task, bundle: Bundle, profile: Profile, *, threads: int = 1
+) -> tuple[Array, int]:
+    """Train on the support set as `edgeladder train` would.
 
     Args:
         task: support and test pictures.
         bundle: whose ladder; the tower must be the task's.
         profile: training recipe; the ladder's shape is the bundle's.
-        rows: of the support set to train on; None: all.
 
     Returns:
-        Logits of the test pictures (m, C), and of the support pictures left out (n - rows, C).
+        Logits of the test pictures (m, C) by the ladder alone, and the steps taken.
     """
-    train, seed = profile.train, task.seed
-    support = task.support if rows is None else task.support.part(rows)
-    engine = open_engine("stock", bundle, StepPlan(threads=threads), train, profile.loss)
-    sampler = Sampler(len(support.labels), train.batch, seed)
-    steps = train.steps or train.epochs * sampler.steps_per_epoch
-    warmup = math.ceil(train.warmup_epochs * sampler.steps_per_epoch)
-    average = engine.parameters() if train.average else None
-    for step in range(steps):
-        indices, _ = sampler.next()
-        inputs = ArrayInputs(support.part(indices), task.text)
-        engine.step(inputs, learning_rate(step, steps, warmup, train.learning_rate))
-        if average is not None:
-            decay = min(train.average, (2 + step) / (11 + step))
-            for name, value in engine.parameters().items():
-                average[name] += np.float32(1 - decay) * (value - average[name])
-    if average is not None:
-        engine.set_parameters(average)
-    text = class_embeddings(engine, ArrayInputs(support, task.text), _CHUNK)
-    tested = encode(engine, task, task.test, text)
-    if rows is None:
-        held_out = np.zeros((0, task.classes))
-    else:
-        left = np.setdiff1d(np.arange(len(task.support.labels)), rows)
-        held_out = encode(engine, task, task.support.part(left), text)
+    values = values_of(task, profile, threads)
+    reader = task.reader(bundle).part(task.rows)
+    sampler = Sampler(len(task.rows), values["batch"], values["seed"], profile.train.views)
+    batches = CacheBatches(reader, sampler)
+    engine = open_engine_named(values, bundle, {})
+    begin(engine, bundle, batches, values)
+    with tempfile.TemporaryDirectory() as folder:
+        loop = _loop(engine, bundle, batches, values, Path(folder), lambda record: None, Control())
+        done = loop.run()
+    loop.apply_average()
+    text = class_embeddings(engine, next(reader.windows("train", 1)), _CHUNK)
+    wanted = bundle.manifest.ladder.image_inputs
+    tested = encode(engine, task, task.test, text, wanted)
     engine.close()
-    return tested, held_out
+    return tested, done.step
 
 
-def encode(engine: object, task: Task, images: object, text: Array) -> Array:
+def encode(engine: Any, task: Task, images: Activations, text: Array, wanted: list[str]) -> Array:
     """Tuned logits (n, C)."""
     model = task.bundle.manifest.model
-    inputs = ArrayInputs(images, task.text)  # type: ignore[arg-type]
     logits = []
-    for start in range(0, len(inputs.labels), _CHUNK):
-        stop = min(start + _CHUNK, len(inputs.labels))
-        extra = {n: np.ascontiguousarray(v[start:stop]) for n, v in inputs.image_extra.items()}
-        tuned = engine.encode_image(  # type: ignore[attr-defined]
-            inputs.image_taps(start, stop), inputs.image_embedding[start:stop], extra
-        )
+    for start in range(0, len(images.labels), _CHUNK):
+        window = slice(start, min(start + _CHUNK, len(images.labels)))
+        taps = [np.ascontiguousarray(t[:, :, window], np.float32) for t in images.taps]
+        extra = {name: np.ascontiguousarray(images.extra[name][window]) for name in wanted}
+        tuned = engine.encode_image(taps, images.embedding[window], extra)
         logits.append(model.logit_scale * (tuned @ text.T) + model.logit_bias)
     return np.concatenate(logits)
-
-
-def held_out_logits(
-    task: Task, bundle: Bundle, profile: Profile, folds: Array, *, threads: int = 2
-) -> Array:
-    """Ladder logits of every support picture from a ladder that did not see its fold (n, C)."""
-    logits = np.zeros((len(task.support.labels), task.classes))
-    for fold in np.unique(folds):
-        rows = np.flatnonzero(folds != fold)
-        logits[folds == fold] = train_ladder(task, bundle, profile, rows=rows, threads=threads)[1]
-    return logits

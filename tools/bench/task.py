@@ -5,15 +5,16 @@ Activations come from the same cache a device trains from; nothing here runs the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from edgeladder.bundle import Bundle
 from edgeladder.device.data.images import Dataset, Picture, open_data, split
-from edgeladder.device.data.inputs import open_reader
+from edgeladder.device.data.inputs import CacheReader, open_reader
 from edgeladder.device.data.precompute import PrecomputeSizes, precompute
+from edgeladder.device.data.selection import Selection
 from edgeladder.device.infer.score import head_features
 
 Array = np.ndarray
@@ -41,26 +42,8 @@ class Activations:
     def features(self, start: int = 0, stop: int | None = None) -> list[Array]:
         """What a closed-form head reads: each tap flattened, the embedding last; float32."""
         taps = [np.asarray(tap[:, :, start:stop], np.float32) for tap in self.taps]
-        return head_features(taps, self.embedding[start:stop])
-
-
-class ArrayInputs:
-    """`StepInputs` of a batch of pictures held in memory."""
-
-    def __init__(self, images: Activations, text: Activations):
-        self.labels = images.labels
-        self.image_embedding = images.embedding
-        self.text_embedding = text.embedding
-        self.image_extra = images.extra
-        self._images, self._text = images, text
-
-    def image_taps(self, start: int, stop: int) -> list[Array]:
-        """(L, T, n, W) float32 per image group."""
-        return [np.ascontiguousarray(t[:, :, start:stop], np.float32) for t in self._images.taps]
-
-    def text_taps(self, start: int, stop: int) -> list[Array]:
-        """(L, T, n, W) float32 per text group."""
-        return [np.ascontiguousarray(t[:, :, start:stop], np.float32) for t in self._text.taps]
+        extra = {name: values[start:stop] for name, values in self.extra.items()}
+        return head_features(taps, self.embedding[start:stop], extra)
 
 
 @dataclass
@@ -74,6 +57,12 @@ class Task:
     text: Activations  # one row per class
     shots: int
     seed: int
+    rows: Array  # of the pool's training pictures: the support set
+    pool: Pool
+
+    def reader(self, bundle: Bundle) -> CacheReader:
+        """The pool's cache as the ladder of `bundle` reads it."""
+        return self.pool.reader(bundle)
 
     @property
     def classes(self) -> int:
@@ -99,14 +88,22 @@ class Pool:
     test: Activations
     text: Activations
     rows: dict[str, int]  # picture path -> row of train
+    cache: Path
+    selection: Selection
+    readers: dict[Path, CacheReader] = field(default_factory=dict)
+
+    def reader(self, bundle: Bundle) -> CacheReader:
+        """The cache as the ladder of `bundle` reads it; opened once."""
+        if bundle.folder not in self.readers:
+            self.readers[bundle.folder] = open_reader(bundle, self.cache, self.selection)
+        return self.readers[bundle.folder]
 
     def task(self, shots: int, seed: int) -> Task:
         """The task of `shots` pictures per class chosen by `seed`."""
         chosen, _ = split(self.dataset, shots, seed)
         rows = np.array([self.rows[p.path] for p in chosen if p.path in self.rows])
-        return Task(
-            self.name, self.bundle, self.train.part(rows), self.test, self.text, shots, seed
-        )
+        support = self.train.part(rows)
+        return Task(self.name, self.bundle, support, self.test, self.text, shots, seed, rows, self)
 
 
 def load_pool(
@@ -118,6 +115,8 @@ def load_pool(
     seeds: int,
     test_per_class: int | None = None,
     dtype: str = "fp16",
+    views: int = 0,
+    threads: int = 1,
 ) -> Pool:
     """Precompute what is missing and load all that `seeds` draws of up to `shots` need.
 
@@ -137,7 +136,8 @@ def load_pool(
         train=train,
         test=test,
         dtype=dtype,  # type: ignore[arg-type]
-        sizes=_sizes(),
+        views=views,
+        sizes=_sizes(threads),
     )
     reader = open_reader(bundle, cache, result.selection)
     skipped = {item["path"] for item in result.selection.skipped}
@@ -157,16 +157,18 @@ def load_pool(
         _collect(reader, "test"),
         text,
         {path: row for row, path in enumerate(kept)},
+        cache,
+        result.selection,
     )
     reader.close()
     return pool
 
 
-def _sizes() -> PrecomputeSizes:
+def _sizes(threads: int) -> PrecomputeSizes:
     from edgeladder.device.data.backbone import TowerSizes
 
-    image = TowerSizes(group=512, batch=16, threads=2, whole=True)
-    return PrecomputeSizes(image=image, text=TowerSizes(group=512, batch=16, threads=2, whole=True))
+    image = TowerSizes(group=512, batch=16, threads=threads, whole=True)
+    return PrecomputeSizes(image=image, text=image)
 
 
 def _limited(pictures: list[Picture], most: int | None) -> list[Picture]:

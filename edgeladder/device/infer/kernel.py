@@ -160,7 +160,7 @@ def fit_kernel(
     onehot = np.eye(zero_shot.shape[1])[labels]
     trust = fit_weights([zero_shot], labels)[0][0]  # zero-shot saw no label: nothing to leave out
     bases = [0.0, float(trust)]
-    picked = _sample(labels, SEARCH_PICTURES, seed)
+    picked = balanced(labels, SEARCH_PICTURES, seed)
     distances = [squared_distances(tap[picked], tap[picked]) for tap in rows]
     scales = [_mean_distance(distance) for distance in distances]
     owners = np.arange(len(labels)) if folds is None else np.asarray(folds)
@@ -179,10 +179,11 @@ def fit_kernel(
             None if folds is None else owners[picked],
         )
         choice, held_out = search.run()
-    kernel = _gram(
-        [squared_distances(tap, tap) / s for tap, s in zip(rows, scales, strict=True)],
-        choice.weights,
-    )
+    total = np.zeros((len(labels), len(labels)))
+    for tap, scale, weight in zip(rows, scales, choice.weights, strict=True):
+        if weight > 0:  # one tap's distances at a time: they are the most that is held here
+            total += (weight / scale) * squared_distances(tap, tap)
+    kernel = np.exp(-total)
     kernel[np.diag_indices_from(kernel)] += choice.ridge
     alpha = np.linalg.solve(kernel, onehot - softmax(choice.base * zero_shot))
     return Kernel(
@@ -208,7 +209,7 @@ def _mean_distance(distance: Array) -> float:
     return max(float(distance.sum()) / max(count * (count - 1), 1), 1e-12)
 
 
-def _sample(labels: Array, most: int, seed: int) -> Array:
+def balanced(labels: Array, most: int, seed: int) -> Array:
     """At most `most` row indices, classes in turn, in the rows' order."""
     if len(labels) <= most:
         return np.arange(len(labels))

@@ -18,6 +18,7 @@ Array = np.ndarray
 # Both terms are log-odds at a temperature of their own choosing, so their sum is a product of
 # experts. The ladder's own support logits cannot weigh it: it was trained on them.
 DEFAULT_ETA = 1.0
+MOST_PICTURES = 600  # that a kernel is fitted on, classes alike: its memory is theirs squared
 
 
 def fit_term(

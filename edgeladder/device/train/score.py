@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
 from edgeladder.device.data.inputs import open_reader
 from edgeladder.device.data.selection import Selection
 from edgeladder.device.infer.adapter import load_adapter, save_adapter
 from edgeladder.device.infer.blend import choose_eta
 from edgeladder.device.infer.heads import Head, head_arrays, head_from
+from edgeladder.device.infer.kernel import balanced
 from edgeladder.device.infer.score import evaluate_cached
-from edgeladder.device.infer.term import DEFAULT_ETA, fit_term
+from edgeladder.device.infer.term import DEFAULT_ETA, MOST_PICTURES, fit_term
 from edgeladder.device.memory.trim import settle
 from edgeladder.device.train.fit import open_engine_named
 from edgeladder.device.train.folds import held_out
@@ -20,8 +23,6 @@ from edgeladder.device.train.run import RunDirectory
 from edgeladder.files import write_json
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from edgeladder.bundle import Bundle
     from edgeladder.device.train.control import Control
 
@@ -52,9 +53,12 @@ def score(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]
     head_config = values["profile"].get("head") or {}
     head, eta, ladder = None, DEFAULT_ETA, 1.0
     if head_config.get("kind", "none") != "none":
-        windows = reader.windows("train", _WINDOW)
+        rows = np.arange(len(selection.train_labels))
+        if head_config["kind"] != "gda":  # what it holds grows with the pictures, twice over
+            rows = balanced(selection.train_labels, MOST_PICTURES, values["seed"])
+        windows = reader.part(rows).windows("train", _WINDOW)
         head = fit_term(bundle.manifest.model, windows, head_config["kind"], chunk=chunk)
-        eta, ladder = _weights(head_config, head, run, selection.train_labels)
+        eta, ladder = _weights(head_config, head, run, selection.train_labels, rows)
         adapter.head_arrays, described = head_arrays(head)
         adapter.head = {**described, "eta": eta, "ladder": ladder}
         head = head_from(adapter.head_arrays, adapter.head)  # judged as it is stored
@@ -92,9 +96,9 @@ def score(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]
 
 
 def _weights(
-    config: dict[str, Any], head: Head, run: RunDirectory, labels: np.ndarray
+    config: dict[str, Any], head: Head, run: RunDirectory, labels: np.ndarray, rows: np.ndarray
 ) -> tuple[float, float]:
-    """Weights of the head and of the ladder beside it."""
+    """Weights of the head, fitted on `rows` of the training pictures, and of the ladder."""
     if config["alone"]:
         return 1.0, 0.0
     if config["weight"] is not None:
@@ -102,4 +106,4 @@ def _weights(
     left = held_out(run.folder, len(labels))
     if left is None or head.held_out is None:  # no folds asked for, or too few pictures for them
         return DEFAULT_ETA, 1.0
-    return choose_eta(left, head.held_out, labels), 1.0
+    return choose_eta(left[rows], head.held_out, labels[rows]), 1.0

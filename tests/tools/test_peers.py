@@ -1,0 +1,71 @@
+"""The peers see the backbone open_clip sees, train nothing of it, and learn."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+open_clip = pytest.importorskip("open_clip")
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools" / "bench" / "peers"))
+
+import methods  # noqa: E402
+import run  # noqa: E402
+import towers  # noqa: E402
+
+CLASSES = ["cat", "dog", "horse"]
+
+
+@pytest.fixture(scope="module")
+def clip():
+    torch.manual_seed(0)
+    vision = {"image_size": 32, "layers": 3, "width": 64, "patch_size": 8, "head_width": 32}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 3}
+    return towers.freeze(open_clip.model.CLIP(32, vision, text))
+
+
+@pytest.fixture(scope="module")
+def tokenize():
+    return open_clip.get_tokenizer("ViT-B-32")
+
+
+def test_without_prompts_the_features_are_open_clips(clip, tokenize):
+    pixels, ids = torch.randn(2, 3, 32, 32), tokenize(["a photo of a cat.", "dog"])
+    with torch.no_grad():
+        image, text = towers.image_features(clip, pixels), towers.text_features(clip, ids)
+        torch.testing.assert_close(image, clip.encode_image(pixels, normalize=True))
+        torch.testing.assert_close(text, clip.encode_text(ids, normalize=True))
+
+
+def test_a_prompt_equal_to_the_tokens_it_replaces_changes_nothing(clip, tokenize):
+    ids = tokenize(["X X cat.", "X X dog."])
+    prompt = clip.token_embedding.weight[ids[0, 1:3]]
+    with torch.no_grad():
+        given = towers.text_features(clip, ids, [prompt])
+        torch.testing.assert_close(given, clip.encode_text(ids, normalize=True))
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_a_peer_learns_and_leaves_the_backbone(clip, tokenize, name):
+    torch.manual_seed(1)
+    method = methods.METHODS[name](clip, tokenize, CLASSES)
+    before = {k: v.clone() for k, v in clip.state_dict().items()}
+    labels = torch.arange(6) % 3
+    pixels = torch.randn(3, 3, 32, 32)[labels] + 0.1 * torch.randn(6, 3, 32, 32)
+    first = torch.nn.functional.cross_entropy(method(pixels), labels).item()
+    steps, _ = run.train(method, pixels, labels, epochs=30, seed=0)
+    last = torch.nn.functional.cross_entropy(method(pixels), labels).item()
+    assert steps == 30 * (2 if name == "maple" else 1)
+    assert last < first
+    assert all(torch.equal(before[k], v) for k, v in clip.state_dict().items())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in method.parameters())
+
+
+def test_epochs_are_the_papers():
+    assert run.epochs_of(methods.CoOp.recipe, 1) == 50
+    assert run.epochs_of(methods.CoOp.recipe, 4) == 100
+    assert run.epochs_of(methods.CoOp.recipe, 16) == 200
+    assert run.epochs_of(methods.MaPLe.recipe, 16) == 5

@@ -1,0 +1,102 @@
+"""CoOp, VPT-deep and MaPLe: prompts inside the backbone, trained through it; to compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from towers import image_features, text_features
+
+Tokenize = Callable[[list[str]], Tensor]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the paper trains it."""
+
+    rate: float
+    batch: int
+    epochs: dict[int, int]  # by shots, the nearest one below
+
+
+class CoOp(nn.Module):
+    """Context tokens before the class name, arXiv:2109.01134: 16, the same for all classes."""
+
+    recipe = Recipe(2e-3, 32, {1: 50, 2: 100, 8: 200})
+    length = 16
+
+    def __init__(self, clip: nn.Module, tokenize: Tokenize, names: Sequence[str]):
+        super().__init__()
+        self.clip = [clip]  # in a list: not a child, so neither trained nor saved
+        self.register_buffer(
+            "ids", tokenize([" ".join(["X"] * self.length) + f" {n}." for n in names])
+        )
+        self.context = nn.Parameter(
+            0.02 * torch.randn(self.length, clip.token_embedding.weight.shape[1])
+        )
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits (B, C)."""
+        clip = self.clip[0]
+        text = text_features(clip, self.ids, [self.context])
+        return clip.logit_scale.exp() * image_features(clip, pixels) @ text.T
+
+
+class DeepVpt(nn.Module):
+    """Tokens in every block of the image tower, arXiv:2203.12119: 8 each; the text is fixed."""
+
+    recipe = Recipe(2e-3, 32, {1: 50, 2: 100, 8: 200})
+    length = 8
+
+    def __init__(self, clip: nn.Module, tokenize: Tokenize, names: Sequence[str]):
+        super().__init__()
+        self.clip = [clip]
+        with torch.no_grad():
+            text = text_features(clip, tokenize([f"a photo of a {name}." for name in names]))
+        self.register_buffer("text", text)
+        blocks, width = len(clip.visual.transformer.resblocks), clip.visual.class_embedding.shape[0]
+        self.tokens = nn.Parameter(0.02 * torch.randn(blocks, self.length, width))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits (B, C)."""
+        clip = self.clip[0]
+        image = image_features(clip, pixels, list(self.tokens))
+        return clip.logit_scale.exp() * image @ self.text.T
+
+
+class MaPLe(nn.Module):
+    """Coupled prompts in both towers, arXiv:2210.03117: 2 tokens in each of the first 9 blocks."""
+
+    recipe = Recipe(3.5e-3, 4, {1: 5})
+    length, depth = 2, 9
+
+    def __init__(self, clip: nn.Module, tokenize: Tokenize, names: Sequence[str]):
+        super().__init__()
+        self.clip = [clip]
+        start = "a photo" if self.length == 2 else " ".join(["X"] * self.length)
+        self.register_buffer("ids", tokenize([f"{start} {name}." for name in names]))
+        towers = clip.transformer.resblocks, clip.visual.transformer.resblocks
+        depth = min(self.depth, *(len(blocks) for blocks in towers))
+        width = clip.token_embedding.weight.shape[1]
+        prompts = 0.02 * torch.randn(depth, self.length, width)
+        with torch.no_grad():
+            prompts[0] = clip.token_embedding(self.ids[0, 1 : 1 + self.length])
+        self.prompts = nn.Parameter(prompts)
+        wide = clip.visual.class_embedding.shape[0]
+        self.couple = nn.ModuleList(nn.Linear(width, wide) for _ in range(depth))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits (B, C)."""
+        clip = self.clip[0]
+        coupled = [couple(p) for couple, p in zip(self.couple, self.prompts, strict=True)]
+        text = text_features(clip, self.ids, list(self.prompts))
+        return clip.logit_scale.exp() * image_features(clip, pixels, coupled) @ text.T
+
+
+METHODS: dict[str, type[CoOp] | type[DeepVpt] | type[MaPLe]] = {
+    "coop": CoOp,
+    "vpt-deep": DeepVpt,
+    "maple": MaPLe,
+}

@@ -1,0 +1,157 @@
+#!/usr/bin/env python
+"""A peer trained through the backbone, on the pictures EdgeLadder would train on.
+
+    tools/bench/peers/run.py --method coop --model ViT-B/16 --pretrained weights.pt \
+        --data pictures.zip --shots 16 --seed 0
+
+Host only (torch, open_clip). The same pictures, shots and seeds as `edgeladder train` and
+tools/bench/fewshot.py. Prints one JSON object: accuracy, zero-shot accuracy, seconds of training,
+seconds a step, and the process's peak resident memory. One method a process, so that the peak is
+its own. `--pretrained none` runs an untrained model: times and memory mean something, accuracies
+do not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from methods import METHODS, Recipe  # noqa: E402
+from towers import freeze, image_features, text_features  # noqa: E402
+
+from edgeladder.device.data.images import Dataset, Picture, open_data, split  # noqa: E402
+
+_TEST_BATCH = 32
+
+
+def epochs_of(recipe: Recipe, shots: int) -> int:
+    """The paper's number of epochs for so many shots."""
+    return recipe.epochs[max(k for k in recipe.epochs if k <= max(shots, min(recipe.epochs)))]
+
+
+def train(
+    method: torch.nn.Module, pixels: Tensor, labels: Tensor, epochs: int, seed: int
+) -> tuple[int, float]:
+    """SGD with a cosine schedule, momentum 0.9, decay 5e-4, as the three papers have it.
+
+    Returns:
+        Steps and seconds.
+    """
+    recipe: Recipe = method.recipe  # type: ignore[assignment]
+    batch = min(recipe.batch, len(labels))
+    steps = epochs * math.ceil(len(labels) / batch)
+    optimizer = torch.optim.SGD(
+        method.parameters(), lr=recipe.rate, momentum=0.9, weight_decay=5e-4
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    chance = torch.Generator().manual_seed(seed)
+    started, done = time.perf_counter(), 0
+    for _ in range(epochs):
+        for rows in torch.randperm(len(labels), generator=chance).split(batch):
+            loss = functional.cross_entropy(method(pixels[rows]), labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            done += 1
+    return done, time.perf_counter() - started
+
+
+def read(pictures: list[Picture], dataset: Dataset, preprocess: Any) -> tuple[Tensor, Tensor]:
+    """Pixels (n, 3, S, S) and labels (n,), in open_clip's evaluation view."""
+    import io
+
+    from PIL import Image
+
+    views = [preprocess(Image.open(io.BytesIO(p.read())).convert("RGB")) for p in pictures]
+    return torch.stack(views), torch.from_numpy(dataset.labels(pictures).astype(np.int64))
+
+
+def accuracy(logits: list[Tensor], labels: Tensor) -> float:
+    """Share of pictures whose class has the highest logit."""
+    return float((torch.cat(logits).argmax(1) == labels).float().mean())
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--method", choices=list(METHODS), required=True)
+    parser.add_argument("--model", default="ViT-B/16", help="open_clip's name, a ViT")
+    parser.add_argument("--pretrained", default="none", help="file of weights, or none")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--shots", type=int, default=16)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=None, help="instead of the paper's")
+    parser.add_argument("--test-per-class", type=int, default=None)
+    parser.add_argument("--threads", type=int, default=None)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train, test, tell."""
+    import open_clip
+
+    arguments = parse_arguments()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    torch.manual_seed(arguments.seed)
+    name = arguments.model.replace("/", "-")
+    weights = None if arguments.pretrained == "none" else arguments.pretrained
+    clip, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=weights)
+    freeze(clip)
+    dataset = open_data(arguments.data)
+    support, tested = split(dataset, arguments.shots, arguments.seed)
+    if arguments.test_per_class is not None:
+        kept: dict[str, list[Picture]] = {}
+        for picture in tested:
+            kept.setdefault(picture.label, []).append(picture)
+        tested = [p for group in kept.values() for p in group[: arguments.test_per_class]]
+    tokenize = open_clip.get_tokenizer(name)
+    method = METHODS[arguments.method](clip, tokenize, dataset.class_names)
+    pixels, labels = read(support, dataset, preprocess)
+    epochs = arguments.epochs or epochs_of(method.recipe, arguments.shots)
+    steps, seconds = train(method, pixels, labels, epochs, arguments.seed)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # before test pictures
+    tuned, plain, truth = [], [], []
+    with torch.no_grad():
+        text = text_features(clip, tokenize([f"a photo of a {n}." for n in dataset.class_names]))
+        for start in range(0, len(tested), _TEST_BATCH):
+            views, answers = read(tested[start : start + _TEST_BATCH], dataset, preprocess)
+            truth.append(answers)
+            tuned.append(method(views))
+            plain.append(image_features(clip, views) @ text.T)
+    answers = torch.cat(truth)
+    result = {
+        "method": arguments.method,
+        "model": arguments.model,
+        "pretrained": arguments.pretrained,
+        "data": arguments.data.name,
+        "shots": arguments.shots,
+        "seed": arguments.seed,
+        "accuracy": accuracy(tuned, answers),
+        "zero_shot": accuracy(plain, answers),
+        "epochs": epochs,
+        "steps": steps,
+        "train_seconds": round(seconds, 2),
+        "seconds_per_step": round(seconds / steps, 4),
+        "peak_rss_bytes": peak,
+        "trained_parameters": sum(p.numel() for p in method.parameters()),
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

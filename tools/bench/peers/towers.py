@@ -1,0 +1,66 @@
+"""open_clip's ViT CLIPs, frozen, with learnable tokens let into their blocks.
+
+Any model whose image tower is open_clip's VisionTransformer and whose text tower is its causal
+transformer (the family of OpenAI's ViT models).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def freeze(clip: nn.Module) -> nn.Module:
+    """No parameter of CLIP trains; dropout and the like are off."""
+    for parameter in clip.parameters():
+        parameter.requires_grad_(False)
+    return clip.eval()
+
+
+def image_features(clip: nn.Module, pixels: Tensor, prompts: Sequence[Tensor] = ()) -> Tensor:
+    """Unit embeddings (B, D); prompts[k] (m, W) are further tokens of block k.
+
+    They are put behind the patches before block k and taken away again after it (VPT-deep,
+    arXiv:2203.12119); blocks beyond the last prompt keep the last one's outputs (MaPLe).
+    """
+    visual = clip.visual
+    state = visual._embeds(pixels)  # (B, T, W)
+    tokens = state.shape[1]
+    for number, block in enumerate(visual.transformer.resblocks):
+        if number < len(prompts):
+            prompt = prompts[number].unsqueeze(0).expand(len(pixels), -1, -1)
+            state = torch.cat([state[:, :tokens], prompt], 1)
+        state = block(state)
+    pooled, _ = visual._pool(state[:, :tokens])
+    if visual.proj is not None:
+        pooled = pooled @ visual.proj
+    return functional.normalize(pooled, dim=-1)
+
+
+def text_features(clip: nn.Module, ids: Tensor, prompts: Sequence[Tensor] = ()) -> Tensor:
+    """Unit embeddings (C, D); prompts[k] (m, W) replace tokens 1..m of block k's input.
+
+    Args:
+        ids: (C, L) token ids whose tokens 1..m are place holders, so that the end of text lies
+            where it would.
+    """
+    state = clip.token_embedding(ids)
+    if prompts:
+        state = _replace(state, prompts[0])
+    state = state + clip.positional_embedding
+    for number, block in enumerate(clip.transformer.resblocks):
+        if 0 < number < len(prompts):
+            state = _replace(state, prompts[number])
+        state = block(state, attn_mask=clip.attn_mask)
+    state = clip.ln_final(state)
+    # the end of text has the highest id of all
+    pooled = state[torch.arange(len(ids)), ids.argmax(-1)] @ clip.text_projection
+    return functional.normalize(pooled, dim=-1)
+
+
+def _replace(state: Tensor, prompt: Tensor) -> Tensor:
+    given = prompt.unsqueeze(0).expand(len(state), -1, -1)
+    return torch.cat([state[:, :1], given, state[:, 1 + len(prompt) :]], 1)
