@@ -65,7 +65,8 @@ def make_bundle(bundle: Path, model: str, profile: str, host_python: str) -> Non
     if (bundle / "manifest.json").is_file():
         return
     print(f"exporting {model} to {bundle}", file=sys.stderr)
-    command = [host_python, "-m", "edgeladder.cli.app", "export", "--model", model]
+    code = "from edgeladder.cli.app import run; run()"
+    command = [host_python, "-c", code, "export", "--model", model]
     command += ["--pretrained", "none", "--profile", profile, "--out", str(bundle)]
     environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
     subprocess.run(command, check=True, env=environment, stdout=sys.stderr)

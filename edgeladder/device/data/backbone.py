@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -56,14 +56,43 @@ OnBatch = Callable[[float], None]
 """Called with the samples' worth of work done since the last call; may raise to stop."""
 
 
-def open_session(path: Path, threads: int, *, spin: bool = False, arena: bool = False) -> Any:
+Arena = Literal["own", "shared"]
+_shared_arena: list[bool] = []
+
+
+def share_arena() -> bool:
+    """One heap of activations for all sessions that ask for it; False if it cannot be had.
+
+    Without a heap every run asks the kernel for its pages again, a third of the time where malloc
+    gives large buffers back at once; with a heap in each of a tower's open segments, each keeps a
+    copy of the activations.
+    """
+    import onnxruntime
+
+    if not _shared_arena:
+        information = onnxruntime.OrtMemoryInfo(
+            "Cpu",
+            onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR,
+            0,
+            onnxruntime.OrtMemType.DEFAULT,
+        )
+        try:
+            onnxruntime.create_and_register_allocator(information, None)
+        except Exception:  # onnxruntime's own class: one is registered already, not by us
+            return False
+        _shared_arena.append(True)
+    return True
+
+
+def open_session(
+    path: Path, threads: int, *, spin: bool = False, arena: Arena | None = None
+) -> Any:
     """An onnxruntime session for one segment, sparing with memory.
 
     Args:
         spin: waiting threads spin.
-        arena: keep activations' memory from one run to the next, until the session closes. For
-            one block that is 6 MB, and without it every run asks the kernel for its pages again:
-            a third of the time, where malloc gives large buffers back at once.
+        arena: where activations' memory is kept from one run to the next: `own`, until the session
+            closes (6 MB for one block), or `shared` with the other segments of a whole tower.
 
     Raises:
         IntegrityError: onnxruntime cannot load the file.
@@ -75,7 +104,9 @@ def open_session(path: Path, threads: int, *, spin: bool = False, arena: bool = 
     options = onnxruntime.SessionOptions()
     use_threads(options, threads, share=False)
     options.enable_mem_pattern = False  # a plan of all activations at once, never returned
-    options.enable_cpu_mem_arena = arena
+    options.enable_cpu_mem_arena = arena is not None
+    if arena == "shared":
+        options.add_session_config_entry("session.use_env_allocators", "1")
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
     try:
@@ -130,9 +161,11 @@ class TowerRunner:
         trim_heap()
 
     def _session(self, segment: SegmentRecord) -> Any:
-        # open all at once, each with an arena of its own would keep a copy of the activations
         sizes, path = self.sizes, self._bundle.path(segment.file)
-        return open_session(path, sizes.threads, spin=sizes.spin, arena=not sizes.whole)
+        arena: Arena | None = "own"
+        if sizes.whole:
+            arena = "shared" if share_arena() else None
+        return open_session(path, sizes.threads, spin=sizes.spin, arena=arena)
 
     # ---- whole
 

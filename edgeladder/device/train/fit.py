@@ -71,6 +71,10 @@ def fit(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]]:
     stored: dict[str, Any] | None = None
     if done.outcome == "done":
         loop.apply_average()
+        # what is saved is copied: in the place of what only training needed
+        batches.trim()
+        engine.close()
+        settle()
         adapter = adapter_of(
             bundle,
             settled({**engine.parameters(), **engine.buffers()}),

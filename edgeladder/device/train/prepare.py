@@ -25,7 +25,8 @@ from edgeladder.device.data.images import Dataset, open_data, split
 from edgeladder.device.infer.adapter import load_adapter
 from edgeladder.device.memory import meter
 from edgeladder.device.memory.floor import MachineFloor, machine_floor
-from edgeladder.device.memory.plan import Plan, Workload, plan
+from edgeladder.device.memory.plan import Plan, plan
+from edgeladder.device.memory.workload import Workload
 from edgeladder.device.train.request import TrainRequest
 from edgeladder.device.train.run import RunDirectory
 from edgeladder.errors import ConfigError, IntegrityError

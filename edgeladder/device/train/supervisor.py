@@ -244,7 +244,7 @@ class Supervisor:
             EdgeLadderError: what the worker raised; BudgetError after the last restart.
         """
         planned = values.get("plan", {}).get("phases", {}).get(name, {})
-        sizes = {key: planned[key] for key in _SIZES.get(name, ()) if key in planned}
+        sizes = {key: planned[key] for key in PHASE_SIZES.get(name, ()) if key in planned}
         causes: list[str] = []
         self.progress(name, 0, None, "")
         while True:
@@ -311,9 +311,9 @@ class Supervisor:
             fence.close()
 
 
-_SIZES = {
+PHASE_SIZES = {
     "precompute": ("whole", "batch", "group", "max_pixels"),
-    "train": ("mode", "chunk", "batch", "arena", "keep_bytes"),
+    "train": ("mode", "chunk", "class_chunk", "batch", "arena", "keep_bytes", "hold_bytes"),
     "evaluate": ("chunk",),
 }
 
@@ -330,7 +330,9 @@ def _smaller(phase: str, sizes: dict[str, Any], values: dict[str, Any]) -> dict[
     elif phase == "train":
         whole = max(smaller.get("batch") or 1, values.get("plan", {}).get("classes", 1))
         smaller["chunk"] = max(1, (smaller.get("chunk") or whole) // 2)
-        smaller["mode"], smaller["arena"], smaller["keep_bytes"] = "chunked", False, 0
+        smaller |= {"mode": "chunked", "arena": False, "keep_bytes": 0}
+        # no more classes than pictures at a time, and nothing held: less than was planned for
+        smaller |= {"class_chunk": None, "hold_bytes": 0}
         smaller["careful"] = True
     elif phase == "evaluate":
         smaller["chunk"] = max(1, (smaller.get("chunk") or 64) // 2)

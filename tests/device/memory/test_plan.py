@@ -7,7 +7,9 @@ import pytest
 
 from edgeladder.device.memory.floor import MachineFloor
 from edgeladder.device.memory.guard import PLANNED
-from edgeladder.device.memory.plan import Workload, plan
+from edgeladder.device.memory.plan import plan
+from edgeladder.device.memory.windows import Windows
+from edgeladder.device.memory.workload import Workload
 from edgeladder.errors import BudgetError
 
 MB = 1_000_000
@@ -22,9 +24,16 @@ FLOOR = MachineFloor(
 )
 
 
-def graph(nodes, fixed=0.0, image=0.0, text=0.0):
-    activation = {"fixed": fixed, "per_image": image, "per_class": text}
-    return Plain(file=f"{nodes}.onnx", nodes=nodes, activation_bytes=activation)
+def graph(nodes, fixed=0.0, image=0.0, text=0.0, residual=0.0):
+    peaks = [[fixed, image, text]]
+    return Plain(file=f"{nodes}.onnx", nodes=nodes, peaks=peaks, residual_bytes=residual)
+
+
+def tower(segment, hidden, count=14):
+    """Segments that pass hidden states of (tokens, width) on."""
+    shape = [Plain(shape=hidden)]
+    record = Plain(weight_bytes=segment, activation_bytes=8 * MB, inputs=shape, outputs=shape)
+    return Plain(segments=[record] * count, taps=[Plain(tokens=5, width=hidden[1])] * 12)
 
 
 def manifest(parameters=3_000_000, segment=28 * MB):
@@ -33,8 +42,8 @@ def manifest(parameters=3_000_000, segment=28 * MB):
     return Plain(
         model=Plain(embedding_dim=512),
         preprocess=Plain(size=224),
-        image=Plain(segments=[Plain(weight_bytes=segment, activation_bytes=8 * MB)] * 14),
-        text=Plain(segments=[Plain(weight_bytes=12 * MB, activation_bytes=2 * MB)] * 14),
+        image=tower(segment, [197, 768]),
+        text=tower(12 * MB, [77, 512]),
         ladder=Plain(
             parameters=[Plain(name="w", shape=[parameters // 1000, 1000])],
             groups=[
@@ -42,13 +51,17 @@ def manifest(parameters=3_000_000, segment=28 * MB):
                 Plain(side="text", **{**group, "tokens": 3, "width": 512}),
             ],
             graphs={
-                "fused": graph(2078, 74e3, 353e3, 226e3),
-                "recompute": graph(2661, 74e3, 100e3, 61e3),
-                "encode_image": graph(456, 0, 46e3),
-                "encode_text": graph(457, 0, 0, 28e3),
+                "fused": graph(1614, 44, 289e3, 172e3),
+                "recompute": graph(2017, 4, 94e3, 57e3),
+                "encode_image": graph(302, 0, 46e3),
+                "encode_text": graph(302, 0, 0, 28e3),
                 "loss": graph(23),
-                "pull_image": graph(1483, 631e3, 440e3),
-                "pull_text": graph(1484, 197e3, 0, 266e3),
+                "pull_image": graph(1125, 23e3, 417e3),
+                "pull_text": graph(1125, 23e3, 0, 251e3),
+                "keep_image": graph(302, 0, 46e3, 0, 264e3),
+                "keep_text": graph(302, 0, 0, 28e3, 160e3),
+                "back_image": graph(872, 23e3, 348e3),
+                "back_text": graph(872, 23e3, 0, 209e3),
             },
         ),
     )
@@ -63,7 +76,15 @@ def test_a_large_budget_takes_the_fastest_way():
     decided = decide(4_000 * MB)
     train = decided.phases["train"]
     assert decided.fits and train.mode == "fused" and train.moments == "fp32" and train.arena
-    assert decided.phases["precompute"].whole and decided.phases["precompute"].batch == 8
+    precompute = decided.phases["precompute"]
+    assert precompute.whole and precompute.batch == 8 and precompute.group is None
+
+
+def test_disk_between_segments_is_known_beforehand():
+    precompute = decide(200 * MB).phases["precompute"]
+    hidden, taps, pixels = 2 * 2 * 197 * 768, 12 * 2 * 5 * 768, 3 * 224 * 224
+    assert not precompute.whole
+    assert precompute.disk_bytes == precompute.group * (hidden + taps + pixels)
 
 
 def test_smaller_budgets_go_down_the_ladder_and_eight_bits_come_last():
@@ -79,6 +100,39 @@ def test_smaller_budgets_go_down_the_ladder_and_eight_bits_come_last():
     assert kinds == sorted(kinds) and kinds[0] == "fp32"
     assert seen[0] == ("fp32", "fused", True, None)
     assert ("fp32", "recompute", False, None) in seen
+    assert any(mode == "chunked" for _, mode, *_ in seen)
+
+
+def chunked(room, **changes):
+    values = {"classes": 100, "pictures": 1600, "batch": 32, "moments": "fp32", **changes}
+    workload = Workload(manifest=manifest(), **values)
+    return plan(workload, FLOOR, int(room * MB / PLANNED), mode="chunked").phases["train"]
+
+
+def test_what_a_chunked_step_has_room_for_is_held_for_its_second_pass():
+    plenty = chunked(400)
+    phases = {room: chunked(room) for room in range(144, 240, 3)}
+    assert all(phase.planned_peak_bytes <= room * MB for room, phase in phases.items())
+    assert phases[144].hold_bytes == 0
+    assert any(0 < phase.hold_bytes < plenty.hold_bytes for phase in phases.values())
+    windows = Windows(manifest().ladder, 32, 100, plenty.chunk)
+    assert plenty.hold_bytes == windows.most_held(1e12)
+    # everything held: no graph that encodes again is kept loaded
+    assert set(windows.graphs(plenty.hold_bytes)) == {
+        "loss", "keep_image", "back_image", "keep_text", "back_text"
+    }  # fmt: skip
+    assert windows.seconds(plenty.hold_bytes) < windows.seconds(0)
+    times = [
+        Windows(manifest().ladder, 32, 100, phase.chunk).seconds(phase.hold_bytes)
+        for phase in (chunked(room) for room in range(145, 220, 10))
+    ]
+    assert times == sorted(times, reverse=True) and times[0] > times[-1]  # more room, less time
+
+
+def test_classes_come_in_windows_that_weigh_as_much_as_the_pictures():
+    train = chunked(150)
+    assert train.class_chunk > train.chunk
+    assert chunked(138, classes=50_000).chunk  # planned in no time either
 
 
 def test_the_smallest_budget_named_is_the_smallest_that_fits():
@@ -100,6 +154,7 @@ def test_a_peak_does_not_grow_with_classes_where_chunked_and_little_with_picture
             10_000 * MB,
             mode="chunked",
             chunk=16,
+            hold=False,
         )
         return decided.phases["train"].planned_peak_bytes
 

@@ -1,0 +1,44 @@
+"""What things cost in memory: coefficients fitted with `tools/bench/memory_grid.py`.
+
+The grid's table, and which of its rows they were fitted on, are in docs/memory.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_MB = 1_000_000
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Fitted coefficients; bytes."""
+
+    # training and evaluation
+    node: int = 6_500  # of a loaded graph: kernels, shapes, names
+    graph_file: float = 2.0  # times the file's size: the parsed model
+    session: int = 1_300_000  # beside its nodes
+    state_slack: float = 1.03  # allocator rounding on large buffers
+    recompute: float = 1.4  # times the graph's own estimate: rungs overlap a little
+    heap: int = 4 * _MB  # fragmentation and Python objects while training
+    cache_reader: int = 2 * _MB  # index pages and one tensor in flight
+    per_picture: int = 40  # place, label and order in the train worker
+    start: int = 5 * _MB  # code and heap of opening the engine, before they settle
+    hot_code: int = 18 * _MB  # library code that training itself runs
+    arena: int = 6 * _MB  # kept by onnxruntime's heap beside what is in use
+    arena_share: float = 1.2  # of activations, lost to its rounding
+    # precompute
+    shard_buffer: int = 5 * _MB  # taps waiting for the next shard
+    decoded_picture: int = 12 * _MB  # a picture of 2 megapixels while it is decoded
+    decoded_pixel: float = 5.0  # 4 bytes of a decoded pixel, and its compressed file
+    tokenizer: int = 12 * _MB  # its vocabulary
+    tower_code: int = 14 * _MB  # library code and heap of opening and running segments
+    segment_opening: float = 1.35  # times a segment's weights: its largest one is there twice
+    stem_opening: float = 4.0  # a convolution's weights are reordered, with copies on the way
+    token_table: float = 0.15  # of its bytes touched
+    activation: float = 1.8  # times what was measured at export: inputs and outputs beside it
+    segment_session: int = 500_000
+    tower_arena: int = 8 * _MB  # one heap for all segments of a whole tower: what it rounds up
+
+
+COSTS = Costs()

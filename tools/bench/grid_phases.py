@@ -1,0 +1,143 @@
+"""One phase of a run with given sizes, planned and then measured in a supervised worker."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from fabricate import fabricate
+
+from edgeladder.bundle import Bundle
+from edgeladder.device.memory import meter
+from edgeladder.device.memory.floor import machine_floor
+from edgeladder.device.memory.plan import plan
+from edgeladder.device.memory.towers import precompute_phases
+from edgeladder.device.memory.workload import PhasePlan, Workload
+from edgeladder.device.train.request import TrainRequest
+from edgeladder.device.train.run import MetricsLog, read_metrics
+from edgeladder.device.train.supervisor import PHASE_SIZES, Supervisor
+
+MB = 1_000_000
+_PLENTY = 16_000 * MB
+_PICTURES = """
+import sys
+import numpy as np
+from pathlib import Path
+from PIL import Image
+random = np.random.default_rng(0)
+for label in ("one", "two"):
+    place = Path(sys.argv[1]) / label
+    place.mkdir(parents=True)
+    for index in range(int(sys.argv[2])):
+        small = random.integers(0, 255, (30, 40, 3), dtype=np.uint8)
+        Image.fromarray(small).resize((1600, 1200)).save(place / f"{index}.jpg")
+"""
+
+
+class Phases:
+    """Measures configurations; caches and pictures are made once."""
+
+    def __init__(self, folder: Path, steps: int):
+        self.folder = folder
+        self.steps = steps
+        self.floor = machine_floor()
+
+    def measure(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Run one configuration; the plan's peak and the worker's, both without a supervisor."""
+        run = Path(tempfile.mkdtemp(dir=self.folder))
+        bundle = Bundle.open(config["bundle"], verify=False)
+        kind = self._train if config["phase"] == "train" else self._precompute
+        phase, values = kind(config, bundle, run)
+        planned = phase.planned_peak_bytes - phase.parts["supervisor"]
+        sizes = {k: v for k, v in phase.to_dict().items() if k in PHASE_SIZES[config["phase"]]}
+        values |= {"budget_bytes": _PLENTY, "seed": 0, "threads": 2}
+        values["plan"] = {
+            "phases": {config["phase"]: {**phase.to_dict(), **sizes}},
+            "classes": config.get("classes", 2),
+        }
+        request = TrainRequest.from_dict(values["request"])
+        with Supervisor(request, None) as supervisor:
+            supervisor.budget_bytes = _PLENTY
+            supervisor.metrics = MetricsLog(run / "metrics.jsonl")
+            done = supervisor.phase(config["phase"], values)
+        (record,) = (r for r in read_metrics(run / "metrics.jsonl") if r["kind"] == "phase")
+        # this script is a fat supervisor; what a worker takes does not depend on it
+        measured = record["worker_high_water_bytes"]
+        return {
+            **config,
+            "bundle": Path(config["bundle"]).name,
+            "planned_mb": planned / MB,
+            "measured_mb": measured / MB,
+            "error": (planned - measured) / (measured + self.floor.supervisor_bytes),
+            "step_ms": done.get("step_ms_median"),
+            "parts": {name: round(size / MB, 1) for name, size in phase.parts.items()},
+        }
+
+    def _workload(self, config: dict[str, Any], bundle: Bundle) -> Workload:
+        return Workload(
+            manifest=bundle.manifest,
+            classes=config.get("classes", 2),
+            pictures=config.get("pictures", 16),
+            batch=config["batch"],
+            moments=config.get("moments", "auto"),
+            engine=config.get("engine", "stock"),
+            files={name: record.size for name, record in bundle.manifest.files.items()},
+        )
+
+    def _train(
+        self, config: dict[str, Any], bundle: Bundle, run: Path
+    ) -> tuple[PhasePlan, dict[str, Any]]:
+        cache = self.folder / f"cache-{Path(config['bundle']).name}"
+        selection = fabricate(bundle, cache, config["pictures"], config["classes"])
+        (run / "checkpoints").mkdir()
+        selection.save(run / "selection.safetensors")
+        decided = plan(
+            self._workload(config, bundle),
+            self.floor,
+            _PLENTY,
+            supervisor_bytes=meter.private(os.getpid()),
+            mode=config["mode"],
+            chunk=config.get("chunk"),
+            arena=config["arena"],
+            hold=config.get("hold"),
+        )
+        profile = bundle.manifest.profile.model_dump(mode="json")
+        profile["train"]["moments"] = config["moments"]
+        request = TrainRequest(
+            bundle=str(bundle.folder), cache=str(cache), run=str(run), fence="none"
+        )
+        return decided.phases["train"], {
+            "request": request.to_dict(),
+            "engine": config["engine"],
+            "steps": self.steps,
+            "condense": None,
+            "folds": 0,
+            "pull": None,
+            "batch": config["batch"],
+            "warmup_steps": 1,
+            "profile": profile,
+        }
+
+    def _precompute(
+        self, config: dict[str, Any], bundle: Bundle, run: Path
+    ) -> tuple[PhasePlan, dict[str, Any]]:
+        pictures = self.folder / f"pictures-{config['batch']}"
+        if not pictures.is_dir():
+            count = max(2, config["batch"])  # of either class: two batches at least
+            subprocess.run([sys.executable, "-c", _PICTURES, str(pictures), str(count)], check=True)
+        phases = precompute_phases(
+            self._workload(config, bundle), self.floor, meter.private(os.getpid())
+        )
+        (phase,) = (p for p in phases if (p.whole, p.batch) == (config["whole"], config["batch"]))
+        request = TrainRequest(
+            bundle=str(bundle.folder),
+            data=str(pictures),
+            cache=str(run / "cache"),
+            run=str(run),
+            fence="none",
+        )
+        return phase, {"request": request.to_dict()}
