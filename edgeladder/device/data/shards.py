@@ -2,14 +2,17 @@
 
 A shard's header is padded to one page, so that its size alone tells how many samples it holds and
 where each of them is. Reads are `pread` calls into the caller's arrays: nothing is mapped, and
-memory depends on what is asked for and not on the shards.
+memory depends on what is asked for and not on the shards. The header carries a CRC-32 over the
+data; it is compared before a process first reads from the shard, and a damaged one is set aside.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import os
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +24,9 @@ from edgeladder.files import replacing
 HEADER_BYTES = 4096
 SUFFIX = ".safetensors"
 ROW_BITS = 20  # a location is shard << ROW_BITS | row
+DAMAGED = ".damaged"  # after the name of a shard that was set aside
 _OPEN_SHARDS = 32
+_CHECKED_BYTES = 1 << 16  # at a time
 _TYPES = {"uint8": "U8", "int8": "I8", "float16": "F16", "float32": "F32"}
 
 
@@ -30,9 +35,16 @@ def shard_path(folder: Path, shard: int) -> Path:
     return folder / f"{shard:08d}{SUFFIX}"
 
 
-def shard_header(layout: Layout, count: int) -> bytes:
-    """The first page of a shard of `count` samples: safetensors' length and JSON, padded."""
-    entries: dict[str, object] = {"__metadata__": {"layout": layout.name}}
+def shard_header(layout: Layout, count: int, check: int | None) -> bytes:
+    """The first page of a shard of `count` samples: safetensors' length and JSON, padded.
+
+    Args:
+        check: CRC-32 of the data after it; None for shards written before there was one.
+    """
+    metadata = {"layout": layout.name}
+    if check is not None:
+        metadata["crc32"] = str(check)
+    entries: dict[str, object] = {"__metadata__": metadata}
     offset = 0
     for field in layout.fields:
         size = field.sample_bytes * count
@@ -58,11 +70,16 @@ def write_shard(
         StorageError: the disk is full; what was written before stands.
     """
     path = shard_path(folder, shard)
+    check = 0
     with replacing(path) as temporary, open(temporary, "wb") as stream:
-        stream.write(shard_header(layout, count))
+        stream.seek(HEADER_BYTES)
         for field in layout.fields:
             for block in columns[field.name]:
-                stream.write(np.ascontiguousarray(block, field.dtype).data)
+                data = np.ascontiguousarray(block, field.dtype).data
+                check = zlib.crc32(data, check)
+                stream.write(data)
+        stream.seek(0)
+        stream.write(shard_header(layout, count, check))
     return path
 
 
@@ -79,6 +96,7 @@ class ShardReader:
         self.folder = folder
         self.layout = layout
         self._files: collections.OrderedDict[int, tuple[int, int]] = collections.OrderedDict()
+        self._checked: set[int] = set()
 
     def read(
         self, locations: np.ndarray, field: Field, out: np.ndarray | None = None
@@ -89,7 +107,7 @@ class ShardReader:
             out: filled and returned instead of a new array, where given.
 
         Raises:
-            IntegrityError: a shard is missing or was cut short.
+            IntegrityError: a shard is missing, was cut short, or is damaged.
         """
         if out is None:
             out = np.empty((len(locations), *field.shape), field.dtype)
@@ -113,10 +131,8 @@ class ShardReader:
         """All keys of a shard, (n, KEY_BYTES) uint8; empty if it is none of this layout."""
         empty = np.empty((0, KEY_BYTES), np.uint8)
         try:
-            descriptor, count = self._open(shard)
+            _, count = self._open(shard)
         except IntegrityError:
-            return empty
-        if os.pread(descriptor, HEADER_BYTES, 0) != shard_header(self.layout, count):
             return empty
         return self.read((shard << ROW_BITS) + np.arange(count), self.layout.fields[0])
 
@@ -133,6 +149,11 @@ class ShardReader:
         if count is None:
             os.close(descriptor)
             raise self._cut(shard)
+        if shard not in self._checked:
+            if not self._intact(descriptor, count):
+                os.close(descriptor)
+                raise self._damaged(path)
+            self._checked.add(shard)
         self._files[shard] = (descriptor, count)
         if len(self._files) > _OPEN_SHARDS:
             _, (oldest, _) = self._files.popitem(last=False)
@@ -146,6 +167,32 @@ class ShardReader:
             remedy="run `edgeladder precompute` again: it computes what is missing",
         )
 
+    def _intact(self, descriptor: int, count: int) -> bool:
+        """Whether a shard is as written; one without a checksum is taken as it is."""
+        page = os.pread(descriptor, HEADER_BYTES, 0)
+        expected = _stored_check(page)
+        if page != shard_header(self.layout, count, expected):
+            return False
+        if expected is None:
+            return True
+        block, check, offset = bytearray(_CHECKED_BYTES), 0, HEADER_BYTES
+        while got := os.preadv(descriptor, [block], offset):
+            check = zlib.crc32(memoryview(block)[:got], check)
+            offset += got
+        return check == expected
+
+    def _damaged(self, path: Path) -> IntegrityError:
+        """Set a shard aside, so that the next precompute finds its samples missing."""
+        with contextlib.suppress(OSError):  # a cache that is read-only to us stays as it is
+            os.replace(path, f"{path}{DAMAGED}")
+        return IntegrityError(
+            "a cache shard is damaged: its checksum is not the one it was written with",
+            where=str(path),
+            remedy=f"it is set aside as {path.name}{DAMAGED}; run the same command, or "
+            "`edgeladder precompute`, again: it computes these samples anew. Damage that returns "
+            "means a failing disk or memory card",
+        )
+
     def close(self) -> None:
         """Close the open shards."""
         while self._files:
@@ -155,3 +202,11 @@ class ShardReader:
     def __del__(self) -> None:
         if hasattr(self, "_files"):
             self.close()
+
+
+def _stored_check(page: bytes) -> int | None:
+    """The checksum a header tells; None if it tells none, or is no header."""
+    try:
+        return int(json.loads(page[8:])["__metadata__"]["crc32"])
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -21,7 +21,7 @@ from tiny_tower import DIM, PRE, TOKENS, WIDTH, TinyBundle
 from edgeladder.device.data.cache import INDEX, ActivationCache, sample_key, working_folder
 from edgeladder.device.data.layout import Layout, from_int8, to_int8
 from edgeladder.device.data.selection import stack_keys
-from edgeladder.device.data.shards import HEADER_BYTES
+from edgeladder.device.data.shards import HEADER_BYTES, shard_header
 from edgeladder.errors import ConfigError, IntegrityError, StorageError
 
 
@@ -140,6 +140,44 @@ def test_a_shard_cut_short_is_dropped_and_said(tiny: TinyBundle, tmp_path: Path)
     cache = open_cache(tmp_path, tiny, writable=True)
     assert len(cache) == 0 and not shards(tmp_path)
     cache.close()
+
+
+@pytest.mark.parametrize("place", ["header", "keys", "last"])
+def test_a_flipped_bit_is_found_said_and_healed(
+    tiny: TinyBundle, tmp_path: Path, place: str
+) -> None:
+    """The size is right, one bit is not: no sample of that shard is believed."""
+    cache = open_cache(tmp_path, tiny, writable=True)
+    cache.put([key(1), key(2)], outputs([1, 2]))
+    cache.close()
+    reader = open_cache(tmp_path, tiny)
+    places = reader.find(stack_keys([key(1), key(2)]))
+    (shard,) = shards(tmp_path)
+    content = bytearray(shard.read_bytes())
+    content[{"header": 40, "keys": HEADER_BYTES + 3, "last": -1}[place]] ^= 4
+    shard.write_bytes(content)
+    with pytest.raises(IntegrityError, match="damaged") as caught:
+        reader.embeddings(places)
+    assert str(shard) in str(caught.value.where) and "precompute" in str(caught.value.remedy)
+    assert [path.name for path in shard.parent.glob("*.damaged")] == [f"{shard.name}.damaged"]
+    cache = open_cache(tmp_path, tiny, writable=True)
+    assert len(cache) == 0
+    cache.put([key(1), key(2)], outputs([1, 2]))
+    cache.close()
+    check(open_cache(tmp_path, tiny), tiny, [1, 2])
+
+
+def test_a_shard_from_before_checksums_is_read(tiny: TinyBundle, tmp_path: Path) -> None:
+    cache = open_cache(tmp_path, tiny, writable=True)
+    cache.put([key(1)], outputs([1]))
+    cache.close()
+    (shard,) = shards(tmp_path)
+    content = shard.read_bytes()
+    old = shard_header(cache.layout, 1, None)
+    assert old != content[:HEADER_BYTES]
+    shard.write_bytes(old + content[HEADER_BYTES:])
+    next(tmp_path.rglob(INDEX)).unlink()
+    check(open_cache(tmp_path, tiny), tiny, [1])
 
 
 def test_another_backbone_or_dtype_has_its_own_store(tiny: TinyBundle, tmp_path: Path) -> None:
