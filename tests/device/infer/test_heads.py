@@ -191,3 +191,29 @@ def test_many_pictures_are_searched_on_a_sample_and_fitted_whole(monkeypatch):
     assert isinstance(head, Kernel)
     assert head.alpha.shape == (75, 3)
     assert head.held_out is None
+
+
+def test_a_confident_and_wrong_zero_shot_does_not_spoil_the_kernel():
+    """Residuals of such logits would have to be unlearnt: the base must give way."""
+    features, labels, _ = scene(shots=6)
+    wrong = 30.0 * np.random.default_rng(1).normal(size=(len(labels), 3))
+    head = fit_kernel(features, labels, wrong, folds=shot_folds(labels))
+    plain = fit_kernel(features, labels, np.zeros_like(wrong), folds=shot_folds(labels))
+
+    def share(fitted):
+        return (fitted.held_out.argmax(1) == labels).mean()
+
+    assert head.choice.base * 30 < 1.0
+    assert share(head) >= share(plain) - 0.06
+
+
+def test_a_blend_is_the_mean_of_its_heads_and_gda_reads_what_it_is_told():
+    features, labels, zero_shot = scene(shots=5)
+    head = fit_head("blend", features, labels, zero_shot, projected=True)
+    queries, _, asked = scene(shots=2, seed=9)
+    first, second = head.heads
+    expected = (first.logits(queries, asked) + second.logits(queries, asked)) / 2
+    np.testing.assert_allclose(head.logits(queries, asked), expected, atol=1e-12)
+    assert second.reads == (-3, -2)
+    changed = [*queries[:-1], np.zeros_like(queries[-1])]
+    np.testing.assert_array_equal(second.logits(changed, asked), second.logits(queries, asked))

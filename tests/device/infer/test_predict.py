@@ -23,7 +23,7 @@ from edgeladder.device.infer.score import head_features
 from edgeladder.errors import ConfigError, DataError, IntegrityError
 from tests.device.infer.conftest import CLASSES
 
-KINDS = [None, "gda", "proker", "kernel"]
+KINDS = [None, "gda", "proker", "kernel", "blend"]
 
 
 def give_head(run: Path, kind: str | None) -> None:
