@@ -89,4 +89,4 @@ class Engine(Protocol):
         """Change the chunk between steps; results stay the same to 1e-5. None: as planned."""
 
     def close(self) -> None:
-        """Free sessions and buffers."""
+        """Free sessions; one that is used again opens anew."""

@@ -279,5 +279,5 @@ class StockEngine:
                 self._sessions.pop(name, None)
 
     def close(self) -> None:
-        """Free sessions and buffers."""
+        """Free sessions; one that is used again opens anew."""
         self._sessions.clear()

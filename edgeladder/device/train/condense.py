@@ -153,10 +153,15 @@ class Condense:
         def told(done: int, total: int) -> None:
             loop.tell(note=f"scoring prompts {done}/{total}")
 
+        # sessions of training make room for those of encoding, and these for those again: the plan
+        # has room for one kind; each opens anew when it is used
+        loop.batches.trim()
+        engine.close()
         mask = engine.buffers()[MASK]
         found = scores(
             engine, list(self.pictures()), self.logit_scale, chunk=self.chunk, progress=told
         )
+        engine.close()
         kept = keep(found, mask, self.share)
         engine.set_buffers({MASK: kept})
         self.done = True
