@@ -7,7 +7,7 @@ work, and its memory counts inside the budget.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -16,6 +16,9 @@ from edgeladder.cli.gathered import gathered
 from edgeladder.cli.output import Answer, table
 from edgeladder.cli.progress import Progress
 from edgeladder.sizes import format_size
+
+_SMALL_BYTES = 512_000_000  # budgets below it are supervised by a bare process, 9 MB large
+may_step_aside = False  # set by the console script: only a process of our own may be replaced
 
 
 def register(app: typer.Typer) -> None:
@@ -72,6 +75,7 @@ def plan(
         place, profile=profile, overrides=settings,
         shots=shots, engine=engine,
     )  # fmt: skip
+    request.bare = _small(request)  # as `train` will run it
     values = supervisor.plan(request)
     return Answer(values, lambda: _planned(values), exit_code=0 if values["fits"] else 3)
 
@@ -112,8 +116,40 @@ def train(
         start=str(start) if start else None,
         run=str(resume or run) if resume or run else None, resume=resume is not None,
     )  # fmt: skip
+    if may_step_aside and _small(request):
+        raise StepAside(request)
     with Progress() as progress:
         values = supervisor.train(request, progress)
+    return finished(values)
+
+
+class StepAside(Exception):  # noqa: N818 - not an error
+    """This process is too large for the budget: it leaves the training to a bare supervisor."""
+
+    def __init__(self, request: Any):
+        super().__init__()
+        self.request = request
+
+    def become(self, as_json: bool) -> NoReturn:
+        """Be the bare supervisor from here on; `edgeladder.cli.finish` says how it went."""
+        from edgeladder.device.train import supervisor
+
+        then = ["-m", "edgeladder.cli.finish", *(["--json"] if as_json else [])]
+        supervisor.become(self.request, as_json=as_json, then=then)
+
+
+def _small(request: Any) -> bool:
+    """Whether the budget is one in which this process's own 30 MB matter."""
+    budget = request.budget_bytes
+    if budget is None and request.device:
+        from edgeladder.config import load_device
+
+        budget = load_device(request.device).default_budget_bytes
+    return budget is not None and budget < _SMALL_BYTES
+
+
+def finished(values: dict[str, Any]) -> Answer:
+    """Write the report of a training and answer with its result."""
     from edgeladder.report import write_report  # only now: what it imports counts as well
 
     values["report"] = str(write_report(Path(values["run"])))

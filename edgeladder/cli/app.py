@@ -73,7 +73,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: as on the command line, without the program's name; None takes `sys.argv`.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    with Output(as_json="--json" in given) as output:
+    as_json = "--json" in given
+    try:
+        return _main(given, as_json)
+    except adapt.StepAside as aside:  # stdout is itself again
+        aside.become(as_json)
+
+
+def _main(given: list[str], as_json: bool) -> int:
+    with Output(as_json) as output:
         try:
             answer = typer.main.get_command(app).main(
                 args=given, prog_name="edgeladder", standalone_mode=False
@@ -84,6 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if answer == 130:  # typer's word for Ctrl-C
                 raise KeyboardInterrupt
             return answer if isinstance(answer, int) else 0
+        except adapt.StepAside:
+            raise
         except BaseException as error:
             failure, code = explain(error)
             if failure is not None:
@@ -151,6 +161,7 @@ def _unexpected(error: BaseException) -> EdgeLadderError:
 
 def run() -> None:
     """The console script's entry point."""
+    adapt.may_step_aside = True
     code = main()
     try:
         sys.stdout.flush()

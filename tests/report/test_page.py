@@ -109,6 +109,35 @@ def test_a_report_is_well_formed_and_shows_the_run(tmp_path):
     assert ("name", "viewport") in page.attributes
 
 
+def test_a_report_shows_the_evidence_for_the_budget(tmp_path):
+    """Peaks of every phase, which fence was live and read back, and all that the watch did."""
+    run = a_run(tmp_path / "run")
+    memory = {
+        "budget_bytes": 192_000_000,
+        "enforcement": "cgroup2",
+        "phases": {
+            "precompute": {"planned_peak_bytes": 151_000_000, "measured_peak_bytes": 143_000_000}
+        },
+    }
+    (run / "result.json").write_text(json.dumps({"memory": memory}))
+    records = [
+        {"kind": "fence", "phase": "train", "layer": "cgroup2", "confirmed": 170_000_000},
+        {"kind": "memory", "phase": "train", "action": "halve", "reason": "80 % of the budget"},
+        {
+            "kind": "restart",
+            "phase": "train",
+            "cause": "killed by the cgroup2 fence",
+            "last_step": 8,
+        },
+    ]
+    lines = "".join(json.dumps({"time": 1e9, **record}) + "\n" for record in records)
+    (run / "metrics.jsonl").write_text(lines)
+    page = Page(write(run).read_text(encoding="utf-8"))
+    for words in ("151 MB", "143 MB", "enforcement: cgroup2", "170 MB", "80 % of the budget"):
+        assert words in page.text, words
+    assert "killed by the cgroup2 fence" in page.text
+
+
 def test_a_report_needs_nothing_from_elsewhere(tmp_path):
     text = write(a_run(tmp_path / "run"), tmp_path / "out.html").read_text(encoding="utf-8")
     assert not re.search(r"https?:|//[a-z]|@import|url\(|<script|<link|<img|<iframe", text)

@@ -142,7 +142,7 @@ def open_fence(
         elif layer == "cgroup1":
             fence = _cgroup1(limit, root, proc)
         elif layer == "systemd-run":
-            fence = _systemd_run(limit)
+            fence = _systemd_run(limit, root)
         else:
             fence = _rlimit(limit + data_slack_bytes)
         if isinstance(fence, Fence):
@@ -258,7 +258,14 @@ def _cgroup1(limit: int, root: str, proc: str) -> Fence | str:
     return fence
 
 
-def _systemd_run(limit: int) -> Fence | str:
+# inside the scope: the limit of the cgroup it is in, as the kernel tells it
+_TELL_LIMIT = """
+path=$(sed -n 's/^0:://p' /proc/self/cgroup)
+cat "$0$path/memory.max" 2>/dev/null || cat "$0/unified$path/memory.max"
+"""
+
+
+def _systemd_run(limit: int, root: str) -> Fence | str:
     import shutil
     import subprocess
 
@@ -269,13 +276,16 @@ def _systemd_run(limit: int) -> Fence | str:
     try:
         # a trial run: without a user manager, or without delegation, there is no limit to read
         probe = subprocess.run(
-            [*scope, "cat", "/proc/self/cgroup"], capture_output=True, text=True, timeout=10
+            [*scope, "sh", "-c", _TELL_LIMIT, root], capture_output=True, text=True, timeout=10
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
     if probe.returncode:
         return (probe.stderr.strip().splitlines() or ["no user manager"])[-1]
-    return Fence("systemd-run", limit_bytes=limit, prefix=scope)
+    told = _number(probe.stdout.strip())
+    if told is None or told > limit:
+        return "a user scope does not get the limit: the memory controller is not delegated"
+    return Fence("systemd-run", limit_bytes=told, prefix=scope)
 
 
 def _cgroup2_limit_of(pid: int) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import Any
 
@@ -40,8 +41,14 @@ def main() -> int:
         if values["json"]:
             print(json.dumps({"error": described}))
         else:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {error.message}", file=sys.stderr)
+            if error.where:
+                print(f"where: {error.where}", file=sys.stderr)
+            if error.remedy:
+                print(f"help:  {error.remedy}", file=sys.stderr)
         return error.exit_code
+    if values.get("then"):
+        os.execv(sys.executable, [sys.executable, *values["then"], result["run"]])
     print(json.dumps(result) if values["json"] else json.dumps(result, indent=2))
     return 0
 

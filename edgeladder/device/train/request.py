@@ -38,6 +38,7 @@ class TrainRequest:
     chunk: int | None = None  # None: the plan chooses
     verify: bool = True  # hash the bundle's files before use
     floor: dict[str, Any] | None = None  # measured machine floor, filled in by the supervisor
+    bare: bool = False  # whether to plan for a bare supervisor, though this process is larger
     supervisor_bytes: int = 0  # memory of the process that waits, filled in by the supervisor
 
     def to_dict(self) -> dict[str, Any]:

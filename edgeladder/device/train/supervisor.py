@@ -16,7 +16,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -58,10 +58,23 @@ def plan(request: TrainRequest) -> dict[str, Any]:
         return supervisor.plan()
 
 
-def become(request: TrainRequest, *, command: str = "train", as_json: bool = False) -> NoReturn:
+def become(
+    request: TrainRequest,
+    *,
+    command: str = "train",
+    as_json: bool = False,
+    then: Sequence[str] = (),
+) -> NoReturn:
     """Replace this process by a bare supervisor, so that a large caller does not count.
 
     The new process prints the result and exits with the design's codes.
+
+    Args:
+        request: what to do.
+        command: train or precompute.
+        as_json: whether errors and the result are printed as JSON.
+        then: arguments of a Python process that takes over after a training that succeeded, in
+            place of printing; the run's folder is added to them.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -69,7 +82,8 @@ def become(request: TrainRequest, *, command: str = "train", as_json: bool = Fal
     package = str(Path(__file__).resolve().parents[3])
     path = [package, *environment.get("PYTHONPATH", "").split(os.pathsep)]
     environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(part for part in path if part))
-    values = json.dumps({"command": command, "json": as_json, "request": request.to_dict()})
+    told = {"command": command, "json": as_json, "request": request.to_dict(), "then": list(then)}
+    values = json.dumps(told)
     arguments = [sys.executable, "-m", "edgeladder.device.train", values]
     os.execve(sys.executable, arguments, environment)
 
@@ -161,6 +175,7 @@ class Supervisor:
             "resumed_from": trained["resumed_from"],
             "skipped_inputs": filled["skipped_inputs"],
             "loss": trained["loss"],
+            "head": evaluated["head"],  # its kind and both weights; None: no head
             "prompts": trained["prompts"],  # how they are stored; None: as they are
             "cache": {key: filled[key] for key in ("new", "reused")},
             "seconds": {
@@ -211,7 +226,9 @@ class Supervisor:
 
     def _told_request(self) -> dict[str, Any]:
         self.request.floor = self.phase("floor", {})
-        self.request.supervisor_bytes = meter.private(os.getpid())
+        own = meter.private(os.getpid())
+        bare = self.request.floor["supervisor_bytes"] if self.request.bare else own
+        self.request.supervisor_bytes = min(own, bare)
         return self.request.to_dict()
 
     def _adopt(self, prepared: dict[str, Any]) -> None:

@@ -133,6 +133,66 @@ def test_rlimit_makes_the_allocation_fail():
     process.communicate(b"\n")
 
 
+SYSTEMD_RUN = """#!/bin/sh
+# plays the user manager: a scope whose memory.max is the property it was given
+echo "$@" >> {log}
+limit=
+while [ "$1" != "--" ]; do
+    case "$1" in MemoryMax=*) limit=${{1#MemoryMax=}};; esac
+    shift
+done
+shift
+folder={root}$(sed -n 's/^0:://p' /proc/self/cgroup)
+mkdir -p "$folder"
+echo {value} > "$folder/memory.max"
+exec "$@"
+"""
+
+
+@pytest.fixture
+def systemd_run(tmp_path, monkeypatch):
+    def install(value="$limit"):
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        path = tmp_path / "bin" / "systemd-run"
+        log, root = tmp_path / "log", tmp_path / "cgroup"
+        path.write_text(SYSTEMD_RUN.format(log=log, root=root, value=value))
+        path.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{path.parent}:{os.environ['PATH']}")
+        return str(root), log
+
+    return install
+
+
+def test_systemd_run_is_trusted_when_its_scope_has_the_limit(systemd_run):
+    root, log = systemd_run()
+    fence = open_fence("systemd-run", 100 * MB + 5, root=root)
+    assert fence.layer == "systemd-run" and 0 <= 100 * MB + 5 - fence.limit_bytes < 4096
+    told = log.read_text().split("--", 1)[1]
+    for part in ("user", "--scope", f"MemoryMax={fence.limit_bytes}", "MemorySwapMax=0"):
+        assert part in told
+    done = run_inside(fence, 20 * MB)  # the worker is started through it, in place
+    assert done.returncode == 0 and done.stdout.strip() == "took it"
+    assert log.read_text().count("MemoryMax=") == 2
+
+
+@pytest.mark.parametrize("value", ["max", "999999999"])
+def test_systemd_run_without_delegation_is_no_fence(systemd_run, value):
+    root, _ = systemd_run(value)
+    with pytest.raises(ConfigError, match="no systemd-run fence") as caught:
+        open_fence("systemd-run", 100 * MB, root=root)
+    assert "not delegated" in caught.value.where
+
+
+def test_a_user_manager_that_is_not_there_is_told(tmp_path, monkeypatch):
+    script = tmp_path / "systemd-run"
+    script.write_text("#!/bin/sh\necho Failed to connect to bus: No medium found >&2\nexit 1\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(ConfigError) as caught:
+        open_fence("systemd-run", 100 * MB)
+    assert "Failed to connect to bus" in caught.value.where
+
+
 def test_wrong_names():
     with pytest.raises(ConfigError, match="unknown fence 'wall'"):
         open_fence("wall", MB)

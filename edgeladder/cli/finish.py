@@ -1,0 +1,33 @@
+"""`python -m edgeladder.cli.finish [--json] RUN`: report and answer of a finished training.
+
+What `edgeladder train` does last, for a training that a bare supervisor ran in its place.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from edgeladder.cli.adapt import finished
+from edgeladder.cli.app import explain
+from edgeladder.cli.output import Output
+
+
+def main() -> int:
+    """Answer from the run's result.json; the exit code of the design."""
+    *flags, run = sys.argv[1:]
+    with Output("--json" in flags) as output:
+        try:
+            values = json.loads((Path(run) / "result.json").read_text(encoding="utf-8"))
+            output.answer(finished(values))
+            return 0
+        except Exception as error:
+            failure, code = explain(error)
+            if failure is not None:
+                output.failure(failure)
+            return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
