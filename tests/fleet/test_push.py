@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import os
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -174,3 +180,40 @@ def test_names_that_lead_out_are_refused(make_farm: Any, crew_of: Any, bundle: B
     assert "not a name inside" in str((account.results[0].error or {})["message"])
     assert not list(farm.folder.rglob("escaped"))
     assert isinstance(crew_of(farm).hosts[0], Host)
+
+
+def test_a_call_given_up_writes_no_more(tmp_path: Path) -> None:
+    """Two calls of the controller on one box: the first was given up and still holds bytes."""
+    content = os.urandom(1_000_000)
+    name = hashlib.sha256(content).hexdigest()
+    (tmp_path / "blobs").mkdir()
+    request = {"blobs": [{"sha256": name, "size": len(content), "offset": 0}]}
+    code = (
+        "import json, sys; from edgeladder.fleet.box import store; "
+        f"print(json.dumps(store.receive({str(tmp_path)!r}, {request!r}, sys.stdin.buffer, None)))"
+    )
+
+    def call() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+
+    first = call()
+    assert first.stdin is not None
+    first.stdin.write(content[:300_000])
+    first.stdin.flush()
+    part = tmp_path / "blobs" / f"{name}.part"
+    while not (part.is_file() and part.stat().st_size == 300_000):
+        assert first.poll() is None
+        time.sleep(0.01)
+    second = call()
+    answer, _ = second.communicate(content)
+    assert json.loads(answer) == {"stored": [name], "rejected": []}
+    with contextlib.suppress(BrokenPipeError):
+        first.stdin.write(content[300_000:])
+        first.stdin.close()
+    assert first.wait() == -signal.SIGKILL
+    assert hashlib.sha256((tmp_path / "blobs" / name).read_bytes()).hexdigest() == name
+    third = call()  # the number of one that ended by itself is not kept
+    third.communicate(content)
+    assert third.returncode == 0

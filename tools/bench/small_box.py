@@ -7,7 +7,7 @@ Every process of the tuning, the supervisor included, is put into one cgroup who
 budget, swap off. Within it EdgeLadder gets the same number as its --budget, so that its own plan,
 watch and fence are at work too. Pictures are generated, weights are untrained unless --bundle
 names a bundle: memory and time do not depend on either. Prints the peaks: as EdgeLadder measured
-them, as seen from outside every 5 ms, and the kernel's own mark for the cgroup (page cache of the
+them, as seen from outside every 50 ms, and the kernel's own mark for the cgroup (page cache of the
 files read included, which the kernel gives up before it kills).
 """
 
@@ -94,7 +94,8 @@ def tune(request: dict[str, Any], fence: Fence) -> dict[str, Any]:
         env=environment,
         preexec_fn=fence.enter,
     )
-    sampler = TreeSampler(process.pid)
+    # often enough to see every segment and step, seldom enough to leave two cores to the work
+    sampler = TreeSampler(process.pid, interval_seconds=0.05)
     sampler.start()
     output, _ = process.communicate()
     return {

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from edgeladder.device.train.supervisor import Supervisor
 
 _CALM_SECONDS, _CLOSE_SECONDS = 0.05, 0.005  # between two measurements
+_WATCH_SHARE = 20  # waits at least so many times as long as a measurement took: 5 % of a core
+_EXACT_SECONDS, _EXACT_BYTES = 0.25, 1_000_000  # an exact measurement holds so long, or so far
 _SURROUNDINGS_SECONDS = 0.5  # between two looks at the rest of the machine
 _EXACT_SHARE = 0.6  # of the budget: shared pages are told apart from here on
 _STOP_GRACE_SECONDS = 60.0  # for a checkpoint after an order to leave
@@ -46,6 +48,8 @@ class Attempt:
         self._told_stop_at = 0.0
         self._peak = 0  # by exact samples
         self._cheap_peak = 0  # the resident sum at the highest of them
+        self._exact: meter.Usage | None = None
+        self._exact_at = 0.0
         self._killed_for = ""
 
     def run(self, expected_bytes: int) -> tuple[str, dict[str, Any]]:
@@ -76,6 +80,7 @@ class Attempt:
                 return
             for event in events:
                 self._take(event)
+            began = time.monotonic()
             child.mark()
             used = self._measure(guard)
             if not confirmed:
@@ -96,19 +101,28 @@ class Attempt:
             if action is not None:
                 self._act(action)
             wait = _CLOSE_SECONDS if guard.watch_closely(used) else _CALM_SECONDS
+            wait = max(wait, _WATCH_SHARE * (now - began))
 
     def _measure(self, guard: Guard | None) -> int:
-        """The tree's memory now; exact near the lines that matter and at every new height."""
+        """The tree's memory now; exact near the lines that matter and at every new height.
+
+        An exact measurement makes the kernel walk the page tables, a millisecond or more that the
+        worker's threads wait for on few cores. What has changed since the last one is told well
+        enough by the cheap sum, for a moment or a megabyte.
+        """
         above = self._cheap_peak
         if guard is not None:
             above = min(above, guard.line(_EXACT_SHARE))
-        usage = meter.measure(
-            os.getpid(),
-            pss_above=above,
-            gpu=self.supervisor.gpu_before > 0,
-            gpu_before=self.supervisor.gpu_before,
-        )
+        known, now = self._exact, time.monotonic()
+        gpu, before = self.supervisor.gpu_before > 0, self.supervisor.gpu_before
+        if known is not None and now - self._exact_at < _EXACT_SECONDS:
+            cheap = meter.measure(os.getpid(), pss_above=None, gpu=gpu, gpu_before=before)
+            grown = cheap.bytes - known.resident_bytes
+            if grown < _EXACT_BYTES:
+                return known.bytes + grown
+        usage = meter.measure(os.getpid(), pss_above=above, gpu=gpu, gpu_before=before)
         if usage.exact:
+            self._exact, self._exact_at = usage, now
             self._cheap_peak = max(self._cheap_peak, usage.resident_bytes)
             self._peak = max(self._peak, usage.bytes)
         return usage.bytes

@@ -16,7 +16,7 @@ from edgeladder.device.memory import meter
 from edgeladder.device.memory.fence import Fence
 
 _TAIL_BYTES = 4000
-_ENVIRONMENT = {
+WORKER_ENVIRONMENT = {
     # fewer malloc arenas: every thread's own arena keeps freed memory from the others
     "MALLOC_ARENA_MAX": "2",
     # fixed, so that large buffers always go back to the kernel when they are freed: left alone,
@@ -40,7 +40,7 @@ class Child:
             fence: entered between fork and exec, so that every page is charged to it.
             log: file the worker's stderr is appended to; None keeps only its tail.
         """
-        environment = {**_ENVIRONMENT, **os.environ}
+        environment = {**WORKER_ENVIRONMENT, **os.environ}
         package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(__file__))))
         path = [package, *environment.get("PYTHONPATH", "").split(os.pathsep)]
         environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(part for part in path if part))

@@ -7,21 +7,26 @@ ROOT/KIND -> trees/KIND/DIGEST    the one in use, switched by one rename
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import re
 import shutil
+import signal
 import tempfile
+import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator as Iterator
     from io import BufferedReader as BufferedReader
     from io import BufferedWriter as BufferedWriter
 
     Request = dict[str, Any]
     Answer = dict[str, Any]
 else:  # not evaluated on a box, whose Python may know no dict[...]
-    Request = Answer = BufferedReader = BufferedWriter = object
+    Request = Answer = BufferedReader = BufferedWriter = Iterator = object
 
 BLOCK_BYTES = 1 << 18
 KINDS = ("bundle", "data", "wheelhouse", "adapter")
@@ -109,6 +114,40 @@ def receive(root: str, request: Request, stdin: BufferedReader, stdout: Buffered
     The bytes of all `blobs` follow the request in order, each from its offset. What had arrived
     before a connection broke stays, so that the next call continues there.
     """
+    with receiving(root):
+        return _receive(root, request, stdin)
+
+
+@contextlib.contextmanager
+def receiving(root: str) -> Iterator[None]:
+    """Be the only one who writes blobs; whoever still did is ended.
+
+    The controller gives a silent box up and calls again, while its first call may go on here with
+    what the line still held: both would append to one part, and the first even after the second
+    had verified it.
+    """
+    with open(os.path.join(root, ".receiver"), "a+") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                lock.seek(0)
+                holder = lock.read()
+                if holder:  # else it holds the lock since just now and has not yet said who it is
+                    with contextlib.suppress(OSError, ValueError):
+                        os.kill(int(holder), signal.SIGKILL)
+                time.sleep(0.02)
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        try:
+            yield
+        finally:
+            lock.truncate(0)  # before the lock goes: nobody shall end who takes this number next
+
+
+def _receive(root: str, request: Request, stdin: BufferedReader) -> Answer:
     stored = []
     rejected = []
     for item in request["blobs"]:
