@@ -123,9 +123,11 @@ def _settings(context: Context) -> dict[str, str]:
             where=run["data"],
             remedy="make one folder of pictures for each node",
         )
-    given = {name: run[name] for name in ("bundle", "budget", "device", "program") if name in run}
     own = folders[number]
-    return {**given, "data": str(own), "cache": str(Path(run.get("cache", "cache")) / own.name)}
+    node = {name: run[name] for name in ("bundle", "budget", "device", "program") if name in run}
+    node["data"] = str(own)
+    node["cache"] = str(Path(run.get("cache", "cache")) / own.name)
+    return node
 
 
 def _record(values: dict[str, np.ndarray]) -> ArrayRecord:
