@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 
-import edgeladder
 from edgeladder.bundle import Bundle
 from edgeladder.cli.app import main
 from edgeladder.fleet.crew import Crew
@@ -52,17 +51,6 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An `edgeladder` for the boxes that trains nothing (tools/fleet/stand_in.py)."""
     script = tmp_path_factory.mktemp("program") / "edgeladder"
     script.write_text(f'#!/bin/sh\nexec {sys.executable} {TOOLS / "stand_in.py"} "$@"\n')
-    script.chmod(script.stat().st_mode | stat.S_IXUSR)
-    return script
-
-
-@pytest.fixture
-def program(tmp_path: Path) -> Path:
-    """The `edgeladder` of this environment, as a box would have it in its own."""
-    script = tmp_path / "program"
-    source = Path(edgeladder.__file__).resolve().parents[1]
-    start = "import sys; from edgeladder.cli.app import run; run()"
-    script.write_text(f"#!/bin/sh\nPYTHONPATH={source} exec {sys.executable} -c '{start}' \"$@\"\n")
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     return script
 
