@@ -28,6 +28,9 @@ from edgeladder.fleet.tensors import Tensor, read_header, read_values
 ADAPTER = "adapter.safetensors"
 CARD = "adapter.json"
 Method = Literal["mean", "trimmed", "median"]
+# For trainings whose adapters are to be averaged: a closed-form head is fitted to one box's own
+# features, and cannot be. The whole section, since a weight without a head is refused.
+HEADLESS = "head={kind: none}"
 _BLOCK_VALUES = 1 << 20  # float64 values held at a time, over all boxes
 _MUST_AGREE = ("bundle_digest", "ladder_digest", "model", "classes")
 

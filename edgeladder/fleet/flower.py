@@ -27,6 +27,7 @@ from safetensors.numpy import load_file
 from edgeladder.bundle import Bundle
 from edgeladder.device.infer.adapter import adapter_of, save_adapter
 from edgeladder.errors import ConfigError, EdgeLadderError
+from edgeladder.fleet.aggregate import HEADLESS
 
 client_app = ClientApp()
 server_app = ServerApp()
@@ -39,13 +40,14 @@ def train(message: Message, context: Context) -> Message:
 
     The node's configuration names `bundle` and `data` (paths on the box), and may name `budget`,
     `device`, `cache` and `program`; the run's configuration may have `set`, assignments separated
-    by blanks.
+    by blanks. In Flower's simulation engine nodes have no configuration of their own: there the
+    run's names `bundle`, and `data` with one folder for each node; it may name the others too.
 
     Raises:
         EdgeLadderError: the training failed; its own words are in the message.
         ConfigError: the ladder has integer state, which cannot be averaged.
     """
-    node = {str(key): str(value) for key, value in context.node_config.items()}
+    node = _settings(context)
     bundle = Bundle.open(node["bundle"], verify=False)
     number = int(message.content["config"]["server-round"])  # type: ignore[index, arg-type]
     with tempfile.TemporaryDirectory(prefix="edgeladder-flower-") as folder:
@@ -55,7 +57,7 @@ def train(message: Message, context: Context) -> Message:
             arguments += [f"--{name}", node[name]] if name in node else []
         for assignment in str(context.run_config.get("set", "")).split():
             arguments += ["--set", assignment]
-        arguments += ["--set", "head.kind=none"]
+        arguments += ["--set", HEADLESS]
         if number > 1:  # the first begins from the bundle, as everywhere
             _save(bundle, _values(message.content["arrays"]), Path(folder) / "start")
             arguments += ["--start", f"{folder}/start"]
@@ -102,6 +104,31 @@ def serve(grid: Grid, context: Context) -> None:
         num_rounds=int(config["rounds"]),
     )
     _save(bundle, _values(result.arrays), Path(str(config["out"])))
+
+
+def _settings(context: Context) -> dict[str, str]:
+    """What this node is told; a simulated one takes its folder of the run's `data`.
+
+    Raises:
+        ConfigError: fewer folders than simulated nodes.
+    """
+    node = {str(key): str(value) for key, value in context.node_config.items()}
+    if "data" in node or "partition-id" not in node:
+        return node
+    run = {str(key): str(value) for key, value in context.run_config.items() if value != ""}
+    folders = sorted(path for path in Path(run["data"]).iterdir() if path.is_dir())
+    number = int(node["partition-id"])
+    if number >= len(folders):
+        raise ConfigError(
+            f"{len(folders)} folders for {node['num-partitions']} simulated nodes",
+            where=run["data"],
+            remedy="make one folder of pictures for each node",
+        )
+    own = folders[number]
+    node = {name: run[name] for name in ("bundle", "budget", "device", "program") if name in run}
+    node["data"] = str(own)
+    node["cache"] = str(Path(run.get("cache", "cache")) / own.name)
+    return node
 
 
 def _record(values: dict[str, np.ndarray]) -> ArrayRecord:

@@ -22,6 +22,7 @@ from edgeladder.fleet.account import Account, HostError, HostResult, failed
 from edgeladder.fleet.aggregate import (
     ADAPTER,
     CARD,
+    HEADLESS,
     AggregateResult,
     Contribution,
     Method,
@@ -166,8 +167,7 @@ async def rounds(
         adapters than the quorum is the last (`stopped` says so); the rounds before it stand.
     """
     tree = bundle_tree(bundle.folder)
-    # a closed-form head is fitted to one box's own features: it cannot be averaged
-    train = dataclasses.replace(train, overrides=(*train.overrides, "head.kind=none"))
+    train = dataclasses.replace(train, overrides=(*train.overrides, HEADLESS))
     start: Path | None = None
     history: list[dict[str, Any]] = []
     account = Account("rounds", [])

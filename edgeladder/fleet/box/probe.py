@@ -73,21 +73,27 @@ def _venv_works() -> bool:
 
 
 def _installed(program: str) -> dict[str, str]:
+    """Versions in the program's environment; of a program that has none, what it says itself."""
     python = os.path.join(os.path.dirname(program), "python")
-    if not os.path.exists(python):
-        return {}
     try:
-        done = subprocess.run(
-            [python, "-c", _INSTALLED],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=30,
-        )
-        found: dict[str, str] = json.loads(done.stdout.decode())
+        if not os.path.exists(python):
+            name, version = _said([program, "--version"]).split()
+            return {name: version}
+        found: dict[str, str] = json.loads(_said([python, "-c", _INSTALLED]))
         return found
     except (OSError, ValueError, subprocess.TimeoutExpired):
         return {}
+
+
+def _said(command: list[str]) -> str:
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        timeout=30,
+    )
+    return done.stdout.decode()
 
 
 def probe(root: str, request: Request, stdin: BufferedReader, stdout: BufferedWriter) -> Answer:
