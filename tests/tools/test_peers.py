@@ -40,6 +40,22 @@ def test_without_prompts_the_features_are_open_clips(clip, tokenize):
         torch.testing.assert_close(text, clip.encode_text(ids, normalize=True))
 
 
+def test_nano_is_read_as_it_computes():
+    clip, preprocess, tokenize = run.open_model("nano", None)
+    ids = tokenize(["x x of a cat.", "x x dog"])
+    prompt = clip.text.token_embedding.weight[ids[0, 1:3]]
+    pixels = torch.rand(1, 3, 224, 224)
+    with torch.no_grad():
+        expected = clip.encode_text(ids, normalize=True)
+        torch.testing.assert_close(towers.text_features(clip, ids, [prompt]), expected)
+        image = towers.image_features(clip, pixels)
+        torch.testing.assert_close(image, clip.encode_image(pixels, normalize=True))
+        coop = methods.CoOp(clip, tokenize, CLASSES)
+        torch.testing.assert_close(coop(pixels), coop.classify(image))
+    assert (ids == ids.max()).sum() == 2, "one end of text a row"
+    assert preprocess is not None
+
+
 def test_a_prompt_equal_to_the_tokens_it_replaces_changes_nothing(clip, tokenize):
     ids = tokenize(["X X cat.", "X X dog."])
     prompt = clip.token_embedding.weight[ids[0, 1:3]]

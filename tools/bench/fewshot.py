@@ -6,9 +6,10 @@
 Rows: zero-shot; linear probe, LP++, Tip-Adapter-F, TaskRes, CLAP, ProLIP, GDA, ProKeR; the
 multi-tap leave-one-out kernel; the bundle's own head alone, its ladder alone, and both as
 `edgeladder train` gives them (`default`); and further ladders from bundles of the same backbone,
-`--ladder NAME=BUNDLE[,A.B=C..]`. Settings are fixed or chosen on the support set; the test pictures
-are used once, to count. Writes results.csv after every task (run it again and it goes on where it
-stopped), table.md (means and standard errors) and plot.svg.
+`--ladder NAME=BUNDLE[,A.B=C..]`, `--ladders FOLDER` (one per bundle in it, see variants.py) and
+`--device-rows` (what needs no bundle of its own). Settings are fixed or chosen on the support set;
+the test pictures are used once, to count. Writes results.csv after every task (run it again and it
+goes on where it stopped), table.md (means and standard errors) and plot.svg.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from baselines import METHODS, Support  # noqa: E402
 from figures import plot, table  # noqa: E402
 from ladder_row import train_ladder  # noqa: E402
 from task import Task, load_pool  # noqa: E402
+from variants import DEVICE  # noqa: E402
 
 from edgeladder.bundle import Bundle  # noqa: E402
 from edgeladder.config import Profile, override  # noqa: E402
@@ -147,8 +149,15 @@ def parse_arguments() -> argparse.Namespace:
         metavar="NAME=BUNDLE[,A.B=C..]",
         help="a further ladder to train, from its bundle",
     )
+    parser.add_argument("--ladders", type=Path, help="a folder of bundles, each a ladder to train")
+    parser.add_argument(
+        "--device-rows",
+        nargs="*",
+        choices=list(DEVICE),
+        help="further ladders from --bundle by what a device may change; all of them without names",
+    )
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="A.B=C")
-    parser.add_argument("--only-ladders", action="store_true", help="the --ladder rows alone")
+    parser.add_argument("--only-ladders", action="store_true", help="the further ladders alone")
     parser.add_argument("--cache", type=Path, default=Path("cache"))
     parser.add_argument("--dtype", default="fp16", choices=["fp16", "int8"], help="of the cache")
     parser.add_argument("--out", type=Path, default=Path("bench"))
@@ -165,10 +174,19 @@ def open_ladders(arguments: argparse.Namespace, bundle: Bundle) -> Ladders:
     ladders: Ladders = {}
     if not arguments.only_ladders:
         ladders["default"] = (bundle, override(bundle.manifest.profile, arguments.settings))
+    wanted = {}
     for entry in arguments.ladder:
         name, _, rest = entry.partition("=")
         folder, *settings = rest.split(",")
-        opened = Bundle.open(folder or arguments.bundle)
+        wanted[name] = folder or arguments.bundle, settings
+    if arguments.ladders:
+        folders = sorted(path.parent for path in arguments.ladders.glob("*/manifest.json"))
+        wanted |= {folder.name: (folder, arguments.settings) for folder in folders}
+    if arguments.device_rows is not None:
+        for name in arguments.device_rows or DEVICE:
+            wanted[name] = arguments.bundle, [*DEVICE[name], *arguments.settings]
+    for name, (folder, settings) in wanted.items():
+        opened = Bundle.open(folder)
         ladders[name] = (opened, override(opened.manifest.profile, settings))
     return ladders
 

@@ -1,9 +1,19 @@
-"""Tables and a plot of few-shot results; SVG written by hand, so that nothing need be installed."""
+#!/usr/bin/env python
+"""Tables and a plot of few-shot results; SVG written by hand, so that nothing need be installed.
+
+    tools/bench/figures.py docs/few-shot.csv --plot docs/few-shot.svg \
+        --methods "zero-shot" "ProLIP" "default" --datasets flowers5 rsscn7 clothing
+
+Reads one or more results.csv of fewshot.py; prints the tables.
+"""
 
 from __future__ import annotations
 
+import argparse
+import csv
 from collections.abc import Iterable
 from html import escape
+from pathlib import Path
 
 import numpy as np
 
@@ -104,3 +114,31 @@ def plot(rows: list[Row]) -> str:
         + "".join(body)
         + "</svg>\n"
     )
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a results.csv."""
+    with open(path, newline="", encoding="utf-8") as stream:
+        return [dict(row) for row in csv.DictReader(stream)]
+
+
+def main() -> None:
+    """Print tables, draw the plot."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("results", type=Path, nargs="+")
+    parser.add_argument("--plot", type=Path, help="file to draw, .svg")
+    parser.add_argument("--methods", nargs="+", help="these alone, in this order")
+    parser.add_argument("--datasets", nargs="+", help="these alone, in this order")
+    arguments = parser.parse_args()
+    rows = [row for path in arguments.results for row in read(path)]
+    for key, names in (("dataset", arguments.datasets), ("method", arguments.methods)):
+        if names:
+            rows = [row for row in rows if row[key] in names]
+            rows.sort(key=lambda row, key=key, names=names: names.index(str(row[key])))
+    print(table(rows))
+    if arguments.plot:
+        arguments.plot.write_text(plot(rows), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

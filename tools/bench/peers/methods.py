@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from towers import image_features, text_features
+from towers import image_features, text_features, text_tower
 
 Tokenize = Callable[[list[str]], Tensor]
 
@@ -34,14 +34,18 @@ class CoOp(nn.Module):
             "ids", tokenize([" ".join(["X"] * self.length) + f" {n}." for n in names])
         )
         self.context = nn.Parameter(
-            0.02 * torch.randn(self.length, clip.token_embedding.weight.shape[1])
+            0.02 * torch.randn(self.length, text_tower(clip).token_embedding.weight.shape[1])
         )
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits (B, C)."""
+        return self.classify(image_features(self.clip[0], pixels))
+
+    def classify(self, image: Tensor) -> Tensor:
+        """Logits (B, C) of image features (B, D), which the context does not change."""
         clip = self.clip[0]
         text = text_features(clip, self.ids, [self.context])
-        return clip.logit_scale.exp() * image_features(clip, pixels) @ text.T
+        return clip.logit_scale.exp() * image @ text.T
 
 
 class DeepVpt(nn.Module):
@@ -77,12 +81,13 @@ class MaPLe(nn.Module):
         self.clip = [clip]
         start = "a photo" if self.length == 2 else " ".join(["X"] * self.length)
         self.register_buffer("ids", tokenize([f"{start} {name}." for name in names]))
-        towers = clip.transformer.resblocks, clip.visual.transformer.resblocks
+        tower = text_tower(clip)
+        towers = tower.transformer.resblocks, clip.visual.transformer.resblocks
         depth = min(self.depth, *(len(blocks) for blocks in towers))
-        width = clip.token_embedding.weight.shape[1]
+        width = tower.token_embedding.weight.shape[1]
         prompts = 0.02 * torch.randn(depth, self.length, width)
         with torch.no_grad():
-            prompts[0] = clip.token_embedding(self.ids[0, 1 : 1 + self.length])
+            prompts[0] = tower.token_embedding(self.ids[0, 1 : 1 + self.length])
         self.prompts = nn.Parameter(prompts)
         wide = clip.visual.class_embedding.shape[0]
         self.couple = nn.ModuleList(nn.Linear(width, wide) for _ in range(depth))

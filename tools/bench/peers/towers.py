@@ -1,7 +1,7 @@
-"""open_clip's ViT CLIPs, frozen, with learnable tokens let into their blocks.
+"""open_clip's CLIPs, frozen, with learnable tokens let into their blocks.
 
-Any model whose image tower is open_clip's VisionTransformer and whose text tower is its causal
-transformer (the family of OpenAI's ViT models).
+Text prompts: any model whose text tower is open_clip's causal transformer (OpenAI's family, nano).
+Image prompts: those whose image tower is its VisionTransformer too.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ def image_features(clip: nn.Module, pixels: Tensor, prompts: Sequence[Tensor] = 
     arXiv:2203.12119); blocks beyond the last prompt keep the last one's outputs (MaPLe).
     """
     visual = clip.visual
+    if not prompts:
+        return functional.normalize(visual(pixels), dim=-1)
     state = visual._embeds(pixels)  # (B, T, W)
     tokens = state.shape[1]
     for number, block in enumerate(visual.transformer.resblocks):
@@ -47,18 +49,26 @@ def text_features(clip: nn.Module, ids: Tensor, prompts: Sequence[Tensor] = ()) 
         ids: (C, L) token ids whose tokens 1..m are place holders, so that the end of text lies
             where it would.
     """
-    state = clip.token_embedding(ids)
+    tower = text_tower(clip)
+    state = tower.token_embedding(ids)
     if prompts:
         state = _replace(state, prompts[0])
-    state = state + clip.positional_embedding
-    for number, block in enumerate(clip.transformer.resblocks):
+    state = state + tower.positional_embedding
+    for number, block in enumerate(tower.transformer.resblocks):
         if 0 < number < len(prompts):
             state = _replace(state, prompts[number])
-        state = block(state, attn_mask=clip.attn_mask)
-    state = clip.ln_final(state)
+        state = block(state, attn_mask=tower.attn_mask)
+    state = tower.ln_final(state)
     # the end of text has the highest id of all
-    pooled = state[torch.arange(len(ids)), ids.argmax(-1)] @ clip.text_projection
-    return functional.normalize(pooled, dim=-1)
+    pooled = state[torch.arange(len(ids)), ids.argmax(-1)]
+    projection = tower.text_projection
+    projected = projection(pooled) if isinstance(projection, nn.Module) else pooled @ projection
+    return functional.normalize(projected, dim=-1)
+
+
+def text_tower(clip: nn.Module) -> nn.Module:
+    """The text transformer: open_clip's CLIP is it itself, its CustomTextCLIP holds it."""
+    return getattr(clip, "text", clip)
 
 
 def _replace(state: Tensor, prompt: Tensor) -> Tensor:

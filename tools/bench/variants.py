@@ -1,0 +1,88 @@
+#!/usr/bin/env python
+"""Exports the bundles that the rows of the method and ablation tables train (host).
+
+    tools/bench/variants.py --out rows --only diffusion cross     # all of them without --only
+    tools/bench/fewshot.py --bundle edgeladder/_nano/bundle --only-ladders --ladders rows \
+        --data pictures.zip --shots 16 --out bench
+
+Each is the profile with the settings below and nothing else changed; what a device may change
+(`DEVICE`) needs no bundle of its own: fewshot.py trains it on the bundle that ships.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+# name of the row: --set of `edgeladder export`
+HOST: dict[str, list[str]] = {
+    "LST, no prompts": [
+        *("ladder.prompts.kind=none", "ladder.prompts.keep=null", "ladder.share=none"),
+    ],
+    "no prompts": ["ladder.prompts.kind=none", "ladder.prompts.keep=null"],
+    "diffusion prompts": ["ladder.prompts.kind=diffusion", "ladder.prompts.length=16"],
+    "cross prompts": ["ladder.prompts.kind=cross", "ladder.prompts.length=8"],
+    "memory prompts": ["ladder.prompts.kind=memory", "ladder.prompts.length=16"],
+    "1 bit": ["ladder.prompts.bits=1"],
+    "2 bits": ["ladder.prompts.bits=2"],
+    "4 bits": ["ladder.prompts.bits=4"],
+    "8 bits": ["ladder.prompts.bits=8"],
+    "UniPT": ["ladder.aggregate=unipt"],
+    "SHERL": ["ladder.aggregate=sherl"],
+    "no projection": ["ladder.project=false"],
+    "all combined": [
+        *("ladder.prompts.kind=cross", "ladder.prompts.length=8", "ladder.prompts.bits=1"),
+        *("ladder.prompts.keep=0.3", "ladder.prompts.initialize=prototypes"),
+        "ladder.aggregate=unipt",
+    ],
+    "random weights": ["ladder.initialize=random"],
+    "sum for gate": ["ladder.fuse=sum"],
+    "no sharing": ["ladder.share=none"],
+    "sharing trunk and way out": ["ladder.share=trunk+up"],
+    "width 32": ["ladder.width=32"],
+    "width 128": ["ladder.width=128"],
+    "1 token per tap": ["ladder.taps.grid=0"],
+    "10 tokens per tap": ["ladder.taps.grid=3"],
+    "2 taps": ["ladder.taps.count=2"],
+    "7 taps": ["ladder.taps.count=7"],
+}
+# name of the row: --set of `edgeladder train`, on any bundle with masks
+DEVICE: dict[str, list[str]] = {
+    "plain": [],
+    "condensed to 30 %": ["ladder.prompts.keep=0.3"],
+    "prototypes": ["ladder.prompts.initialize=prototypes"],
+    "samples": ["ladder.prompts.initialize=samples"],
+    "averaging": ["train.average=0.95"],
+    "no pull": ["loss.pull=0"],
+    "KL to zero-shot": ["loss.anchor=0.3"],
+}
+
+
+def main() -> None:
+    """Export what is not there yet."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--model", default="nano")
+    parser.add_argument("--pretrained", default=None)
+    parser.add_argument("--profile", default="nano")
+    parser.add_argument("--dtype", default="int8")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", nargs="+", choices=list(HOST), default=list(HOST))
+    arguments = parser.parse_args()
+    from edgeladder.config import load_profile
+    from edgeladder.host.export import export
+
+    for name in arguments.only:
+        folder = arguments.out / name
+        if not folder.exists():
+            profile = load_profile(arguments.profile, HOST[name])
+            export(
+                *(arguments.model, arguments.pretrained, profile),
+                engine="stock",
+                dtype=arguments.dtype,
+                out=folder,
+            )
+        print(folder, flush=True)
+
+
+if __name__ == "__main__":
+    main()
