@@ -4,7 +4,9 @@
 
 Splits an archive with train/ and test/ folders over five sshd boxes of a farm (the training
 pictures without overlap; every box judges on the same test pictures), then compares on the whole
-test set: zero-shot, each box alone, the average after each round, and all data in one place.
+test set: zero-shot, each box alone, the average after each round, and all data in one place; none
+of them with a closed-form head, which cannot be averaged. Boxes alone and all data in one place are
+also trained with the bundle's own head.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ import zipfile
 from pathlib import Path
 
 from farm import Farm
+
+from edgeladder.fleet.aggregate import HEADLESS
 
 START = "import sys; from edgeladder.cli.app import run; run()"
 
@@ -86,30 +90,35 @@ def compare(farm: Farm, folder: Path, arguments: argparse.Namespace) -> None:
     total = ["--set", f"train.epochs={arguments.rounds * arguments.epochs}"]
     each = ["--set", f"train.epochs={arguments.epochs}"]
     edgeladder("fleet", "push", *fleet[:4])
-    alone = edgeladder("fleet", "train", *fleet[:4], *shots, *total, "--job", "alone", "--wait")
-    assert not alone["failed"]
-    edgeladder("fleet", "pull", *fleet, "--job", "alone")
     print("| trained on | pictures | accuracy |\n|---|---|---|")
     zero = None
-    for name in farm.boxes:
-        path = folder / "out" / "alone" / "hosts" / name / "result.json"
-        result = json.loads(path.read_text())
-        zero = result["accuracy"]["zero_shot"]
-        row = (name + " alone", result["counts"]["train"], result["accuracy"]["tuned"])
-        print("| {} | {} | {:.1%} |".format(*row), flush=True)
+    for job, head in (("alone", ["--set", HEADLESS]), ("alone-with-head", [])):
+        options = [*shots, *total, *head, "--job", job]
+        alone = edgeladder("fleet", "train", *fleet[:4], *options, "--wait")
+        assert not alone["failed"]
+        edgeladder("fleet", "pull", *fleet, "--job", job)
+        for name in farm.boxes:
+            path = folder / "out" / job / "hosts" / name / "result.json"
+            result = json.loads(path.read_text())
+            zero = result["accuracy"]["zero_shot"]
+            row = (f"{name} {job}", result["counts"]["train"], result["accuracy"]["tuned"])
+            print("| {} | {} | {:.1%} |".format(*row), flush=True)
     answer = edgeladder("fleet", "rounds", arguments.rounds, "--name", "fed", *fleet, *shots, *each)
     assert not answer["failed"]
     for number in range(1, arguments.rounds + 1):
         average = folder / "out" / f"fed-r{number}" / "average"
         judged = edgeladder("fleet", "evaluate", *fleet, "--limit", "box1", "--adapter", average)
         print(f"| average, round {number} | - | {judged['accuracy']:.1%} |", flush=True)
-    together = edgeladder(
-        "train", "--bundle", arguments.bundle, "--data", folder / "together", "--run",
-        folder / "run", "--cache", folder / "cache", "--budget", arguments.budget,
-        *(["--shots", arguments.shots * len(farm.boxes)] if arguments.shots else []), *total,
-    )  # fmt: skip
-    accuracy = together["accuracy"]["tuned"]
-    print(f"| all data in one place | {together['counts']['train']} | {accuracy:.1%} |")
+    for head in (["--set", HEADLESS], []):
+        together = edgeladder(
+            "train", "--bundle", arguments.bundle, "--data", folder / "together", "--run",
+            folder / ("run" if head else "run-with-head"), "--cache", folder / "cache",
+            "--budget", arguments.budget, *total, *head,
+            *(["--shots", arguments.shots * len(farm.boxes)] if arguments.shots else []),
+        )  # fmt: skip
+        row = (together["counts"]["train"], together["accuracy"]["tuned"])
+        label = "all data in one place" + ("" if head else ", with the head")
+        print("| {} | {} | {:.1%} |".format(label, *row), flush=True)
     print(f"| nothing (zero-shot) | 0 | {zero:.1%} |")
 
 
