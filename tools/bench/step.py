@@ -11,8 +11,9 @@ Runs in the host environment. The ladder is the reference of the runtime notes: 
 clipping. Every contender is a process of its own, so that peaks are its own; they take turns, in
 an order that changes from round to round, so that a busy machine is busy for all of them.
 A chunked step is measured with the second forward pass (chunk) and with activations held between
-the passes (held). Times are medians; peaks are VmHWM; inputs are in memory from the start and
-counted.
+the passes (held); lean is recompute as the plan has it under a tight budget, without onnxruntime's
+arena, lean8 with 8-bit moments too. Times are medians; peaks are VmHWM; inputs are in memory from
+the start and counted.
 """
 
 from __future__ import annotations
@@ -184,7 +185,7 @@ class Contender:
 
 def compete(args: argparse.Namespace, folder: Path, size: str) -> dict[str, Any]:
     """All contenders at one size."""
-    names = ["stock-fused", "stock-recompute"]
+    names = ["stock-fused", "stock-recompute", "stock-lean", "stock-lean8"]
     names += [f"stock-{way}-{chunk}" for chunk in args.chunks for way in ("chunk", "held")]
     pythons = dict.fromkeys(names, args.stock_python)
     if (folder / "ladder" / "ort_training").is_dir():

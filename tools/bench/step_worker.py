@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -68,6 +68,8 @@ class Inputs:
         return np.eye(len(self.text_embedding), dtype=np.float32)[self.labels]
 
 
+# what the plan chooses for the smallest budgets that hold all activations, by its moments
+LEAN: dict[str, Literal["fp32", "int8"]] = {"lean": "fp32", "lean8": "int8"}
 Step = Callable[[], "float | None"]  # seconds without the optimiser, where they can be told apart
 
 
@@ -87,8 +89,11 @@ def stock(name: str, folder: Path, inputs: Inputs, record: dict[str, Any], threa
         ),
     )
     mode, _, size = name.removeprefix("stock-").partition("-")
-    plan = StepPlan(mode, threads=threads)  # type: ignore[arg-type]
-    if size:
+    if mode in LEAN:
+        plan = StepPlan("recompute", threads=threads, arena=False, moments=LEAN[mode])
+    elif not size:
+        plan = StepPlan(mode, threads=threads)  # type: ignore[arg-type]
+    else:
         chunk = int(size)
         held = 2**40 if mode == "held" else 0
         plan = StepPlan(

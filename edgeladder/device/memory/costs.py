@@ -27,6 +27,7 @@ class Costs:
     hot_code: int = 18 * _MB  # library code that training itself runs
     arena: int = 6 * _MB  # kept by onnxruntime's heap beside what is in use
     arena_share: float = 1.2  # of activations, lost to its rounding
+    training_share: float = 1.25  # more of them alive in onnxruntime-training's own graph
     # precompute
     shard_buffer: int = 5 * _MB  # taps waiting for the next shard
     decoded_picture: int = 12 * _MB  # a picture of 2 megapixels while it is decoded

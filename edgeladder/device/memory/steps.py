@@ -144,6 +144,7 @@ def _train_phase(
     }
     if workload.engine == "ort-training":
         parts["floor"] += floor.training_bytes
+        parts["activations"] *= COSTS.training_share
     # before the first step nothing has settled yet, but parameters are all there is
     start = base + floor.worker_bytes + parts["parameters"] + COSTS.start
     short = start - sum(parts.values())
