@@ -29,6 +29,7 @@ _TAKEN = {
     "ansible_python_interpreter": "python",
 }
 _OWN = "edgeladder_"
+_OVER_SSH = ("ssh", "smart", "paramiko", "paramiko_ssh")  # localhost often stands there as `local`
 _RANGE = re.compile(r"\[([0-9]+|[a-z]):([0-9]+|[a-z])(?::([0-9]+))?\]")
 
 
@@ -37,7 +38,7 @@ def looks_like(path: Path) -> bool:
     if path.suffix not in (".yaml", ".yml"):
         return True  # hosts, hosts.ini: Ansible's habit; ours is always YAML by name
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Tolerant)
     except (yaml.YAMLError, UnicodeDecodeError):
         return False  # the YAML reader says what is wrong
     return (
@@ -112,7 +113,8 @@ def read(path: Path) -> tuple[dict[str, Any], list[str]]:
     """
     groups = _Groups()
     if path.suffix in (".yaml", ".yml"):
-        for name, group in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+        text = path.read_text(encoding="utf-8")
+        for name, group in yaml.load(text, Loader=_Tolerant).items():
             _read_group(groups, name, group or {}, where=str(path))
     else:
         _read_ini(groups, path)
@@ -135,6 +137,13 @@ def read(path: Path) -> tuple[dict[str, Any], list[str]]:
             **_translate(merged, name, path, notes),
             "groups": groups.groups_of(name),
         }
+        levels = (all_variables, *(groups.variables[g] for g in groups.groups_of(name)), merged)
+        connection = {key: value for level in levels for key, value in level.items()}.get(
+            "ansible_connection", "ssh"
+        )
+        if connection not in _OVER_SSH:
+            del values["hosts"][name]
+            notes.append(f"{name}: passed over, its ansible_connection is {connection}")
     return values, notes
 
 
@@ -229,17 +238,53 @@ def _translate(
                 remedy=f"give {_OWN}{field} a plain value for it",
             )
         values[field] = value
-    jump = _jump(variables)
+    jump = _jump(variables, name, path)
     if jump and "jump" not in values:
         values["jump"] = jump
     return values
 
 
-def _jump(variables: dict[str, Any]) -> str | None:
-    """The jump host of `-J x` or `-o ProxyJump=x` in ansible_ssh_common_args."""
+def _jump(variables: dict[str, Any], name: str, path: Path) -> str | None:
+    """The jump host in ansible_ssh_common_args: `-J x`, `-o ProxyJump=x`, or
+    `-o ProxyCommand="ssh -W %h:%p x"`.
+
+    Raises:
+        ConfigError: another ProxyCommand.
+    """
     text = " ".join(
         str(variables.get(key) or "")
         for key in ("ansible_ssh_common_args", "ansible_ssh_extra_args")
     )
     match = re.search(r"(?:-J\s*|ProxyJump[=\s]+)[\"']?([^\s\"',]+)", text)
-    return match.group(1) if match else None
+    if match:
+        return match.group(1)
+    match = re.search(r"ProxyCommand[=\s]+(?:\"([^\"]+)\"|'([^']+)'|(.+?)['\"]?\s*$)", text)
+    if not match:
+        return None
+    command = next(found for found in match.groups() if found)
+    jump = _forwarder(command.split())
+    if jump is None:
+        raise ConfigError(
+            f"the ProxyCommand of {name} is no `ssh -W %h:%p HOST`: {command}",
+            where=str(path),
+            remedy=f"name the jump host as {_OWN}jump: [user@]address[:port]",
+        )
+    return jump
+
+
+def _forwarder(words: list[str]) -> str | None:
+    """[user@]host[:port] that `ssh -W %h:%p ...` goes through, or None where it is not that."""
+    if not words or words[0].rpartition("/")[2] != "ssh" or "%h:%p" not in " ".join(words):
+        return None
+    given: dict[str, str] = {}
+    hosts = []
+    rest = iter(words[1:])
+    for word in rest:
+        if not word.startswith("-"):
+            hosts.append(word)
+        elif word[:2] in ("-W", "-p", "-l", "-i", "-o", "-F", "-c", "-m"):  # with a value
+            given[word[1]] = word[2:] or next(rest, "")
+    if len(hosts) != 1 or "W" not in given:
+        return None
+    user = f"{given['l']}@" if given.get("l") and "@" not in hosts[0] else ""
+    return user + hosts[0] + (f":{given['p']}" if given.get("p") else "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from edgeladder.errors import ConfigError
 from edgeladder.fleet import ansible
@@ -175,6 +176,50 @@ def test_ansible_as_it_is(tmp_path: Path, text: str, name: str) -> None:
     notes = "\n".join(inventory.notes)
     assert "keys and agents only" in notes and "ansible-vault" in notes
     assert "hunter2" not in notes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "jump"),
+    [
+        ('-o ProxyCommand="ssh -W %h:%p -q pi@gate.example.org"', "pi@gate.example.org"),
+        ("-C -o 'ProxyCommand=ssh -p 2022 -l pi -i ~/.ssh/g gate -W %h:%p'", "pi@gate:2022"),
+        ("-o ProxyCommand='/usr/bin/ssh -oBatchMode=yes -W%h:%p gate'", "gate"),
+        ("-J pi@gate:2022", "pi@gate:2022"),
+        ("-o ControlMaster=auto", None),
+    ],
+)
+def test_ansible_jump_hosts(tmp_path: Path, arguments: str, jump: str | None) -> None:
+    values = {"all": {"hosts": {"a": {"ansible_ssh_common_args": arguments}}}}
+    (host,) = Inventory.open(write(tmp_path, yaml.safe_dump(values), "hosts.yml")).hosts
+    assert host.jump == jump
+
+
+def test_ansible_proxy_command_of_another_kind_is_refused(tmp_path: Path) -> None:
+    text = "a ansible_ssh_common_args='-o ProxyCommand=\"nc -X 5 -x p:1080 %h %p\"'\n"
+    with pytest.raises(ConfigError, match="is no `ssh -W") as caught:
+        Inventory.open(write(tmp_path, text, "hosts"))
+    assert "edgeladder_jump" in str(caught.value.remedy)
+
+
+def test_ansible_secrets_and_local_hosts_are_passed_over(tmp_path: Path) -> None:
+    text = """
+all:
+  hosts:
+    controller: {ansible_connection: local}
+    a:
+      ansible_become_password: !vault |
+        $ANSIBLE_VAULT;1.1;AES256
+        6162
+  children:
+    desks:
+      vars: {ansible_connection: winrm}
+      hosts: {b: {}, c: {ansible_connection: ssh}}
+"""
+    inventory = Inventory.open(write(tmp_path, text, "hosts.yaml"))
+    assert [host.name for host in inventory.hosts] == ["a", "c"]
+    notes = "\n".join(inventory.notes)
+    assert "ansible_connection is local" in notes and "ansible_connection is winrm" in notes
+    assert "6162" not in notes
 
 
 def test_ansible_template_is_refused(tmp_path: Path) -> None:
