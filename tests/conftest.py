@@ -1,10 +1,12 @@
-"""What the whole suite shares: a tiny exported bundle, and a few generated pictures."""
+"""What the whole suite shares: a tiny bundle, the wheel, and a few generated pictures."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,20 @@ def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle_copy(bundle_folder: Path, tmp_path: Path) -> Path:
     """A copy of the tiny bundle that a test may damage."""
     return Path(shutil.copytree(bundle_folder, tmp_path / "bundle-copy"))
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built wheel: `tools/test` names it in EDGELADDER_TEST_WHEEL, else it is built here."""
+    given = os.environ.get("EDGELADDER_TEST_WHEEL")
+    if given:
+        return Path(given)
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    subprocess.run(
+        [*pip, "wheel", "--quiet", "--no-deps", "-w", folder, Path(__file__).parents[1]], check=True
+    )
+    return next(folder.glob("edgeladder-*.whl"))
 
 
 def make_pictures(folder: Path, *, classes: int = 3, count: int = 8, size: int = 40) -> Path:

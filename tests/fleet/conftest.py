@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+import edgeladder
 from edgeladder.bundle import Bundle
 from edgeladder.cli.app import main
 from edgeladder.fleet.crew import Crew
@@ -51,6 +52,23 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An `edgeladder` for the boxes that trains nothing (tools/fleet/stand_in.py)."""
     script = tmp_path_factory.mktemp("program") / "edgeladder"
     script.write_text(f'#!/bin/sh\nexec {sys.executable} {TOOLS / "stand_in.py"} "$@"\n')
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    return script
+
+
+@pytest.fixture(scope="session")
+def farm_class() -> Any:
+    """tools/fleet/farm.py's Farm, for farms that outlive a test."""
+    return farm_module.Farm
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The `edgeladder` of this environment, as a box would have it in its own."""
+    script = tmp_path_factory.mktemp("program") / "program"
+    source = Path(edgeladder.__file__).resolve().parents[1]
+    start = "import sys; from edgeladder.cli.app import run; run()"
+    script.write_text(f"#!/bin/sh\nPYTHONPATH={source} exec {sys.executable} -c '{start}' \"$@\"\n")
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     return script
 

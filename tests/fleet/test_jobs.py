@@ -174,6 +174,44 @@ def test_logs_command(make_farm: Any, crew_of: Any, capfd: pytest.CaptureFixture
     assert "\033" not in out  # a box may not steer the terminal
 
 
+def test_logs_f_follows_until_all_have_ended(
+    make_farm: Any, crew_of: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from edgeladder.cli.app import main
+
+    farm = make_farm("a", "b")
+    write = 'mkdir run; for i in 1 2 3 4 5; do echo "{\\"step\\": $i}" >> run/metrics.jsonl; '
+    begin(crew_of(farm), shell("f", write + "sleep 0.2; done"))
+    capfd.readouterr()
+    follow = ["fleet", "logs", "-f", "-i", str(farm.inventory), "--job", "f", "--poll", "0.1"]
+    assert main(follow) == 0
+    said = capfd.readouterr()
+    for name in ("a", "b"):  # plain lines, and each state once in so short a time
+        assert said.err.count(f"{name} running") == said.err.count(f"{name} done") == 1
+        assert f"{name} done, attempt 1, -, step 5" in said.err
+    assert "\033" not in said.err
+
+
+def test_one_live_table_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pty
+    import sys
+
+    from edgeladder.fleet.console import Watch
+
+    ours, theirs = pty.openpty()
+    monkeypatch.setenv("TERM", "xterm")
+    latest = {"phase": "\033[2Jtrain", "step": 7, "loss": 0.25}  # a box may not steer it
+    with os.fdopen(theirs, "w") as stream, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", stream)
+        with Watch() as watch:
+            for state in ("running", "done"):
+                watch({"a": Progress("a", state, latest=latest), "b": Progress("b", "running")})
+    text = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    assert "0.2500" in text and "done" in text and "[2Jtrain" in text
+    assert "\033[2J" not in text and "\033[" in text  # drawn over, not line after line
+
+
 def test_a_hung_box_is_given_up_and_the_others_go_on(make_farm: Any, crew_of: Any) -> None:
     farm = make_farm("a", "hung", "c")
     farm.boxes["hung"].signal(signal.SIGSTOP)

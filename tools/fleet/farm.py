@@ -151,6 +151,15 @@ class FarmBox:
         """Tell the box's stand-in for `edgeladder` what to do (tools/fleet/stand_in.py)."""
         (self.home / "behaviour.json").write_text(json.dumps(behaviour))
 
+    def set_environment(self, **variables: object) -> None:
+        """Give the box's sessions variables; a running sshd is started anew."""
+        path = self.folder / "config"
+        home = f"SetEnv HOME={self.home}"
+        more = " ".join(f"{name}={value}" for name, value in variables.items())
+        path.write_text(path.read_text().replace(home, f"{home} {more}"))
+        if self._sshd is not None:
+            self.reboot()
+
     def new_host_key(self) -> None:
         """Give the box a host key (another one, if it had one)."""
         path = self.folder / "host_key"
