@@ -162,6 +162,7 @@ def pull_command(
     fleet.note = console.told
     manifest = Bundle.open(bundle, verify=False).manifest
     account = crew.run(fleet.each("pull", lambda box: pull.pull(box, job, out, manifest=manifest)))
+    pull.remember_failures(out, job, account)
     account.facts["out"] = str(out / job)
     columns = ("job_state", "files", "kept_there")
     return answer(account, {column: console.fact(column) for column in columns})

@@ -15,7 +15,7 @@ from typing import Any
 
 from edgeladder.bundle import Manifest
 from edgeladder.files import building, read_json, sha256_file, write_json
-from edgeladder.fleet.account import HostError, HostResult
+from edgeladder.fleet.account import Account, HostError, HostResult
 from edgeladder.fleet.box.jobs import PULLABLE, shows_pictures
 from edgeladder.fleet.tensors import read_header
 from edgeladder.fleet.transport import Box
@@ -25,6 +25,7 @@ TEXT_LIMIT_BYTES = 64 << 20
 PACKED = "packed:"  # an adapter's prompts, quantized or condensed (device/infer/prompts.py)
 TORN_LINE_CHARACTERS = 4096
 RECORD = "pull.json"  # name -> size and hash of what was pulled, and the job's state
+FAILURES = "failures.json"  # of a job: host -> why nothing came of it the last time it was asked
 
 
 def host_folder(out: Path, job: str, host: str) -> Path:
@@ -36,6 +37,23 @@ def pulled_state(folder: Path) -> str | None:
     """The job's state when its files were pulled, or None when they were not."""
     record = folder / RECORD
     return str(read_json(record)["state"]) if record.is_file() else None
+
+
+def failures(out: Path, job: str) -> dict[str, str]:
+    """Hosts that failed when they were last asked for a job, and why."""
+    path = out / job / FAILURES
+    return {str(host): str(why) for host, why in read_json(path).items()} if path.is_file() else {}
+
+
+def remember_failures(out: Path, job: str, account: Account) -> None:
+    """Write down which hosts of an account failed; those that did not are struck off."""
+    known = failures(out, job)
+    for result in account.results:
+        known.pop(result.host, None)
+        if result.state == "failed" and result.error:
+            known[result.host] = str(result.error["message"])
+    (out / job).mkdir(parents=True, exist_ok=True)
+    write_json(out / job / FAILURES, known)
 
 
 async def pull(box: Box, job: str, out: Path, *, manifest: Manifest | None = None) -> HostResult:

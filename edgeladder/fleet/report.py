@@ -12,7 +12,7 @@ from edgeladder import __version__
 from edgeladder.config import format_size
 from edgeladder.errors import ConfigError
 from edgeladder.files import read_json, write_text
-from edgeladder.fleet.pull import RECORD
+from edgeladder.fleet.pull import RECORD, failures
 from edgeladder.report.charts import bar_rows
 from edgeladder.report.page import percent
 from edgeladder.report.style import STYLE
@@ -22,19 +22,21 @@ def write(out: Path, job: str, page: Path | None = None) -> tuple[Path, list[dic
     """Write the page of a job's pulled runs to `OUT/JOB/report.html`.
 
     Returns:
-        The page and its rows, one per host.
+        The page and its rows, one per host, those among them of which nothing came.
 
     Raises:
         ConfigError: nothing was pulled of this job.
     """
-    hosts = sorted(path.parent for path in (out / job / "hosts").glob(f"*/{RECORD}"))
+    folder = out / job / "hosts"
+    failed = failures(out, job)
+    hosts = sorted({path.parent.name for path in folder.glob(f"*/{RECORD}")} | set(failed))
     if not hosts:
         raise ConfigError(
             f"nothing was pulled of job {job}",
             where=str(out / job),
             remedy=f"edgeladder fleet pull --job {job}",
         )
-    rows = [host_row(folder) for folder in hosts]
+    rows = [host_row(folder / name, failed.get(name)) for name in hosts]
     average = out / job / "average" / "aggregate.json"
     combined = read_json(average) if average.is_file() else {}
     page = page or out / job / "report.html"
@@ -42,9 +44,15 @@ def write(out: Path, job: str, page: Path | None = None) -> tuple[Path, list[dic
     return page, rows
 
 
-def host_row(folder: Path) -> dict[str, Any]:
-    """What the page says about one host; whatever a box sent is taken for plain text or numbers."""
-    record = read_json(folder / RECORD)
+def host_row(folder: Path, failure: str | None = None) -> dict[str, Any]:
+    """What the page says about one host; whatever a box sent is taken for plain text or numbers.
+
+    Args:
+        folder: what was pulled of it, if anything was.
+        failure: why the fleet's last call failed there.
+    """
+    record_file = folder / RECORD
+    record = read_json(record_file) if record_file.is_file() else {"state": "nothing pulled"}
     result_file = folder / "result.json"
     result = read_json(result_file) if result_file.is_file() and result_file.stat().st_size else {}
     accuracy = _object(result.get("accuracy"))
@@ -55,9 +63,9 @@ def host_row(folder: Path) -> dict[str, Any]:
     ]
     error = _object(result.get("error"))
     exit_code = record.get("exit_code")
-    failure = None
     if record["state"] != "done":
-        failure = str(error.get("message") or f"{record['state']}, exit code {exit_code}")
+        said = error.get("message") or failure or f"{record['state']}, exit code {exit_code}"
+        failure = str(said)
     tuned = accuracy.get("tuned") if accuracy else result.get("accuracy")
     return {
         "host": folder.name,
@@ -166,11 +174,11 @@ def _average(combined: dict[str, Any]) -> str:
 
 
 def _failures(rows: list[dict[str, Any]], refused: dict[str, Any]) -> str:
-    cells = [(r["host"], r["failure"]) for r in rows if r["failure"]]
-    cells += [(str(name), f"adapter refused: {why}") for name, why in refused.items()]
-    if not cells:
+    known = {str(name): f"adapter refused: {why}" for name, why in refused.items()}
+    known |= {r["host"]: r["failure"] for r in rows if r["failure"]}
+    if not known:
         return '<p class="none">none</p>'
-    return _cells(("box", "what happened"), cells)
+    return _cells(("box", "what happened"), sorted(known.items()))
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

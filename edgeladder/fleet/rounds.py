@@ -31,7 +31,7 @@ from edgeladder.fleet.aggregate import (
 )
 from edgeladder.fleet.crew import Crew
 from edgeladder.fleet.jobs import Progress, TrainOptions, train_job, wait
-from edgeladder.fleet.pull import RECORD, host_folder, pull
+from edgeladder.fleet.pull import RECORD, host_folder, pull, remember_failures
 from edgeladder.fleet.push import bundle_tree, push, tree_of
 
 REFUSED = "refused.json"  # of a job: host -> why its adapter is in no average
@@ -181,6 +181,7 @@ async def rounds(
             say(f"round {number}: training on {len(crew.hosts)} hosts")
             async with crew.lasting():
                 account = await _round(crew, bundle, tree, train, job, out, options, start, watch)
+            remember_failures(out, job, account)
         history.append({"round": number, "job": job, **_summary(account)})
         if account.stopped:
             break

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -14,7 +16,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from edgeladder.bundle import Bundle
+from edgeladder.config import HeadConfig, library, load_profile
 from edgeladder.fleet import report
+from edgeladder.fleet.aggregate import HEADLESS
 from edgeladder.fleet.crew import Crew, run
 from edgeladder.fleet.jobs import TrainOptions
 from edgeladder.fleet.rounds import RoundOptions, rounds
@@ -102,7 +106,10 @@ def test_faults_then_only_what_is_missing(
     assert attempts(boxes["reboots"], "fed-r1") == 2 and attempts(boxes["cut"], "fed-r1") == 1
     page, rows = report.write(out, "fed-r1")
     text = page.read_text()
-    assert {row["host"] for row in rows} == {"good", "cut", "reboots", "nan"}
+    failures = {row["host"]: row["failure"] for row in rows if row["failure"]}
+    assert {row["host"] for row in rows} == set(names)  # those too of which nothing came
+    assert set(failures) == {"imposter", "hung", "nan"}
+    assert "host key changed" in failures["imposter"] and "host key changed" in text
     assert "50.0 %" in text and "75.0 %" in text and "NaN" in text and "200 MB" in text
     steps = [
         json.loads(line)["step"]
@@ -126,7 +133,9 @@ def test_faults_then_only_what_is_missing(
     assert attempts(boxes["hung"], "fed-r1") == attempts(boxes["imposter"], "fed-r1") == 1
     for name, before in sent.items():
         assert boxes[name].proxy.towards_box - before < 200_000  # the bundle has 1.5 MB
-    assert {row["host"] for row in report.write(out, "fed-r1")[1]} == set(names)
+    rows = report.write(out, "fed-r1")[1]
+    assert {row["host"] for row in rows} == set(names)
+    assert not any(row["failure"] for row in rows)
 
 
 def test_too_few_boxes_make_no_round(
@@ -146,6 +155,11 @@ def test_too_few_boxes_make_no_round(
     account = go(crew_of(farm), bundle, tmp_path / "out")
     assert not account.failed
     assert attempts(farm.boxes["a"], "fed-r1") == 1 and attempts(farm.boxes["b"], "fed-r1") == 2
+
+
+def test_every_profile_trains_without_its_head() -> None:
+    for name in library("profiles"):
+        assert load_profile(name, [HEADLESS]).head == HeadConfig()
 
 
 def test_never_more_connections_than_parallel(make_farm: Any, crew_of: Any) -> None:
@@ -203,3 +217,24 @@ def test_the_whole_command_line(
     assert fleet_cli("doctor", *common)[0] == 0
     code, answer = fleet_cli("push", *common, *of_bundle, "--limit", "nobody")
     assert code == 2 and answer["error"]["type"] == "ConfigError"
+
+
+@pytest.mark.parametrize("rounds_asked", ["", "1"])
+def test_the_script_of_usual_rounds(
+    make_farm: Any, bundle: Bundle, program: Path, tmp_path: Path, rounds_asked: str
+) -> None:
+    farm = make_farm("a", "b", "broken")
+    farm.boxes["broken"].behave(exit=4)
+    script = Path(__file__).parents[2] / "tools" / "fleet" / "usual_rounds"
+    done = subprocess.run(
+        [script, farm.inventory, bundle.folder, "spring", "--shots", "4"],
+        env={**os.environ, "EDGELADDER": str(program), "OUT": str(tmp_path / "out"),
+             "POLL": "0.2", "ROUNDS": rounds_asked},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 6, done.stderr
+    job = "spring-r1" if rounds_asked else "spring"
+    assert (tmp_path / "out" / job / "report.html").is_file()
+    assert "exit code 4" in done.stdout
+    command = json.loads((farm.boxes["a"].root / "jobs" / job / "job.json").read_text())["command"]
+    assert command[command.index("--shots") + 1] == "4"
