@@ -72,7 +72,7 @@ async def pull(box: Box, job: str, out: Path, *, manifest: Manifest | None = Non
     offered = {name: answer["files"][name] for name in PULLABLE if name in answer["files"]}
     folder = host_folder(out, job, box.host.name)
     record = {"state": answer["state"], "exit_code": answer["exit_code"], "files": offered}
-    record["attempts"] = answer["attempts"]
+    record.update(attempts=answer["attempts"], kept=answer.get("kept", []))
     facts: dict[str, Any] = {"job": job, "job_state": answer["state"], "files": len(offered)}
     if answer.get("kept"):
         facts["kept_there"] = answer["kept"]  # reports with pictures, heads with their features

@@ -77,6 +77,16 @@ def contributions(
     for name in hosts:
         folder = host_folder(out, job, name)
         try:
+            record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+            if f"run/{ADAPTER}" in record.get("kept", []):
+                raise HostError(
+                    "its adapter has a closed-form head, which holds features of its pictures and "
+                    "stayed on the box",
+                    kind="refused",
+                    where=str(folder),
+                    remedy=f"`edgeladder fleet train --set '{HEADLESS}'` trains without, as "
+                    "`fleet rounds` does",
+                )
             if not (folder / ADAPTER).is_file():
                 raise HostError(
                     "no adapter was pulled",

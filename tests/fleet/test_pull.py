@@ -17,6 +17,7 @@ from edgeladder.fleet.crew import run
 from edgeladder.fleet.jobs import TrainOptions, train_job, wait
 from edgeladder.fleet.pull import check_adapter, pull
 from edgeladder.fleet.push import bundle_tree, push
+from edgeladder.fleet.rounds import contributions
 from edgeladder.fleet.transport import Box
 
 PICTURE = np.random.default_rng(7).bytes(4096)
@@ -105,6 +106,11 @@ def test_nothing_but_adapters_and_metrics_leaves(
     }  # fmt: skip
     assert not any(pieces_of_the_picture(p.read_bytes()) for p in kept)
     assert not (tmp_path / "out" / "t" / "hosts" / "report" / "report.html").exists()
+    there, missing = contributions(tmp_path / "out", "t", ["honest", "head", "link"])
+    assert [c.name for c in there] == ["honest"]
+    reasons = {r.host: (r.error or {}) for r in missing}
+    assert "head={kind: none}" in str(reasons["head"]["remedy"])  # pulling again would not help
+    assert "fleet pull" in str(reasons["link"]["remedy"])
     # what honest boxes send holds no picture even on the way
     del received[:]
     run(crew_of(farm, parallel=1).each("status", _everything))
