@@ -31,11 +31,12 @@ from edgeladder.host.compile.artifact import arguments, examples
 from edgeladder.host.model.ladder import Ladder, Objective
 
 GRADIENT_TOLERANCE = 1e-4
-STATE_TOLERANCE = 1e-4
+# AdamW steps as far along a gradient that is all rounding as along any other, so a few elements may
+# differ by a step; an optimiser that is wrong is off by percents
+STATE_TOLERANCE = 1e-3
 FLOOR_TOLERANCE = 1e-5
 # A small tensor is measured against this share of all of them: its numbers are sums of larger ones
-# that cancel in fp32 (a gate's gradient), or AdamW's full-sized steps along gradients that are
-# rounding (the way out). What is wrong is off by its own size, which still shows.
+# that cancel in fp32 (a gate's gradient). What is wrong is off by its own size, which still shows.
 SMALL = 0.03
 _BATCH, _CLASSES, _CHUNK = 4, 6, 3
 
