@@ -174,7 +174,7 @@ def main() -> None:
     result = {
         "method": arguments.method,
         "model": arguments.model,
-        "pretrained": arguments.pretrained,
+        "pretrained": "shipped" if arguments.model == "nano" else arguments.pretrained,
         "data": arguments.data.name,
         "shots": arguments.shots,
         "seed": arguments.seed,
