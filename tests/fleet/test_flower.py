@@ -1,4 +1,5 @@
-"""Flower's own SuperLink and two SuperNodes on loopback give the average that `fleet rounds` gives.
+"""Flower's engines give the average that `fleet rounds` gives: a SuperLink with two SuperNodes on
+loopback, and the simulation engine.
 
 Flower's pins (typer, rich, protobuf) differ from the host's, so tools/test runs this file in an
 environment of its own.
@@ -7,7 +8,6 @@ environment of its own.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -20,13 +20,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import load_file
 
-from edgeladder.bundle import Bundle
+from tests.conftest import make_pictures
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools" / "fleet"
+APP = Path(__file__).resolve().parents[2] / "tools" / "fleet" / "flower_app"
 SOURCE = Path(__file__).resolve().parents[2]
-BOXES = {"a": {"pictures": 10, "shift": 1.0}, "b": {"pictures": 30, "shift": 3.0}}
+BOXES = {"a": 4, "b": 8}  # pictures of each class
+SET = "train.epochs=1 head.kind=gda head.weight=2"  # a head, as the default profile has
 
 
 def free_port() -> int:
@@ -81,6 +83,16 @@ class Loopback:
             assert self.processes[-1].poll() is None, log.read_text()[-2000:]
             time.sleep(0.2)
 
+    def run(self, config: str, *more: str) -> None:
+        """Submit the app with this configuration and wait for its end."""
+        done = subprocess.run(
+            [self.programs / "flwr", "run", APP, "local", "--stream", "--run-config", config,
+             *more],
+            env=self.environment, capture_output=True, text=True, timeout=400,
+        )  # fmt: skip
+        said = done.stdout[-4000:] + done.stderr[-2000:]
+        assert done.returncode == 0 and "ERROR" not in done.stdout, said
+
     def stop(self) -> None:
         """End everything."""
         for number in (signal.SIGTERM, signal.SIGKILL):
@@ -101,48 +113,95 @@ def loopback(tmp_path: Path) -> Iterator[Loopback]:
     made.stop()
 
 
-def test_the_same_average_as_fleet_rounds(
-    loopback: Loopback, make_farm: Any, bundle: Bundle, tmp_path: Path, fleet_cli: Any
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one folder of each box's own pictures."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for name, count in BOXES.items():
+        make_pictures(folder / name, classes=3, count=count)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ours(
+    farm_class: Any,
+    program: Path,
+    pictures: Path,
+    bundle_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """What `fleet rounds` makes of two rounds of real trainings on sshd boxes."""
+    folder = tmp_path_factory.mktemp("fleet")
+    farm = farm_class(folder / "farm", list(BOXES), program=str(program), budget="2GB").start()
+    try:
+        values = yaml.safe_load(farm.inventory.read_text())
+        for name in BOXES:
+            values["hosts"][name]["data"] = str(pictures / name)
+        farm.inventory.write_text(yaml.safe_dump(values, sort_keys=False))
+        done = subprocess.run(
+            [program, "fleet", "rounds", "2", "--name", "fed", "-i", farm.inventory,
+             "--bundle", bundle_folder, "--out", folder / "out", "--poll", "0.3",
+             *(word for assignment in SET.split() for word in ("--set", assignment))],
+            capture_output=True, text=True,
+        )  # fmt: skip
+    finally:
+        farm.stop()
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = folder / "out" / "fed-r2" / "average" / "adapter.safetensors"
+    start = load_file(bundle_folder / "ladder" / "init.safetensors")
+    assert any(np.abs(value - start[name]).max() > 1e-4 for name, value in load_file(found).items())
+    return found
+
+
+def compare(ours: Path, theirs: Path) -> None:
+    """Two averages are the same, but for the rounding of float32 in two orders of summing."""
+    expected, found = load_file(ours), load_file(theirs)
+    assert set(expected) == set(found)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+        assert found[name].dtype == value.dtype
+
+
+def test_supernodes_give_the_same_average_as_fleet_rounds(
+    loopback: Loopback,
+    ours: Path,
+    bundle_folder: Path,
+    program: Path,
+    pictures: Path,
+    tmp_path: Path,
 ) -> None:
+    """Two rounds of real trainings, the same seed and pictures on both roads."""
     link = loopback.spawn(
         "flower-superlink", "--disable-runtime-dependency-installation",
         "--port", str(loopback.port),
     )  # fmt: skip
     loopback.until(link, "Uvicorn running")
-    for name, behaviour in BOXES.items():
-        home = tmp_path / f"node-{name}"
-        home.mkdir()
-        (home / "behaviour.json").write_text(json.dumps(behaviour))
-        program = home / "edgeladder"
-        program.write_text(
-            f'#!/bin/sh\nHOME={home} exec {sys.executable} {TOOLS / "stand_in.py"} "$@"\n'
-        )
-        program.chmod(0o755)
+    for name in BOXES:
         node = loopback.spawn(
             "flower-supernode", "--superlink", f"127.0.0.1:{loopback.port}",
-            "--port", str(free_port()),
-            "--node-config", f'bundle="{bundle.folder}" data="{home}" program="{program}"',
+            "--port", str(free_port()), "--node-config",
+            f'bundle="{bundle_folder}" data="{pictures / name}" program="{program}" '
+            f'cache="{tmp_path / name}" budget="2GB"',
         )  # fmt: skip
         loopback.until(node, "SuperNode ID")
     average = tmp_path / "average"
-    done = subprocess.run(
-        [loopback.programs / "flwr", "run", TOOLS / "flower_app", "local", "--stream",
-         "--run-config", f'bundle="{bundle.folder}" out="{average}" rounds=2 nodes=2'],
-        env=loopback.environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert (average / "adapter.safetensors").is_file(), done.stdout[-3000:] + done.stderr[-3000:]
+    loopback.run(f'bundle="{bundle_folder}" out="{average}" rounds=2 nodes=2 set="{SET}"')
+    compare(ours, average / "adapter.safetensors")
 
-    farm = make_farm(*BOXES)
-    for name, behaviour in BOXES.items():
-        farm.boxes[name].behave(**behaviour)
-    code, answer = fleet_cli(
-        "rounds", "2", "--name", "fed", "-i", farm.inventory, "--bundle", bundle.folder,
-        "--out", tmp_path / "out", "--poll", "0.2",
+
+def test_the_simulation_engine_gives_it_too(
+    loopback: Loopback, ours: Path, bundle_folder: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """Two simulated nodes in one process; each takes its folder of the run's `data`."""
+    link = loopback.spawn(
+        "flower-superlink", "--simulation", "--disable-runtime-dependency-installation",
+        "--port", str(loopback.port),
     )  # fmt: skip
-    assert code == 0, answer
-    ours = load_file(tmp_path / "out" / "fed-r2" / "average" / "adapter.safetensors")
-    theirs = load_file(average / "adapter.safetensors")
-    assert set(ours) == set(theirs)
-    for name, value in ours.items():
-        np.testing.assert_allclose(theirs[name], value, rtol=1e-6)
-        assert theirs[name].dtype == value.dtype
+    loopback.until(link, "Uvicorn running")
+    average = tmp_path / "average"
+    loopback.run(
+        f'bundle="{bundle_folder}" out="{average}" rounds=2 nodes=2 set="{SET}" '
+        f'data="{pictures}" cache="{tmp_path / "cache"}" budget="2GB"',
+        "--federation-config", "num-supernodes=2",
+    )  # fmt: skip
+    compare(ours, average / "adapter.safetensors")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import stat
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +12,8 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-import edgeladder
+from edgeladder import __version__
 from edgeladder.bundle import Bundle
-
-
-@pytest.fixture
-def program(tmp_path: Path) -> Path:
-    """The `edgeladder` of this environment, as a box would have it in its own."""
-    script = tmp_path / "program"
-    source = Path(edgeladder.__file__).resolve().parents[1]
-    start = "import sys; from edgeladder.cli.app import run; run()"
-    script.write_text(f"#!/bin/sh\nPYTHONPATH={source} exec {sys.executable} -c '{start}' \"$@\"\n")
-    script.chmod(script.stat().st_mode | stat.S_IXUSR)
-    return script
 
 
 def test_two_boxes_two_rounds_and_an_evaluation(
@@ -40,9 +27,12 @@ def test_two_boxes_two_rounds_and_an_evaluation(
     values = yaml.safe_load(farm.inventory.read_text())
     values["defaults"]["program"] = str(program)
     farm.inventory.write_text(yaml.safe_dump(values, sort_keys=False))
+    code, answer = fleet_cli("doctor", "-i", farm.inventory)
+    assert answer["hosts"]["a"]["installed"] == {"edgeladder": __version__}  # by its own word
     out = tmp_path / "out"
     common = ("-i", farm.inventory, "--bundle", bundle_folder, "--out", out, "--poll", "0.3")
-    code, answer = fleet_cli("rounds", "2", "--name", "fed", *common, "--set", "train.epochs=1")
+    asked = ("--set", "train.epochs=1", "--set", "head.kind=gda", "--set", "head.weight=2")
+    code, answer = fleet_cli("rounds", "2", "--name", "fed", *common, *asked)
     assert code == 0, (
         {n: h.get("error") for n, h in answer["hosts"].items()},
         *(p.read_text()[-800:] for p in farm.folder.rglob("jobs/*/log")),
@@ -61,6 +51,8 @@ def test_two_boxes_two_rounds_and_an_evaluation(
             np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-7)
         result = json.loads((round_folder / "hosts" / "a" / "result.json").read_text())
         assert result["memory"]["budget_bytes"] == 2_000_000_000
+    card = json.loads((round_folder / "hosts" / "a" / "adapter.json").read_text())
+    assert card["head"] is None  # rounds train without, whatever the profile has
     started = yaml.safe_load((out / "fed-r2" / "hosts" / "a" / "config.yaml").read_text())
     assert "/trees/adapter/" in started["request"]["start"]
     average = out / "fed-r2" / "average"
