@@ -187,6 +187,10 @@ def open_ladders(arguments: argparse.Namespace, bundle: Bundle) -> Ladders:
             wanted[name] = arguments.bundle, [*DEVICE[name], *arguments.settings]
     for name, (folder, settings) in wanted.items():
         opened = Bundle.open(folder)
+        shape, mine = (b.manifest.profile.ladder for b in (opened, bundle))
+        if (shape.taps, shape.text_taps) != (mine.taps, mine.text_taps):
+            print(f"{name}: taps of its own, left out; give it as --bundle", file=sys.stderr)
+            continue
         ladders[name] = (opened, override(opened.manifest.profile, settings))
     return ladders
 

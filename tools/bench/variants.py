@@ -44,7 +44,7 @@ HOST: dict[str, list[str]] = {
     "1 token per tap": ["ladder.taps.grid=0"],
     "10 tokens per tap": ["ladder.taps.grid=3"],
     "2 taps": ["ladder.taps.count=2"],
-    "7 taps": ["ladder.taps.count=7"],
+    "5 taps": ["ladder.taps.count=5"],
 }
 # name of the row: --set of `edgeladder train`, on any bundle with masks
 DEVICE: dict[str, list[str]] = {
