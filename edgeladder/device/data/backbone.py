@@ -109,6 +109,9 @@ def open_session(
         options.add_session_config_entry("session.use_env_allocators", "1")
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    # threads of a session that is done would go on spinning on the cores that the next one needs:
+    # with all segments open a whole tower took five times as long
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own classes, none of them public
