@@ -102,16 +102,17 @@ def open_session(
     from edgeladder.device.engine.session import use_threads
 
     options = onnxruntime.SessionOptions()
-    use_threads(options, threads, share=False)
+    # with pools of their own, threads of a segment that is done spin on the cores that the next one
+    # needs: a whole tower took up to five times as long
+    use_threads(options, threads, share=arena == "shared")
+    if arena == "shared" and options.use_per_session_threads:  # onnxruntime before 1.20
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     options.enable_mem_pattern = False  # a plan of all activations at once, never returned
     options.enable_cpu_mem_arena = arena is not None
     if arena == "shared":
         options.add_session_config_entry("session.use_env_allocators", "1")
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
-    # threads of a session that is done would go on spinning on the cores that the next one needs:
-    # with all segments open a whole tower took five times as long
-    options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own classes, none of them public
@@ -164,9 +165,12 @@ class TowerRunner:
         trim_heap()
 
     def _session(self, segment: SegmentRecord) -> Any:
+        from edgeladder.device.engine.session import share_threads
+
         sizes, path = self.sizes, self._bundle.path(segment.file)
         arena: Arena | None = "own"
         if sizes.whole:
+            share_threads(sizes.threads)  # before the heap, which makes onnxruntime's environment
             arena = "shared" if share_arena() else None
         return open_session(path, sizes.threads, spin=sizes.spin, arena=arena)
 
