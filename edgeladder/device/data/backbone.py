@@ -104,8 +104,8 @@ def open_session(
     options = onnxruntime.SessionOptions()
     # with pools of their own, threads of a segment that is done spin on the cores that the next one
     # needs: a whole tower took up to five times as long
-    use_threads(options, threads, share=arena == "shared")
-    if arena == "shared" and options.use_per_session_threads:  # onnxruntime before 1.20
+    joined = use_threads(options, threads, share=arena == "shared")
+    if arena == "shared" and not joined:
         options.add_session_config_entry("session.force_spinning_stop", "1")
     options.enable_mem_pattern = False  # a plan of all activations at once, never returned
     options.enable_cpu_mem_arena = arena is not None

@@ -28,8 +28,8 @@ def share_threads(threads: int) -> bool:
     return _threads_set[0] == threads
 
 
-def use_threads(options: Any, threads: int, *, share: bool = True) -> None:
-    """Give a session its threads.
+def use_threads(options: Any, threads: int, *, share: bool = True) -> bool:
+    """Give a session its threads; whether they are those of all sessions.
 
     Args:
         share: join the pool of all sessions, made now where it can be. Once that pool exists
@@ -37,9 +37,10 @@ def use_threads(options: Any, threads: int, *, share: bool = True) -> None:
     """
     if _threads_set or (share and threads > 1 and share_threads(threads)):
         options.use_per_session_threads = False
-    else:
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
+        return True
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    return False
 
 
 def open_session(
