@@ -10,13 +10,16 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from edgeladder.config import Profile, nearest, validate
 from edgeladder.errors import ConfigError, IntegrityError
 from edgeladder.files import building, read_json, sha256_file, write_json
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -136,7 +139,7 @@ class LadderRecord(Record):
     groups: list[TapGroup]
     image_inputs: list[str] = []  # further per-picture inputs, e.g. image_embedding_pre
     forward: str
-    initial: str
+    initial: str  # parameters and buffers by name; parameters that are all zero are left out
     golden: str
     graphs: dict[str, GraphRecord]
     ort_training: dict[str, str] = {}  # role -> file; empty where it was not exported
@@ -206,6 +209,25 @@ class Bundle:
     def path(self, name: str) -> Path:
         """The file of a manifest-relative name."""
         return self.folder / name
+
+    def initial(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Parameters and buffers a training starts from, one at a time, in the manifest's order.
+
+        A residual ladder starts with its ways out at zero; those are not stored (most of the
+        file, else), and come as zeros here.
+        """
+        import numpy as np
+        from safetensors import safe_open
+
+        ladder = self.manifest.ladder
+        with safe_open(self.path(ladder.initial), framework="numpy") as stored:
+            names = set(stored.keys())
+            for parameter in ladder.parameters:
+                name = parameter.name
+                there = name in names
+                yield name, stored.get_tensor(name) if there else np.zeros(parameter.shape, "f4")
+            for buffer in ladder.buffers:
+                yield buffer.name, stored.get_tensor(buffer.name)
 
     def check(self, *, verify: bool = True) -> None:
         """Compare the files with the manifest.

@@ -14,6 +14,7 @@ import datetime
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -79,6 +80,7 @@ def aggregate(
     trim: float = 0.2,
     bound: float = 10.0,
     start: Path | None = None,
+    zeros: Collection[str] = (),
     bundle_digest: str | None = None,
     minimum: int = 1,
 ) -> AggregateResult:
@@ -91,6 +93,7 @@ def aggregate(
         bound: an adapter further from the start than `bound` times the median distance is refused;
             from three boxes on (of two, none can be told to be the odd one).
         start: safetensors file all boxes began from; None: distances from their median.
+        zeros: tensors that began at zero where the start leaves them out, as a bundle does.
         bundle_digest: the bundle the adapters must be of; None: they must agree.
         minimum: adapters that must remain for an average to be written.
 
@@ -111,7 +114,7 @@ def aggregate(
     kept = [c for c in kept if c.name not in result.refused]
     if kept:
         header = headers[kept[0].name]
-        result.distances = _distances(kept, headers, header, start)
+        result.distances = _distances(kept, headers, header, start, zeros)
         _refuse_far(kept, result, bound)
         kept = [c for c in kept if c.name not in result.refused]
     if len(kept) < max(1, minimum):
@@ -265,6 +268,7 @@ def _distances(
     headers: dict[str, dict[str, Tensor]],
     header: dict[str, Tensor],
     start: Path | None,
+    zeros: Collection[str],
 ) -> dict[str, float]:
     squares = np.zeros(len(kept))
     origin = read_header(start) if start is not None else {}
@@ -276,6 +280,8 @@ def _distances(
             block = _stack(kept, headers, name, first, last)
             if start is not None and known is not None and known.shape == tensor.shape:
                 centre = read_values(start, known, first, last).astype(np.float64)
+            elif known is None and name in zeros:
+                centre = np.zeros(())
             else:
                 centre = np.median(block, axis=0)
             squares += ((block - centre) ** 2).sum(axis=1)

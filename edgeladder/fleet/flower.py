@@ -100,7 +100,7 @@ def serve(grid: Grid, context: Context) -> None:
     )
     result = strategy.start(
         grid=grid,
-        initial_arrays=_record(load_file(bundle.path(bundle.manifest.ladder.initial))),
+        initial_arrays=_record(dict(bundle.initial())),
         num_rounds=int(config["rounds"]),
     )
     _save(bundle, _values(result.arrays), Path(str(config["out"])))

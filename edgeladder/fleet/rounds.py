@@ -135,6 +135,7 @@ def aggregate_job(
             trim=options.trim,
             bound=options.bound,
             start=start or bundle.path(bundle.manifest.ladder.initial),
+            zeros=() if start else [record.name for record in bundle.manifest.ladder.parameters],
             bundle_digest=bundle.digest,
             minimum=minimum,
         )

@@ -130,6 +130,19 @@ def test_distance_from_the_start(tmp_path: Path) -> None:
     assert list(result.refused) == ["b50"]
 
 
+def test_what_a_start_leaves_out_began_at_zero_where_it_is_said(tmp_path: Path) -> None:
+    save_file({"v": np.ones(1, np.float32)}, str(tmp_path / "start.safetensors"))
+    made = [
+        adapter(tmp_path, f"b{n}", {"v": np.ones(1, np.float32), "w": np.full(4, n, np.float32)})
+        for n in (3, 4, 5)
+    ]
+    of = {"start": tmp_path / "start.safetensors"}
+    from_zero = aggregate(made, tmp_path / "zero", **of, zeros=["v", "w"]).distances
+    from_median = aggregate(made, tmp_path / "median", **of).distances
+    assert list(from_zero.values()) == pytest.approx([6.0, 8.0, 10.0])
+    assert list(from_median.values()) == pytest.approx([2.0, 0.0, 2.0])
+
+
 def test_mixed_bundles_are_refused_whole(tmp_path: Path) -> None:
     values = {"w": np.zeros(2, np.float32)}
     made = [

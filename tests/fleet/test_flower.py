@@ -23,6 +23,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
+from edgeladder.bundle import Bundle
 from tests.conftest import make_pictures
 
 APP = Path(__file__).resolve().parents[2] / "tools" / "fleet" / "flower_app"
@@ -148,7 +149,7 @@ def ours(
         farm.stop()
     assert done.returncode == 0, done.stdout + done.stderr
     found = folder / "out" / "fed-r2" / "average" / "adapter.safetensors"
-    start = load_file(bundle_folder / "ladder" / "init.safetensors")
+    start = dict(Bundle.open(bundle_folder).initial())
     assert any(np.abs(value - start[name]).max() > 1e-4 for name, value in load_file(found).items())
     return found
 

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from edgeladder.bundle import Bundle
 from edgeladder.config import LossConfig, TrainConfig, load_profile
@@ -66,6 +67,20 @@ def test_training_artifacts_hold_only_ladder_and_prompts(bundle: Bundle) -> None
         assert constants < 0.2 * size + 4096, f"{file} carries {constants} numbers"
     fused = bundle.manifest.ladder.graphs["fused"]
     assert {f"gradient/{name}" for name in names} <= set(fused.outputs)
+
+
+def test_parameters_that_start_at_zero_are_not_stored(bundle: Bundle) -> None:
+    ladder = bundle.manifest.ladder
+    stored = load_file(bundle.path(ladder.initial))
+    values = dict(bundle.initial())
+    assert list(values) == [r.name for r in (*ladder.parameters, *ladder.buffers)]
+    for record in (*ladder.parameters, *ladder.buffers):
+        value = values[record.name]
+        assert value.shape == tuple(record.shape) and value.dtype == np.float32
+        np.testing.assert_array_equal(value, stored.get(record.name, 0))
+    left_out = values.keys() - stored.keys()
+    assert {"image_up", "text_up"} <= left_out
+    assert left_out == {r.name for r in ladder.parameters if not values[r.name].any()}
 
 
 def test_step_zero_is_zero_shot(bundle: Bundle) -> None:

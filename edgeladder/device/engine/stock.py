@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors import safe_open
 
 from edgeladder.device.engine.optimizer import Layout, Optimizer
 from edgeladder.device.engine.protocol import StepInputs, StepPlan, StepResult
@@ -44,11 +43,11 @@ class StockEngine:
         self._slopes = {f"gradient/{n}": v for n, v in self.layout.views(self._gradients).items()}
         self._buffers: dict[str, np.ndarray] = {}
         # one tensor at a time: a second copy of all of them would leave holes in the heap
-        with safe_open(bundle.path(ladder.initial), framework="numpy") as initial:
-            for record in ladder.buffers:
-                self._buffers[record.name] = np.ascontiguousarray(initial.get_tensor(record.name))
-            for name, view in self._views.items():
-                view[...] = initial.get_tensor(name)
+        for name, value in bundle.initial():
+            if name in self._views:
+                self._views[name][...] = value
+            else:
+                self._buffers[name] = np.ascontiguousarray(value)
         graphs = {name: bundle.path(record.file) for name, record in ladder.graphs.items()}
         self._graphs = graphs
         self._sessions: dict[str, Bound] = {}

@@ -123,7 +123,8 @@ def write_ladder(
     named = {n: tuple(p.shape) for n, p in ladder.named_parameters() if n in forward.inputs}
     buffers = {n: tuple(b.shape) for n, b in ladder.named_buffers() if n in forward.inputs}
     initial = {n: v.detach().numpy() for n, v in ladder.state_dict().items() if n in forward.inputs}
-    save_file({n: np.ascontiguousarray(v) for n, v in initial.items()}, target / "init.safetensors")
+    stored = {n: np.ascontiguousarray(v) for n, v in initial.items() if n in buffers or v.any()}
+    save_file(stored, target / "init.safetensors")  # `Bundle.initial` fills in the zeros
     trained = step.Trained(list(named), list(buffers))
     built: dict[str, Graph] = {}
     for name, make in _recipes(forward, trained).items():

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from safetensors.numpy import load_file
 
 from edgeladder.bundle import Bundle
 from edgeladder.device.infer.adapter import Adapter, adapter_of, save_adapter
@@ -18,13 +17,12 @@ CLASSES = ["class0", "class1", "class2"]
 def an_adapter(bundle: Bundle, seed: int = 0) -> Adapter:
     """An adapter with random parameters, so that tuned differs from zero-shot."""
     generator = np.random.default_rng(seed)
-    initial = load_file(bundle.path(bundle.manifest.ladder.initial))
     names = {record.name for record in bundle.manifest.ladder.parameters}
     values = {
         name: (value + 0.2 * generator.normal(size=value.shape)).astype(np.float32)
         if name in names
         else value
-        for name, value in initial.items()
+        for name, value in bundle.initial()
     }
     return adapter_of(
         bundle, values, classes=CLASSES, class_names=CLASSES, templates=["a photo of a {}."]

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from here import fit, phase, prepared, run
-from safetensors.numpy import load_file
 
 from edgeladder.bundle import Bundle
 from edgeladder.config import LossConfig, TrainConfig
@@ -82,8 +81,7 @@ def test_a_head_alone_trains_nothing(ask, bundle_folder):
     assert result["steps"] == 0 and result["head"] == {"kind": "kernel", "eta": 1.0, "ladder": 0.0}
     folder = Path(request.run)
     adapter = load_adapter(folder)
-    initial = load_file(Path(bundle_folder) / "ladder" / "init.safetensors")
-    for name, value in initial.items():
+    for name, value in Bundle.open(bundle_folder).initial():
         np.testing.assert_array_equal(adapter.parameters[name], value)
     bundle = Bundle.open(bundle_folder)
     reader = open_reader(bundle, request.cache, Selection.load(folder / "selection.safetensors"))
