@@ -10,16 +10,13 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from edgeladder.config import Profile, nearest, validate
 from edgeladder.errors import ConfigError, IntegrityError
 from edgeladder.files import building, read_json, sha256_file, write_json
-
-if TYPE_CHECKING:
-    import numpy as np
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -209,25 +206,6 @@ class Bundle:
     def path(self, name: str) -> Path:
         """The file of a manifest-relative name."""
         return self.folder / name
-
-    def initial(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Parameters and buffers a training starts from, one at a time, in the manifest's order.
-
-        A residual ladder starts with its ways out at zero; those are not stored (most of the
-        file, else), and come as zeros here.
-        """
-        import numpy as np
-        from safetensors import safe_open
-
-        ladder = self.manifest.ladder
-        with safe_open(self.path(ladder.initial), framework="numpy") as stored:
-            names = set(stored.keys())
-            for parameter in ladder.parameters:
-                name = parameter.name
-                there = name in names
-                yield name, stored.get_tensor(name) if there else np.zeros(parameter.shape, "f4")
-            for buffer in ladder.buffers:
-                yield buffer.name, stored.get_tensor(buffer.name)
 
     def check(self, *, verify: bool = True) -> None:
         """Compare the files with the manifest.

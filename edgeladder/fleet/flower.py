@@ -28,6 +28,7 @@ from edgeladder.bundle import Bundle
 from edgeladder.device.infer.adapter import adapter_of, save_adapter
 from edgeladder.errors import ConfigError, EdgeLadderError
 from edgeladder.fleet.aggregate import HEADLESS
+from edgeladder.initial import initial_values
 
 client_app = ClientApp()
 server_app = ServerApp()
@@ -100,7 +101,7 @@ def serve(grid: Grid, context: Context) -> None:
     )
     result = strategy.start(
         grid=grid,
-        initial_arrays=_record(dict(bundle.initial())),
+        initial_arrays=_record(dict(initial_values(bundle))),
         num_rounds=int(config["rounds"]),
     )
     _save(bundle, _values(result.arrays), Path(str(config["out"])))

@@ -24,6 +24,7 @@ import yaml
 from safetensors.numpy import load_file
 
 from edgeladder.bundle import Bundle
+from edgeladder.initial import initial_values
 from tests.conftest import make_pictures
 
 APP = Path(__file__).resolve().parents[2] / "tools" / "fleet" / "flower_app"
@@ -149,7 +150,7 @@ def ours(
         farm.stop()
     assert done.returncode == 0, done.stdout + done.stderr
     found = folder / "out" / "fed-r2" / "average" / "adapter.safetensors"
-    start = dict(Bundle.open(bundle_folder).initial())
+    start = dict(initial_values(Bundle.open(bundle_folder)))
     assert any(np.abs(value - start[name]).max() > 1e-4 for name, value in load_file(found).items())
     return found
 

@@ -19,6 +19,7 @@ from edgeladder.errors import ConfigError, EdgeLadderError
 from edgeladder.host.compile import gate
 from edgeladder.host.export import export
 from edgeladder.host.model.backbone import canonical, load_backbone
+from edgeladder.initial import initial_values
 from tests.make_bundle import make_bundle, register_model
 
 
@@ -72,7 +73,7 @@ def test_training_artifacts_hold_only_ladder_and_prompts(bundle: Bundle) -> None
 def test_parameters_that_start_at_zero_are_not_stored(bundle: Bundle) -> None:
     ladder = bundle.manifest.ladder
     stored = load_file(bundle.path(ladder.initial))
-    values = dict(bundle.initial())
+    values = dict(initial_values(bundle))
     assert list(values) == [r.name for r in (*ladder.parameters, *ladder.buffers)]
     for record in (*ladder.parameters, *ladder.buffers):
         value = values[record.name]

@@ -14,6 +14,7 @@ from edgeladder.device.engine.protocol import StepInputs, StepPlan, StepResult
 from edgeladder.device.engine.session import Bound, open_session
 from edgeladder.device.engine.targets import soft_targets
 from edgeladder.errors import ConfigError
+from edgeladder.initial import initial_values
 
 if TYPE_CHECKING:  # pydantic costs a worker 20 MB
     from edgeladder.bundle import Bundle
@@ -43,7 +44,7 @@ class StockEngine:
         self._slopes = {f"gradient/{n}": v for n, v in self.layout.views(self._gradients).items()}
         self._buffers: dict[str, np.ndarray] = {}
         # one tensor at a time: a second copy of all of them would leave holes in the heap
-        for name, value in bundle.initial():
+        for name, value in initial_values(bundle):
             if name in self._views:
                 self._views[name][...] = value
             else:

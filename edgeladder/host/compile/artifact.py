@@ -124,7 +124,7 @@ def write_ladder(
     buffers = {n: tuple(b.shape) for n, b in ladder.named_buffers() if n in forward.inputs}
     initial = {n: v.detach().numpy() for n, v in ladder.state_dict().items() if n in forward.inputs}
     stored = {n: np.ascontiguousarray(v) for n, v in initial.items() if n in buffers or v.any()}
-    save_file(stored, target / "init.safetensors")  # `Bundle.initial` fills in the zeros
+    save_file(stored, target / "init.safetensors")  # `initial_values` fills in the zeros
     trained = step.Trained(list(named), list(buffers))
     built: dict[str, Graph] = {}
     for name, make in _recipes(forward, trained).items():

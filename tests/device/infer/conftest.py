@@ -10,6 +10,7 @@ import yaml
 
 from edgeladder.bundle import Bundle
 from edgeladder.device.infer.adapter import Adapter, adapter_of, save_adapter
+from edgeladder.initial import initial_values
 
 CLASSES = ["class0", "class1", "class2"]
 
@@ -22,7 +23,7 @@ def an_adapter(bundle: Bundle, seed: int = 0) -> Adapter:
         name: (value + 0.2 * generator.normal(size=value.shape)).astype(np.float32)
         if name in names
         else value
-        for name, value in bundle.initial()
+        for name, value in initial_values(bundle)
     }
     return adapter_of(
         bundle, values, classes=CLASSES, class_names=CLASSES, templates=["a photo of a {}."]

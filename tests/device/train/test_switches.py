@@ -22,6 +22,7 @@ from edgeladder.device.infer.term import fit_term
 from edgeladder.device.train.control import Control
 from edgeladder.device.train.folds import folds_of, held_out
 from edgeladder.device.train.request import TrainRequest
+from edgeladder.initial import initial_values
 from tests.device.engine.problem import problem
 
 STEPS = ["train.steps=5"]
@@ -81,7 +82,7 @@ def test_a_head_alone_trains_nothing(ask, bundle_folder):
     assert result["steps"] == 0 and result["head"] == {"kind": "kernel", "eta": 1.0, "ladder": 0.0}
     folder = Path(request.run)
     adapter = load_adapter(folder)
-    for name, value in Bundle.open(bundle_folder).initial():
+    for name, value in initial_values(Bundle.open(bundle_folder)):
         np.testing.assert_array_equal(adapter.parameters[name], value)
     bundle = Bundle.open(bundle_folder)
     reader = open_reader(bundle, request.cache, Selection.load(folder / "selection.safetensors"))
