@@ -91,3 +91,19 @@ def test_means_and_errors():
     assert "75.0 ± 5.0" in figures.table(rows)
     drawing = figures.plot(rows)
     assert drawing.count("<polyline") == 1 and "nan" not in drawing
+
+
+def test_differences_are_paired_by_seed():
+    accuracy = {
+        "plain": [0.2, 0.6],
+        "more": [0.3, 0.8],
+    }  # +10, +20
+    rows = [
+        {"dataset": "x", "shots": 4, "seed": seed, "method": method, "accuracy": value}
+        for method, values in accuracy.items()
+        for seed, value in enumerate(values)
+    ]
+    rows.append({"dataset": "x", "shots": 8, "seed": 0, "method": "more", "accuracy": 1.0})
+    text = figures.differences(rows, "plain")
+    assert "| more | +15.0 ± 5.0 |" in text and "plain |" not in text
+    assert "| 8" not in text  # nothing there to compare with

@@ -4,6 +4,8 @@
     tools/bench/figures.py docs/few-shot.csv --plot docs/few-shot.svg \
         --methods "zero-shot" "ProLIP" "default" --datasets flowers5 rsscn7 clothing
 
+    tools/bench/figures.py rows/results.csv --against plain    # differences to one row
+
 Reads one or more results.csv of fewshot.py; prints the tables.
 """
 
@@ -52,7 +54,23 @@ def table(rows: list[Row]) -> str:
     return "\n".join(parts)
 
 
-def _one(rows: list[Row], title: str) -> str:
+def differences(rows: list[Row], reference: str) -> str:
+    """Markdown: each method's accuracy minus the reference's, paired by data set, shots, seed."""
+
+    def place(row: Row) -> tuple[str, str, str]:
+        return str(row["dataset"]), str(row["shots"]), str(row["seed"])
+
+    base = {place(r): float(str(r["accuracy"])) for r in rows if r["method"] == reference}
+    paired = [
+        {**row, "accuracy": float(str(row["accuracy"])) - base[place(row)]}
+        for row in rows
+        if row["method"] != reference and place(row) in base
+    ]
+    names = ", ".join(dict.fromkeys(str(row["dataset"]) for row in paired))
+    return _one(paired, f"Difference to {reference}, mean of {names}", signed=True)
+
+
+def _one(rows: list[Row], title: str, *, signed: bool = False) -> str:
     found = means(rows)
     shots = sorted({k for _, k in found})
     methods = list(dict.fromkeys(method for method, _ in found))
@@ -66,8 +84,8 @@ def _one(rows: list[Row], title: str) -> str:
                 continue
             mean, error = found[method, k]
             best = max(v[0] for (_, s), v in found.items() if s == k)
-            text = f"{mean:.1f} ± {error:.1f}"
-            cells.append(f"**{text}**" if mean >= best - 1e-9 else text)
+            text = f"{mean:{'+' if signed else ''}.1f} ± {error:.1f}"
+            cells.append(f"**{text}**" if mean >= best - 1e-9 and not signed else text)
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, ""])
 
@@ -129,13 +147,14 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="file to draw, .svg")
     parser.add_argument("--methods", nargs="+", help="these alone, in this order")
     parser.add_argument("--datasets", nargs="+", help="these alone, in this order")
+    parser.add_argument("--against", help="a row: print the others' differences to it")
     arguments = parser.parse_args()
     rows = [row for path in arguments.results for row in read(path)]
     for key, names in (("dataset", arguments.datasets), ("method", arguments.methods)):
         if names:
             rows = [row for row in rows if row[key] in names]
             rows.sort(key=lambda row, key=key, names=names: names.index(str(row[key])))
-    print(table(rows))
+    print(differences(rows, arguments.against) if arguments.against else table(rows))
     if arguments.plot:
         arguments.plot.write_text(plot(rows), encoding="utf-8")
 
