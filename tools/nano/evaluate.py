@@ -24,6 +24,7 @@ from edgeladder.device.data.decode import decode
 from edgeladder.device.data.images import open_data, split
 from edgeladder.device.data.names import parse_names
 from edgeladder.device.data.text import Tokenizer, class_prompts
+from edgeladder.device.engine.session import compute_in_float
 
 _CLASSES = Path(__file__).parent / "classes"
 _SHIPPED = Path(__file__).parents[2] / "edgeladder" / "_nano" / "bundle"
@@ -34,6 +35,7 @@ class Tower:
 
     def __init__(self, bundle: Bundle, side: str, threads: int):
         options = onnxruntime.SessionOptions()
+        compute_in_float(options)
         options.intra_op_num_threads = threads
         self._tower = getattr(bundle.manifest, side)
         self._input = "pixels" if side == "image" else "tokens"

@@ -99,9 +99,10 @@ def open_session(
     """
     import onnxruntime
 
-    from edgeladder.device.engine.session import use_threads
+    from edgeladder.device.engine.session import compute_in_float, use_threads
 
     options = onnxruntime.SessionOptions()
+    compute_in_float(options)
     # with pools of their own, threads of a segment that is done spin on the cores that the next one
     # needs: a whole tower took up to five times as long
     joined = use_threads(options, threads, share=arena == "shared")

@@ -15,7 +15,7 @@ import onnxruntime
 
 from edgeladder import __version__
 from edgeladder.config import nearest
-from edgeladder.device.engine.session import use_threads
+from edgeladder.device.engine.session import IN_FLOAT, compute_in_float, use_threads
 from edgeladder.device.infer.assemble import PICTURE, PROBABILITIES, assemble
 from edgeladder.device.infer.classifier import Classifier, probabilities
 from edgeladder.device.infer.compress import Dtype, compress
@@ -118,6 +118,7 @@ def _metadata(classifier: Classifier) -> dict[str, str]:
         "licence": manifest.model.licence,
         "bundle_digest": classifier.bundle.digest,
         "preprocess": manifest.preprocess.model_dump_json(),
+        "session_config": json.dumps(IN_FLOAT),  # for the same numbers with int8 weights
         "input": "RGB, resized and cropped as preprocess says; mean and std are in the graph",
     }
 
@@ -125,6 +126,7 @@ def _metadata(classifier: Classifier) -> dict[str, str]:
 def _compare(path: Path, squares: np.ndarray, expected: np.ndarray, threads: int) -> float:
     """The largest difference between the file's probabilities and those expected."""
     options = onnxruntime.SessionOptions()
+    compute_in_float(options)
     use_threads(options, threads, share=False)
     options.enable_mem_pattern = False
     options.enable_cpu_mem_arena = False

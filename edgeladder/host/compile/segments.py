@@ -306,6 +306,8 @@ def check_segments(
     """
     import onnxruntime
 
+    from edgeladder.device.engine.session import compute_in_float
+
     tower = backbone.tower(side)
     sample = _sample(tower)
     with torch.no_grad():
@@ -313,6 +315,7 @@ def check_segments(
     values: dict[str, np.ndarray] = {tower.source: sample.numpy()}
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    compute_in_float(options)
     for segment in record.segments:
         session = onnxruntime.InferenceSession(str(folder / segment.file), options)
         names = [tensor.name for tensor in segment.outputs]

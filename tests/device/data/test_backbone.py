@@ -7,10 +7,12 @@ import os
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 from tiny_tower import CONTEXT, SIZE, TinyBundle
 
-from edgeladder.device.data.backbone import run_tower
+import edgeladder
+from edgeladder.device.data.backbone import open_session, run_tower
 from edgeladder.device.data.stage import Stage
 from edgeladder.errors import IntegrityError, StorageError
 
@@ -135,3 +137,24 @@ def test_a_damaged_segment(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match="cannot load a backbone segment") as caught:
         run(bundle, "image", pixels(2), tmp_path / "w")
     assert "01.onnx" in str(caught.value.where) and "export" in str(caught.value.remedy)
+
+
+def test_int8_weights_are_multiplied_in_float() -> None:
+    """The same embeddings with every onnxruntime: newer ones would quantise the activations."""
+
+    shipped = Path(edgeladder.__file__).parent / "_nano" / "bundle" / "backbone"
+    plain = onnxruntime.SessionOptions()
+    plain.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    for name in ("text/01_block", "image/08_tail"):
+        path = shipped / f"{name}.onnx"
+        session = open_session(path, 1)
+        random = np.random.default_rng(0)
+        given = {
+            item.name: random.standard_normal(
+                [n if isinstance(n, int) else 3 for n in item.shape], np.float32
+            )
+            for item in session.get_inputs()
+        }
+        expected = onnxruntime.InferenceSession(str(path), plain).run(None, given)
+        for mine, theirs in zip(session.run(None, given), expected, strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
