@@ -14,6 +14,7 @@ from tiny_tower import CONTEXT, SIZE, TinyBundle
 import edgeladder
 from edgeladder.device.data.backbone import open_session, run_tower
 from edgeladder.device.data.stage import Stage
+from edgeladder.device.engine.session import use_threads
 from edgeladder.errors import IntegrityError, StorageError
 
 
@@ -144,6 +145,7 @@ def test_int8_weights_are_multiplied_in_float() -> None:
 
     shipped = Path(edgeladder.__file__).parent / "_nano" / "bundle" / "backbone"
     plain = onnxruntime.SessionOptions()
+    use_threads(plain, 1, share=False)
     plain.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     for name in ("text/01_block", "image/08_tail"):
         path = shipped / f"{name}.onnx"
