@@ -257,7 +257,10 @@ def head_from(arrays: dict[str, Array], values: dict[str, Any]) -> Head:
                 float(values.get("base", 0.0)),
             ),
             [_wide(arrays[f"centre.{t}"]) if u else empty for t, u in enumerate(used)],
-            [normalise(arrays[f"support.{t}"]) if u else empty for t, u in enumerate(used)],
+            [
+                normalise(arrays[f"support.{t}"]).astype(np.float32) if u else empty
+                for t, u in enumerate(used)
+            ],
             list(values["scales"]),
             _wide(arrays["alpha"]),
         )

@@ -128,8 +128,8 @@ class Kernel:
 
 
 def centred(rows: Array, centre: Array) -> Array:
-    """Unit rows minus `centre`, at unit length again."""
-    return normalise(normalise(rows) - centre)
+    """Unit rows minus `centre`, at unit length again; float32, for all taps' rows are kept."""
+    return normalise(normalise(rows) - centre).astype(np.float32)
 
 
 def fit_kernel(
@@ -170,8 +170,10 @@ def fit_kernel(
         weights = [_BLIND[0] / len(rows)] * len(rows)
         choice = Choice(tuple(weights), _BLIND[1], _BLIND[2], float(trust), float("nan"))
     else:
+        for distance, scale in zip(distances, scales, strict=True):
+            distance /= scale  # in place: a second copy of all of them is what would count here
         search = _Search(
-            [d / s for d, s in zip(distances, scales, strict=True)],
+            distances,
             bases,
             onehot[picked],
             labels[picked],
@@ -179,6 +181,8 @@ def fit_kernel(
             None if folds is None else owners[picked],
         )
         choice, held_out = search.run()
+        del search
+    del distances
     total = np.zeros((len(labels), len(labels)))
     for tap, scale, weight in zip(rows, scales, choice.weights, strict=True):
         if weight > 0:  # one tap's distances at a time: they are the most that is held here
@@ -197,7 +201,7 @@ def fit_proker(embedding: Array, labels: Array, zero_shot: Array, **options: obj
 
 
 def _gram(distances: Sequence[Array], weights: Sequence[float]) -> Array:
-    total = np.zeros_like(distances[0])
+    total = np.zeros(distances[0].shape)  # float64, whatever the distances are
     for weight, distance in zip(weights, distances, strict=True):
         if weight > 0:
             total += weight * distance

@@ -58,6 +58,7 @@ def fit_term(
             zero_shot.append(logits + float(getattr(model, "logit_bias", 0.0)))
         labels.append(np.asarray(inputs.labels))
     features = [np.concatenate([part[k] for part in parts]) for k in range(len(parts[0]))]
+    del parts
     return fit_head(
         kind,
         features,

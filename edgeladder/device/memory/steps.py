@@ -7,11 +7,13 @@ peak = supervisor + floor + loaded graphs + parameters, gradients, moments
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 from edgeladder.device.memory.costs import COSTS
 from edgeladder.device.memory.floor import MachineFloor
+from edgeladder.device.memory.head import head_bytes, head_pictures
 from edgeladder.device.memory.windows import Windows
 from edgeladder.device.memory.workload import (
     PhasePlan,
@@ -186,10 +188,10 @@ def activation_bytes(
 
 
 def evaluate_phases(workload: Workload, floor: MachineFloor, base: int) -> Iterator[PhasePlan]:
-    """Fastest first: ever fewer pictures or classes at a time."""
+    """Best first: ever fewer pictures or classes at a time, then fewer for the head to fit."""
     manifest: Any = workload.manifest
     count = parameter_count(manifest)
-    for chunk in (64, *_CHUNKS[2:]):
+    for pictures, chunk in itertools.product(head_pictures(workload), (64, *_CHUNKS[2:])):
         parts = {
             "supervisor": base,
             "floor": floor.worker_bytes,  # too short a phase to count on settling
@@ -201,4 +203,9 @@ def evaluate_phases(workload: Workload, floor: MachineFloor, base: int) -> Itera
             "cache": COSTS.cache_reader + COSTS.per_picture * workload.pictures,
             "heap": COSTS.heap,
         }
-        yield phase_of(parts, chunk=chunk)
+        fitting, judging = head_bytes(workload, pictures)
+        # it is fitted before the graphs are loaded, and for long enough that the floor has settled
+        later = parts["graphs"] + parts["inputs"] + parts["activations"]
+        later += floor.worker_bytes - floor.settled_bytes
+        parts["head"] = max(judging, fitting - later, 0.0)
+        yield phase_of(parts, chunk=chunk, head_pictures=pictures or None)

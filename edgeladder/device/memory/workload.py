@@ -20,6 +20,8 @@ class Workload:
     average: bool = False  # weight averaging keeps two more copies for a moment
     optimizer: str = "adamw"
     files: dict[str, int] = field(default_factory=dict)  # sizes of the graphs' files
+    head: str = "none"  # kind of closed-form head that is fitted before the evaluation
+    head_pictures: int = 0  # training pictures that it is fitted on, where there is room
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class PhasePlan:
     hold_bytes: int | None = None  # train, chunked: activations kept for the backward pass
     moments: str | None = None  # train: fp32 or int8
     whole: bool | None = None  # precompute: the whole tower in one go
+    head_pictures: int | None = None  # evaluate: training pictures that a kernel is fitted on
     disk_bytes: int | None = None  # precompute: hidden states of a group, gone when it is done
     parts: dict[str, int] = field(default_factory=dict)  # what the peak is made of
 

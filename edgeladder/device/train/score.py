@@ -33,7 +33,7 @@ def score(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]
     """Evaluate the run's adapter; writes `evaluation.json`.
 
     Args:
-        values: what the plan worker prepared, and `sizes`: chunk.
+        values: what the plan worker prepared, and `sizes`: chunk, head_pictures.
     """
     started = time.monotonic()
     request = values["request"]
@@ -55,12 +55,16 @@ def score(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]
     if head_config.get("kind", "none") != "none":
         rows = np.arange(len(selection.train_labels))
         if head_config["kind"] != "gda":  # what it holds grows with the pictures, twice over
-            rows = balanced(selection.train_labels, MOST_PICTURES, values["seed"])
+            # not fewer than classes: one without a picture has no mean
+            most = max(MOST_PICTURES, len(selection.classes))
+            most = values["sizes"].get("head_pictures") or most
+            rows = balanced(selection.train_labels, most, values["seed"])
         windows = reader.part(rows).windows("train", _WINDOW)
         head = fit_term(bundle.manifest.model, windows, head_config["kind"], chunk=chunk)
         eta, ladder = _weights(head_config, head, run, selection.train_labels, rows)
         adapter.head_arrays, described = head_arrays(head)
         adapter.head = {**described, "eta": eta, "ladder": ladder}
+        head = None  # the next one is as large
         head = head_from(adapter.head_arrays, adapter.head)  # judged as it is stored
         save_adapter(run.folder, adapter)
 

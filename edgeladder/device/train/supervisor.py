@@ -331,7 +331,7 @@ class Supervisor:
 PHASE_SIZES = {
     "precompute": ("whole", "batch", "group", "max_pixels"),
     "train": ("mode", "chunk", "class_chunk", "batch", "arena", "keep_bytes", "hold_bytes"),
-    "evaluate": ("chunk",),
+    "evaluate": ("chunk", "head_pictures"),
 }
 
 
@@ -353,4 +353,7 @@ def _smaller(phase: str, sizes: dict[str, Any], values: dict[str, Any]) -> dict[
         smaller["careful"] = True
     elif phase == "evaluate":
         smaller["chunk"] = max(1, (smaller.get("chunk") or 64) // 2)
+        fewer, classes = (smaller.get("head_pictures") or 0) // 2, values["plan"]["classes"]
+        if fewer >= 2 * classes and values["profile"]["head"]["kind"] != "gda":
+            smaller["head_pictures"] = fewer
     return smaller

@@ -46,6 +46,7 @@ def manifest(parameters=3_000_000, segment=28 * MB):
         text=tower(12 * MB, [77, 512]),
         ladder=Plain(
             parameters=[Plain(name="w", shape=[parameters // 1000, 1000])],
+            image_inputs=[],
             groups=[
                 Plain(side="image", **group),
                 Plain(side="text", **{**group, "tokens": 3, "width": 512}),
@@ -101,6 +102,25 @@ def test_smaller_budgets_go_down_the_ladder_and_eight_bits_come_last():
     assert seen[0] == ("fp32", "fused", True, None)
     assert ("fp32", "recompute", False, None) in seen
     assert any(mode == "chunked" for _, mode, *_ in seen)
+
+
+def test_a_head_is_planned_for_and_fitted_on_fewer_pictures_where_there_is_less_room():
+    def seen(kind):
+        of = {"head": kind, "head_pictures": 600, "classes": 10}
+        return [decide(room * MB, **of).phases["evaluate"] for room in (220, 330, 500)]
+
+    assert [phase.head_pictures for phase in seen("none")] == [None] * 3
+    assert [phase.head_pictures for phase in seen("gda")] == [600] * 3  # it hardly grows
+    blend = seen("blend")
+    assert [phase.head_pictures for phase in blend] == [150, 300, 600]
+    for room, phase in zip((220, 330, 500), blend, strict=True):
+        assert phase.planned_peak_bytes <= PLANNED * room * MB
+        assert phase.parts["head"] > 20 * MB
+    refused = decide(160 * MB, head="blend", head_pictures=600, classes=10)
+    assert not refused.fits and refused.least["evaluate"] > PLANNED * 160 * MB
+    many = decide(1000 * MB, head="kernel", head_pictures=200, classes=60).phases["evaluate"]
+    least = decide(50 * MB, head="kernel", head_pictures=200, classes=60).phases["evaluate"]
+    assert (many.head_pictures, least.head_pictures) == (200, 200)  # 100 are not two a class
 
 
 def chunked(room, **changes):
