@@ -94,10 +94,7 @@ def test_means_and_errors():
 
 
 def test_differences_are_paired_by_seed():
-    accuracy = {
-        "plain": [0.2, 0.6],
-        "more": [0.3, 0.8],
-    }  # +10, +20
+    accuracy = {"plain": [0.2, 0.6], "more": [0.3, 0.8]}
     rows = [
         {"dataset": "x", "shots": 4, "seed": seed, "method": method, "accuracy": value}
         for method, values in accuracy.items()

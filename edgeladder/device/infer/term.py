@@ -21,6 +21,14 @@ DEFAULT_ETA = 1.0
 MOST_PICTURES = 600  # that a kernel is fitted on, classes alike: its memory is theirs squared
 
 
+def pictures_to_fit(kind: str, pictures: int, classes: int) -> int:
+    """How many of the training pictures a head is fitted on where there is room for it.
+
+    What a kernel holds grows with them, twice over; a class without a picture has no mean.
+    """
+    return pictures if kind == "gda" else min(pictures, max(MOST_PICTURES, classes))
+
+
 def fit_term(
     model: Any,
     windows: Iterable[StepInputs],

@@ -23,7 +23,7 @@ from edgeladder.config import DeviceProfile, Profile, load_device, load_profile,
 from edgeladder.device import engine as engines
 from edgeladder.device.data.images import Dataset, open_data, split
 from edgeladder.device.infer.adapter import load_adapter
-from edgeladder.device.infer.term import MOST_PICTURES
+from edgeladder.device.infer.term import pictures_to_fit
 from edgeladder.device.memory import meter
 from edgeladder.device.memory.floor import MachineFloor, machine_floor
 from edgeladder.device.memory.plan import Plan, plan
@@ -231,7 +231,7 @@ def _decide(
         names.append("stock")
     assert request.budget_bytes is not None
     decided: Plan | None = None
-    kind, most = profile.head.kind, max(MOST_PICTURES, len(dataset.classes))
+    kind = profile.head.kind
     for name in names:
         workload = Workload(
             manifest=bundle.manifest,
@@ -244,7 +244,7 @@ def _decide(
             average=profile.train.average > 0 or (profile.ladder.prompts.keep or 1) < 1,
             optimizer=profile.train.optimizer,
             head=kind,
-            head_pictures=pictures if kind == "gda" else min(pictures, most),
+            head_pictures=pictures_to_fit(kind, pictures, len(dataset.classes)),
             files={key: record.size for key, record in bundle.manifest.files.items()},
         )
         decided = plan(

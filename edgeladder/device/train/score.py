@@ -14,7 +14,7 @@ from edgeladder.device.infer.blend import choose_eta
 from edgeladder.device.infer.heads import Head, head_arrays, head_from
 from edgeladder.device.infer.kernel import balanced
 from edgeladder.device.infer.score import evaluate_cached
-from edgeladder.device.infer.term import DEFAULT_ETA, MOST_PICTURES, fit_term
+from edgeladder.device.infer.term import DEFAULT_ETA, fit_term, pictures_to_fit
 from edgeladder.device.memory.trim import settle
 from edgeladder.device.train.fit import open_engine_named
 from edgeladder.device.train.folds import held_out
@@ -53,15 +53,14 @@ def score(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]
     head_config = values["profile"].get("head") or {}
     head, eta, ladder = None, DEFAULT_ETA, 1.0
     if head_config.get("kind", "none") != "none":
-        rows = np.arange(len(selection.train_labels))
-        if head_config["kind"] != "gda":  # what it holds grows with the pictures, twice over
-            # not fewer than classes: one without a picture has no mean
-            most = max(MOST_PICTURES, len(selection.classes))
-            most = values["sizes"].get("head_pictures") or most
-            rows = balanced(selection.train_labels, most, values["seed"])
+        labels, kind = selection.train_labels, head_config["kind"]
+        most = values["sizes"].get("head_pictures") or pictures_to_fit(
+            kind, len(labels), len(selection.classes)
+        )
+        rows = balanced(labels, most, values["seed"])
         windows = reader.part(rows).windows("train", _WINDOW)
-        head = fit_term(bundle.manifest.model, windows, head_config["kind"], chunk=chunk)
-        eta, ladder = _weights(head_config, head, run, selection.train_labels, rows)
+        head = fit_term(bundle.manifest.model, windows, kind, chunk=chunk)
+        eta, ladder = _weights(head_config, head, run, labels, rows)
         adapter.head_arrays, described = head_arrays(head)
         adapter.head = {**described, "eta": eta, "ladder": ladder}
         head = None  # the next one is as large

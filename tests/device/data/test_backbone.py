@@ -142,7 +142,6 @@ def test_a_damaged_segment(tmp_path: Path) -> None:
 
 def test_int8_weights_are_multiplied_in_float() -> None:
     """The same embeddings with every onnxruntime: newer ones would quantise the activations."""
-
     shipped = Path(edgeladder.__file__).parent / "_nano" / "bundle" / "backbone"
     plain = onnxruntime.SessionOptions()
     use_threads(plain, 1, share=False)
