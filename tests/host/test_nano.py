@@ -114,12 +114,12 @@ def test_it_knows_words_from_one_another():
     assert torch.isfinite(vector("zzqx 😀")).all()
 
 
-def test_the_two_halves_weigh_what_they_should():
+def test_the_three_parts_weigh_what_they_should():
     head = nano.TextHead(8)
-    head.balance.data = torch.tensor([0.2, 0.8])
-    found = head(torch.randn(3, 8))
-    torch.testing.assert_close(found[:, : nano.HALF].square().sum(1), torch.full((3,), 0.2))
-    torch.testing.assert_close(found.norm(dim=1), torch.ones(3))
+    head.balance.data = torch.tensor([0.2, 0.5, 0.3])
+    found = head(torch.randn(3, 8)).detach()
+    for part, share in zip(found.split(nano.PART, dim=1), [0.2, 0.5, 0.3], strict=True):
+        torch.testing.assert_close(part.square().sum(1), torch.full((3,), share))
 
 
 def test_weights_survive_being_written(tmp_path: Path):

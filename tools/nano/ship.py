@@ -16,7 +16,8 @@ import torch
 
 from edgeladder.host.model import nano
 from tools.nano import words as text_data
-from tools.nano.train import Settings, train
+from tools.nano.settings import Settings
+from tools.nano.train import train
 
 WORDS = 19_000  # of the pieces trained: the rarest words go, and are read piece by piece
 

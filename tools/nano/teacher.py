@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,35 @@ def efficientnet() -> nn.Module:
             raise ValueError(f"{name}: {tuple(value.shape)}, not {tuple(target.shape)}")
     network.load_state_dict(dict(zip(own, values.values(), strict=True)))
     return network.eval().requires_grad_(False)
+
+
+def write_pooled(path: Path) -> None:
+    """EfficientNet's pooled features as an ONNX file, (n, 3, 224, 224) in 0 to 255 -> (n, 1280).
+
+    Three times as fast as torch here.
+    """
+    network: Any = efficientnet()
+
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, pixels: Tensor) -> Tensor:
+            return self.network.forward_features((pixels - 127) / 128).mean((2, 3))  # type: ignore
+
+    program = torch.onnx.export(
+        Pooled().eval(),
+        (torch.zeros(2, 3, 224, 224),),
+        dynamo=True,
+        verbose=False,
+        input_names=["pixels"],
+        dynamic_shapes=({0: torch.export.Dim("N", min=1, max=1024)},),
+    )
+    assert program is not None
+    partial = path.with_suffix(".part.onnx")
+    program.save(str(partial))
+    partial.rename(path)
 
 
 class MiniLM(nn.Module):

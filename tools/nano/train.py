@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,10 @@ from torch.nn import functional
 
 from edgeladder.host.model import nano
 from tools.nano import words as text_data
+from tools.nano.pictures import features
+from tools.nano.project import train_projections
+from tools.nano.settings import Settings, anneal, save
 from tools.nano.teacher import efficientnet
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the shipped weights were made with."""
-
-    text_steps: int = 400
-    text_batch: int = 128
-    text_rate: float = 1e-3
-    sharpness: float = 8.0  # of a text's likeness to class names: higher, fewer classes
-    balance: float = 0.2  # the first half's part of the score
-    logit_scale: float = 30.0
 
 
 def targets(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -35,7 +26,7 @@ def targets(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     mean = vectors.mean(0)
     centred = vectors - mean
     values, directions = np.linalg.eigh(centred.T @ centred)
-    basis = directions[:, np.argsort(values)[::-1][: nano.HALF]]
+    basis = directions[:, np.argsort(values)[::-1][: nano.PART]]
     found = centred @ basis
     return found / np.linalg.norm(found, axis=1, keepdims=True), mean, basis
 
@@ -58,10 +49,10 @@ def start_text(
     vectors[rows] = wanted
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True) + 1e-9
     filler = np.random.default_rng(0).normal(size=(len(words), nano.WIDTH)) * 0.02
-    filler[:, : nano.HALF] += vectors
+    filler[:, : nano.PART] += vectors
     for word in (*_SILENT, "[START]", "[END]", "[PAD]", "[UNK]"):
         row = filler[words.index(word)]
-        row[: nano.HALF], row[nano.HALF :] = 0.0, row[nano.HALF :] * 10
+        row[: nano.PART], row[nano.PART :] = 0.0, row[nano.PART :] * 10
     filler[words.index("[END]")] = 0.0  # what is read there is what attention brings
     text.token_embedding.weight.copy_(torch.from_numpy(filler.astype(np.float32)))
     nn.init.normal_(text.positional_embedding, std=0.001)
@@ -72,10 +63,11 @@ def start_text(
     first = text.transformer.resblocks[0].attn
     first.in_proj_weight[2 * nano.WIDTH :].copy_(torch.eye(nano.WIDTH))
     first.out_proj.weight.copy_(torch.eye(nano.WIDTH))
-    text.text_projection.weight.copy_(torch.eye(nano.HALF, nano.WIDTH))
+    text.text_projection.weight.copy_(torch.eye(nano.PART, nano.WIDTH))
     text.text_projection.bias.zero_()
 
 
+_LATER = ("balance", "kinds", "compare.weight", "project.weight", "project.bias")
 _SILENT = ["a", "an", "the", "of", "photo", "picture", "it", "##ap", ".", "-", ",", "'"]
 
 
@@ -89,7 +81,7 @@ def train_text(network: Any, work: Path, settings: Settings) -> None:
         own = dict(zip(texts, wanted.numpy(), strict=True))
         start_text(text, np.load(work / "vectors.npz")["embedding"], words, own)
     text.requires_grad_(True)
-    for name in ("balance", "kinds", "compare.weight"):  # written down afterwards
+    for name in _LATER:
         text.text_projection.get_parameter(name).requires_grad_(False)
     parameters = [p for p in text.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=settings.text_rate, weight_decay=0.01)
@@ -109,7 +101,7 @@ def train_text(network: Any, work: Path, settings: Settings) -> None:
         head = text.text_projection
         found = functional.linear(found, head.weight, head.bias)
         loss = 1 - functional.cosine_similarity(found, wanted[picked]).mean()
-        _anneal(optimizer, settings.text_rate, step, settings.text_steps)
+        anneal(optimizer, settings.text_rate, step, settings.text_steps)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -117,7 +109,7 @@ def train_text(network: Any, work: Path, settings: Settings) -> None:
         if step % 25 == 0 or step == settings.text_steps - 1:
             print(f"text: step {step}, cosine {1 - loss.item():.3f}", flush=True)
         if step % 50 == 49 or step == settings.text_steps - 1:
-            _save(
+            save(
                 path,
                 {
                     "settings": _text_key(settings),
@@ -138,24 +130,26 @@ def pooled_text(text: Any, library: Any, written: list[str]) -> Tensor:
     return text.ln_final(hidden[torch.arange(len(ids)), ids.argmax(1)])  # type: ignore[no-any-return]
 
 
+def class_vectors(work: Path) -> tuple[Tensor, Tensor]:
+    """(1000, 128) twice, unit length: of all names of ImageNet's classes, and of the first."""
+    _, texts, vectors = text_data.vectors(work)
+    wanted = targets(vectors)[0].astype(np.float32)
+    place = {name: index for index, name in enumerate(texts)}
+    rows = [wanted[[place[name] for name in names]] for names in text_data.class_lemmas()]
+    together = torch.from_numpy(np.stack([row.mean(0) for row in rows]))
+    return functional.normalize(together, dim=-1), torch.from_numpy(np.stack([r[0] for r in rows]))
+
+
 def write_heads(network: Any, work: Path, settings: Settings) -> None:
     """ImageNet's head, the vectors of its class names, and how alike its classes look."""
-    _, texts, vectors = text_data.vectors(work)
-    wanted, _, _ = targets(vectors)
-    place = {name: index for index, name in enumerate(texts)}
-    names = torch.stack(
-        [
-            torch.from_numpy(wanted[[place[name] for name in lemmas]].mean(0)).float()
-            for lemmas in text_data.class_lemmas()
-        ]
-    )
-    names = functional.normalize(names, dim=-1)
+    names, _ = class_vectors(work)
     teacher: Any = efficientnet()
     rows = teacher.classifier.weight - teacher.classifier.weight.mean(0)
     left, sizes, _ = torch.linalg.svd(functional.normalize(rows, dim=-1), full_matrices=False)
-    kinds = left[:, : nano.HALF] * sizes[: nano.HALF]  # kinds @ kinds.T: cosines of the rows
+    kinds = left[:, : nano.PART] * sizes[: nano.PART]  # kinds @ kinds.T: cosines of the rows
     image: Any = network.visual.head[0]
     text: Any = network.text.text_projection
+    shares = [settings.name_share, settings.kind_share]
     with torch.no_grad():
         image.classify.weight.copy_(teacher.classifier.weight)
         image.classify.bias.copy_(teacher.classifier.bias)
@@ -163,7 +157,7 @@ def write_heads(network: Any, work: Path, settings: Settings) -> None:
         text.compare.weight.copy_(names * settings.sharpness)
         for head in (image, text):
             head.kinds.copy_(kinds)
-            head.balance.copy_(torch.tensor([settings.balance, 1 - settings.balance]))
+            head.balance.copy_(torch.tensor([*shares, 1 - sum(shares)]))
         network.logit_scale.fill_(math.log(settings.logit_scale))
 
 
@@ -177,6 +171,7 @@ def train(work: Path, settings: Settings) -> nn.Module:
     )
     train_text(network, work, settings)
     write_heads(network, work, settings)
+    train_projections(network, work, settings, class_vectors(work), features(work))
     done: nn.Module = network.eval()
     return done
 
@@ -186,16 +181,3 @@ def _text_key(settings: Settings) -> str:
     names = ("text_batch", "text_rate")
     values = {name: value for name, value in asdict(settings).items() if name in names}
     return nano.recipe_digest(values)
-
-
-def _anneal(optimizer: torch.optim.Optimizer, rate: float, step: int, steps: int) -> None:
-    """A short warm-up, a constant rate, and a straight line to zero over the last third."""
-    warm, last = min(1.0, (step + 1) / 20), min(1.0, 3 * (steps - step) / steps)
-    for group in optimizer.param_groups:
-        group["lr"] = rate * warm * last
-
-
-def _save(path: Path, values: dict[str, Any]) -> None:
-    partial = path.with_suffix(".part")
-    torch.save(values, partial)
-    partial.rename(path)

@@ -31,7 +31,8 @@ _RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 _GAINS = (0.0, 0.3, 1.0, 3.0)  # a tap's weight against the final embedding's
 _PASSES = 2  # of coordinate descent over the taps
 _MARGIN = 0.01  # a tap must earn its place: relative gain in leave-one-out log-loss
-_BLIND = (1.0, 0.3, 8.0)  # scale, ridge and temperature where leaving out sees nothing
+_FIXED = (1.0, 0.3, 8.0)  # scale, ridge and temperature where leaving out says too little
+_FEWEST_FOLDS = 3  # of a class, to choose tap weights by: one picture left is no judge of six taps
 
 
 def squared_distances(left: Array, right: Array) -> Array:
@@ -150,8 +151,8 @@ def fit_kernel(
         seed: of the sample searched where there are more than SEARCH_PICTURES rows.
 
     Returns:
-        The head. Where some class has one fold only, leaving out is blind (the class has no
-        picture left): the final embedding and fixed settings are used.
+        The head. One embedding alone is fitted by leaving out wherever every class has two folds,
+        several taps where it has three; below that taps count alike and settings are fixed.
     """
     labels = np.asarray(labels)
     zero_shot = np.asarray(zero_shot, np.float64)
@@ -164,11 +165,12 @@ def fit_kernel(
     distances = [squared_distances(tap[picked], tap[picked]) for tap in rows]
     scales = [_mean_distance(distance) for distance in distances]
     owners = np.arange(len(labels)) if folds is None else np.asarray(folds)
-    blind = any(len(np.unique(owners[labels == label])) < 2 for label in np.unique(labels))
+    needed = _FEWEST_FOLDS if len(rows) > 1 else 2
+    folds_of = [len(np.unique(owners[labels == label])) for label in np.unique(labels)]
     held_out = None
-    if blind:
-        weights = [_BLIND[0] / len(rows)] * len(rows)
-        choice = Choice(tuple(weights), _BLIND[1], _BLIND[2], float(trust), float("nan"))
+    if min(folds_of) < needed:
+        weights = [_FIXED[0] / len(rows)] * len(rows)
+        choice = Choice(tuple(weights), _FIXED[1], _FIXED[2], float(trust), float("nan"))
     else:
         for distance, scale in zip(distances, scales, strict=True):
             distance /= scale  # in place: a second copy of all of them is what would count here

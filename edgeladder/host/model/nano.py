@@ -1,11 +1,10 @@
 """The embedded model: EfficientNet-Lite0 and a small text transformer, over ImageNet's classes.
 
-Both towers say how much a picture, or a text, is of each of 1,000 classes; two halves of the
-embedding compare that. In the first, a picture is the mean of its classes' name vectors and a text
-its own vector (ConSE, arXiv:1312.5650). In the second, picture and text are both mixtures of
-classes, and classes are alike as their rows in EfficientNet's classifier are. Each half has a
-fixed length, so one dot product is the weighted sum of both scores. `tools/nano/` makes the
-weights, `docs/nano.md` says from what.
+The embedding has three parts. In the first two, a picture is a mixture of ImageNet's 1,000 classes:
+by their name vectors, against the text's own vector (ConSE, arXiv:1312.5650), and by how alike
+their rows in EfficientNet's classifier are, against the mixture that the text is. The third is a
+learned projection on each side. Each part has a fixed length, so one dot product is the weighted
+sum of the three scores. `tools/nano/` makes the weights, `docs/nano.md` says from what.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ WIDTH = 160
 LAYERS = 3
 HEADS = 5
 CONTEXT = 24
-HALF = 128  # of the embedding; there are two
+PARTS, PART = 3, 128  # of the embedding
 CLASSES = 1000
 _EPSILON = 1e-6
 _ORIGIN = "tools/nano of this repository: EfficientNet-Lite0 (Google), all-MiniLM-L6-v2 as teacher"
@@ -38,47 +37,50 @@ _LICENCE = "Apache-2.0"
 _SCALE = ".scale"
 
 
-def halves(first: Tensor, second: Tensor, balance: Tensor) -> Tensor:
-    """(N, 128) twice -> (N, 256) of length 1, the halves' squared lengths being `balance`."""
+def joined(parts: list[Tensor], balance: Tensor) -> Tensor:
+    """(N, 128) thrice -> (N, 384) of length 1, the parts' squared lengths being `balance`."""
     return torch.cat(
         [
-            functional.normalize(first, dim=-1, eps=_EPSILON) * balance[0].sqrt(),
-            functional.normalize(second, dim=-1, eps=_EPSILON) * balance[1].sqrt(),
+            functional.normalize(part, dim=-1, eps=_EPSILON) * balance[index].sqrt()
+            for index, part in enumerate(parts)
         ],
         dim=-1,
     )
 
 
 class ImageHead(nn.Module):
-    """Pooled features (N, 1280) -> embedding (N, 256)."""
+    """Pooled features (N, 1280) -> embedding (N, 384)."""
 
     def __init__(self, features: int):
         super().__init__()
         self.classify = nn.Linear(features, CLASSES)  # ImageNet's head
-        self.names = nn.Parameter(torch.randn(CLASSES, HALF))  # vectors of the classes' names
-        self.kinds = nn.Parameter(torch.randn(CLASSES, HALF))  # products: how alike classes look
-        self.balance = nn.Parameter(torch.full((2,), 0.5))
+        self.names = nn.Parameter(torch.randn(CLASSES, PART))  # vectors of the classes' names
+        self.kinds = nn.Parameter(torch.randn(CLASSES, PART))  # products: how alike classes look
+        self.project = nn.Linear(features, PART)  # learned
+        self.balance = nn.Parameter(torch.full((PARTS,), 1 / PARTS))
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """Both halves."""
+        """All parts."""
         likely = torch.softmax(self.classify(pooled), dim=-1)  # (N, 1000)
-        return halves(likely @ self.names, likely @ self.kinds, self.balance)
+        parts = [likely @ self.names, likely @ self.kinds, self.project(pooled)]
+        return joined(parts, self.balance)
 
 
 class TextHead(nn.Linear):
-    """Pooled text (N, W) -> embedding (N, 256); a Linear so that open_clip calls it as one."""
+    """Pooled text (N, W) -> embedding (N, 384); a Linear so that open_clip calls it as one."""
 
     def __init__(self, width: int):
-        super().__init__(width, HALF)
-        self.compare = nn.Linear(HALF, CLASSES, bias=False)  # name vectors, over a temperature
-        self.kinds = nn.Parameter(torch.randn(CLASSES, HALF))
-        self.balance = nn.Parameter(torch.full((2,), 0.5))
+        super().__init__(width, PART)
+        self.compare = nn.Linear(PART, CLASSES, bias=False)  # name vectors, over a temperature
+        self.kinds = nn.Parameter(torch.randn(CLASSES, PART))
+        self.project = nn.Linear(PART, PART)  # learned
+        self.balance = nn.Parameter(torch.full((PARTS,), 1 / PARTS))
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """Both halves."""
+        """All parts."""
         vector = functional.normalize(super().forward(pooled), dim=-1, eps=_EPSILON)
         likely = torch.softmax(self.compare(vector), dim=-1)  # (N, 1000)
-        return halves(vector, likely @ self.kinds, self.balance)
+        return joined([vector, likely @ self.kinds, self.project(vector)], self.balance)
 
 
 def build(vocabulary: int) -> nn.Module:
@@ -87,7 +89,7 @@ def build(vocabulary: int) -> nn.Module:
 
     torch.manual_seed(0)
     network: nn.Module = CustomTextCLIP(
-        embed_dim=2 * HALF,
+        embed_dim=PARTS * PART,
         vision_cfg=CLIPVisionCfg(timm_model_name="tf_efficientnet_lite0", image_size=224),
         text_cfg=CLIPTextCfg(
             context_length=CONTEXT,

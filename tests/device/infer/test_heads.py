@@ -20,6 +20,7 @@ from edgeladder.device.infer.heads import (
 from edgeladder.device.infer.kernel import (
     Kernel,
     fit_kernel,
+    fit_proker,
     leave_out,
     normalise,
     shot_folds,
@@ -129,6 +130,17 @@ def test_gda_rule_is_the_published_formula(width):
     precision = width * np.linalg.pinv((n - 1) * covariance + np.trace(covariance) * np.eye(width))
     np.testing.assert_allclose(matrix, precision @ means.T, rtol=1e-8)
     np.testing.assert_allclose(bias, -0.5 * np.diag(means @ precision @ means.T), rtol=1e-8)
+
+
+@pytest.mark.parametrize("shots", [1, 2, 3])
+def test_taps_are_chosen_where_three_folds_can_judge_them(shots):
+    features, labels, zero_shot = scene(shots=shots)
+    head = fit_kernel(features, labels, zero_shot, folds=shot_folds(labels))
+    assert np.isfinite(head.choice.loss) == (shots == 3)
+    if shots < 3:
+        assert len(set(head.choice.weights)) == 1
+    alone = fit_proker(features[-1], labels, zero_shot, folds=shot_folds(labels))
+    assert np.isfinite(alone.choice.loss) == (shots > 1)
 
 
 def test_gda_with_one_picture_a_class_is_nearest_mean_beside_zero_shot():
