@@ -105,6 +105,8 @@ class HeadConfig(Strict):
     kind: Literal["none", "gda", "proker", "kernel", "blend"] = "none"
     alone: bool = False  # the head instead of the ladder, which then is not trained
     weight: float | None = Field(default=None, ge=0)  # eta of the term; None: 1, or see `folds`
+    # pictures of a class from which `weight` counts in full; with fewer it counts in proportion
+    full_at: int | None = Field(default=None, ge=1)
     # choose eta from held-out logits: so many further ladders are trained, each without its share
     # of the support pictures; training takes that many times as long
     folds: int = Field(default=0, ge=0, le=16)

@@ -34,7 +34,7 @@ from variants import DEVICE  # noqa: E402
 from edgeladder.bundle import Bundle  # noqa: E402
 from edgeladder.config import Profile, override  # noqa: E402
 from edgeladder.device.infer.heads import Head, fit_head, head_arrays, head_from  # noqa: E402
-from edgeladder.device.infer.term import DEFAULT_ETA  # noqa: E402
+from edgeladder.device.infer.term import fixed_eta  # noqa: E402
 
 Array = np.ndarray
 Row = dict[str, object]
@@ -98,7 +98,8 @@ def works(task: Task, ladders: Ladders, parts: set[str]) -> Iterator[tuple[str, 
 
     for name, (bundle, profile) in ladders.items():
         kind = profile.head.kind
-        eta = DEFAULT_ETA if profile.head.weight is None else profile.head.weight
+        given = profile.head
+        eta = fixed_eta(given.weight, given.full_at, len(task.support.labels), task.classes)
 
         def ladder(name: str = name, bundle: Bundle = bundle, profile: Profile = profile) -> Array:
             return once(f"ladder {name}", lambda: train_ladder(task, bundle, profile)[0])

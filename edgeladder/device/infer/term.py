@@ -29,6 +29,26 @@ def pictures_to_fit(kind: str, pictures: int, classes: int) -> int:
     return pictures if kind == "gda" else min(pictures, max(MOST_PICTURES, classes))
 
 
+def fixed_eta(weight: float | None, full_at: int | None, pictures: int, classes: int) -> float:
+    """Eta of `logits = ladder + eta * head` where nothing held out chooses it.
+
+    Args:
+        weight: the profile's `head.weight`; None: 1.
+        full_at: the profile's `head.full_at`: from so many pictures of a class the weight counts
+            in full, below in proportion; None: always in full.
+        pictures: of the training set, all classes together.
+        classes: C.
+
+    A head knows what the pictures say, a ladder begins at zero-shot: the fewer pictures, the more
+    that beginning is worth.
+    """
+    if weight is None:
+        return DEFAULT_ETA
+    if full_at is None:
+        return float(weight)
+    return float(weight) * min(1.0, pictures / (classes * full_at))
+
+
 def fit_term(
     model: Any,
     windows: Iterable[StepInputs],

@@ -14,7 +14,7 @@ from edgeladder.device.infer.blend import choose_eta
 from edgeladder.device.infer.heads import Head, head_arrays, head_from
 from edgeladder.device.infer.kernel import balanced
 from edgeladder.device.infer.score import evaluate_cached
-from edgeladder.device.infer.term import DEFAULT_ETA, fit_term, pictures_to_fit
+from edgeladder.device.infer.term import DEFAULT_ETA, fit_term, fixed_eta, pictures_to_fit
 from edgeladder.device.memory.trim import settle
 from edgeladder.device.train.fit import open_engine_named
 from edgeladder.device.train.folds import held_out
@@ -60,7 +60,7 @@ def score(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]
         rows = balanced(labels, most, values["seed"])
         windows = reader.part(rows).windows("train", _WINDOW)
         head = fit_term(bundle.manifest.model, windows, kind, chunk=chunk)
-        eta, ladder = _weights(head_config, head, run, labels, rows)
+        eta, ladder = _weights(head_config, head, run, labels, rows, len(selection.classes))
         adapter.head_arrays, described = head_arrays(head)
         adapter.head = {**described, "eta": eta, "ladder": ladder}
         head = None  # the next one is as large
@@ -99,14 +99,18 @@ def score(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]
 
 
 def _weights(
-    config: dict[str, Any], head: Head, run: RunDirectory, labels: np.ndarray, rows: np.ndarray
+    config: dict[str, Any],
+    head: Head,
+    run: RunDirectory,
+    labels: np.ndarray,
+    rows: np.ndarray,
+    classes: int,
 ) -> tuple[float, float]:
     """Weights of the head, fitted on `rows` of the training pictures, and of the ladder."""
     if config["alone"]:
         return 1.0, 0.0
-    if config["weight"] is not None:
-        return float(config["weight"]), 1.0
     left = held_out(run.folder, len(labels))
-    if left is None or head.held_out is None:  # no folds asked for, or too few pictures for them
-        return DEFAULT_ETA, 1.0
+    # a fixed weight, no folds asked for, or too few pictures for them
+    if config["weight"] is not None or left is None or head.held_out is None:
+        return fixed_eta(config["weight"], config.get("full_at"), len(labels), classes), 1.0
     return choose_eta(left[rows], head.held_out, labels[rows]), 1.0

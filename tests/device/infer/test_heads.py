@@ -26,6 +26,7 @@ from edgeladder.device.infer.kernel import (
     shot_folds,
     squared_distances,
 )
+from edgeladder.device.infer.term import fixed_eta
 from edgeladder.errors import IntegrityError
 
 
@@ -175,6 +176,12 @@ def test_heads_learn_what_zero_shot_does_not_know(kind):
     queries, asked, _ = scene(shots=8, noise=0.5)
     queries = [q + 0.1 * np.random.default_rng(1).normal(size=q.shape) for q in queries]
     assert (head.logits(queries, blind).argmax(1) == asked).mean() > 0.9
+
+
+def test_a_fixed_weight_counts_in_proportion_below_its_number_of_pictures():
+    assert fixed_eta(None, None, 40, 10) == 1.0
+    assert fixed_eta(32.0, None, 10, 10) == 32.0
+    assert [fixed_eta(32.0, 8, shots * 10, 10) for shots in (1, 2, 8, 16)] == [4, 8, 32, 32]
 
 
 def test_fit_weights_reaches_the_grid_optimum():
