@@ -32,7 +32,7 @@ _GAINS = (0.0, 0.3, 1.0, 3.0)  # a tap's weight against the final embedding's
 _PASSES = 2  # of coordinate descent over the taps
 _MARGIN = 0.01  # a tap must earn its place: relative gain in leave-one-out log-loss
 _FIXED = (1.0, 0.3, 8.0)  # scale, ridge and temperature where leaving out says too little
-_FEWEST_FOLDS = 3  # of a class, to choose tap weights by: one picture left is no judge of six taps
+_JUDGES = 100  # pictures: fewer, with one left of a class at a time, cannot choose tap weights
 
 
 def squared_distances(left: Array, right: Array) -> Array:
@@ -152,7 +152,8 @@ def fit_kernel(
 
     Returns:
         The head. One embedding alone is fitted by leaving out wherever every class has two folds,
-        several taps where it has three; below that taps count alike and settings are fixed.
+        several taps where it has three or there are many pictures to judge by; else taps count
+        alike and settings are fixed.
     """
     labels = np.asarray(labels)
     zero_shot = np.asarray(zero_shot, np.float64)
@@ -165,7 +166,7 @@ def fit_kernel(
     distances = [squared_distances(tap[picked], tap[picked]) for tap in rows]
     scales = [_mean_distance(distance) for distance in distances]
     owners = np.arange(len(labels)) if folds is None else np.asarray(folds)
-    needed = _FEWEST_FOLDS if len(rows) > 1 else 2
+    needed = 3 if len(rows) > 1 and len(labels) < _JUDGES else 2
     folds_of = [len(np.unique(owners[labels == label])) for label in np.unique(labels)]
     held_out = None
     if min(folds_of) < needed:

@@ -133,12 +133,14 @@ def test_gda_rule_is_the_published_formula(width):
     np.testing.assert_allclose(bias, -0.5 * np.diag(means @ precision @ means.T), rtol=1e-8)
 
 
-@pytest.mark.parametrize("shots", [1, 2, 3])
-def test_taps_are_chosen_where_three_folds_can_judge_them(shots):
-    features, labels, zero_shot = scene(shots=shots)
+@pytest.mark.parametrize(
+    ("shots", "classes", "chosen"), [(1, 3, False), (2, 3, False), (3, 3, True), (2, 50, True)]
+)
+def test_taps_are_chosen_where_enough_pictures_judge_them(shots, classes, chosen):
+    features, labels, zero_shot = scene(shots=shots, classes=classes)
     head = fit_kernel(features, labels, zero_shot, folds=shot_folds(labels))
-    assert np.isfinite(head.choice.loss) == (shots == 3)
-    if shots < 3:
+    assert np.isfinite(head.choice.loss) == chosen
+    if not chosen:
         assert len(set(head.choice.weights)) == 1
     alone = fit_proker(features[-1], labels, zero_shot, folds=shot_folds(labels))
     assert np.isfinite(alone.choice.loss) == (shots > 1)
