@@ -44,9 +44,11 @@ def features(work: Path, workers: int = 2) -> np.ndarray:
         fetch(work)
         if not (work / "teacher.onnx").is_file():
             write_pooled(work / "teacher.onnx")
+        listed = sources(work)
+        parts = [listed[start : start + CHUNK] for start in missing]
         # a fork of a process in which torch has threads would wait for them for ever
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-            for start in pool.map(_chunk, [work] * len(missing), missing):
+            for start in pool.map(_chunk, [work] * len(missing), missing, parts):
                 print(f"pictures: {start + CHUNK} of {LIMIT}", flush=True)
     return np.concatenate([np.load(path) for path in chunks.values()], 1).astype(np.float32)
 
@@ -75,12 +77,12 @@ def sources(work: Path) -> list[tuple[str, str | Path]]:
     return found
 
 
-def squares(work: Path, start: int, stop: int) -> Iterator[Image.Image]:
+def squares(part: list[tuple[str, str | Path]]) -> Iterator[Image.Image]:
     """224 px squares, each on a plain background.
 
     Pictures that cannot be read, or show next to nothing, are left out.
     """
-    for name, source in sources(work)[start:stop]:
+    for name, source in part:
         choice = random.Random(name)  # a picture comes out the same whatever came before it
         try:
             picture = _read(source)
@@ -97,11 +99,11 @@ def squares(work: Path, start: int, stop: int) -> Iterator[Image.Image]:
 _WHITE = (255, 255, 255)
 
 
-def _chunk(work: Path, start: int) -> int:
+def _chunk(work: Path, start: int, part: list[tuple[str, str | Path]]) -> int:
     options = SessionOptions()
     options.intra_op_num_threads = 1
     session = InferenceSession(str(work / "teacher.onnx"), options)
-    pictures = list(squares(work, start, start + CHUNK))
+    pictures = list(squares(part))
     rows = []
     for side in SIDES:
         seen = np.stack([_blurred(picture, side) for picture in pictures])

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgeladder.host.model import nano
-from tools.nano.settings import Settings, anneal, save
-from tools.nano.teacher import efficientnet
+from tools.nano.settings import Checkpoint, Settings, anneal
 
 _SCALE = 20.0  # of the scores within this part while it learns
 _NOISE = 0.5  # length of what is added to a text's vector: texts other than class names lie near it
@@ -22,6 +21,7 @@ _ROWS = 0.5  # weight of the classifier's rows, taken for pictures of their clas
 
 def train_projections(
     network: Any,
+    classifier: nn.Linear,
     work: Path,
     settings: Settings,
     names: tuple[Tensor, Tensor],
@@ -34,32 +34,25 @@ def train_projections(
 
     Args:
         network: nano, its other parts written.
+        classifier: EfficientNet's, of 1,000 classes.
         work: where the checkpoint lies.
         settings: steps, batch, rate and share of blurred pictures.
         names: two (1000, 128) tables of the classes' text vectors.
         pictures: (1 + blurs, n, 1280) pooled features, the sharp ones first.
     """
-    teacher: Any = efficientnet().classifier  # type: ignore[union-attr]
     seen = torch.from_numpy(pictures)
-    rows = teacher.weight - teacher.weight.mean(0)
+    rows = classifier.weight - classifier.weight.mean(0)
     image: nn.Linear = network.visual.head[0].project
     text: nn.Linear = network.text.text_projection.project
-    likely = functional.softmax(teacher(seen[0]), -1)
+    likely = functional.softmax(classifier(seen[0]), -1)
     with torch.no_grad():
         _start(image, text, rows, seen[0].mean(0), names[0])
     parameters = [*image.parameters(), *text.parameters()]
     for parameter in parameters:
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(parameters, lr=settings.project_rate, weight_decay=0.02)
-    path, done = work / "project.pt", 0
-    if path.is_file():
-        stored = torch.load(path, weights_only=True)
-        if stored["settings"] == _key(settings):
-            image.load_state_dict(stored["image"])
-            text.load_state_dict(stored["text"])
-            optimizer.load_state_dict(stored["optimizer"])
-            done = stored["step"]
-    for step in range(done, settings.project_steps):
+    checkpoint = Checkpoint(work / "project.pt", _key(settings), optimizer, image=image, text=text)
+    for step in range(checkpoint.resume(), settings.project_steps):
         random = torch.Generator().manual_seed(step)  # resumed as if uninterrupted
         picked = torch.randint(seen.shape[1], (settings.project_batch,), generator=random)
         blur = torch.randint(1, len(seen), picked.shape, generator=random)
@@ -79,16 +72,7 @@ def train_projections(
         if step % 50 == 0 or last:
             print(f"projections: step {step}, KL {loss.item():.3f}", flush=True)
         if step % 50 == 49 or last:
-            save(
-                path,
-                {
-                    "settings": _key(settings),
-                    "image": image.state_dict(),
-                    "text": text.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "step": step + 1,
-                },
-            )
+            checkpoint.save(step + 1)
     for parameter in parameters:
         parameter.requires_grad_(False)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import nn
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,29 @@ def anneal(optimizer: torch.optim.Optimizer, rate: float, step: int, steps: int)
         group["lr"] = rate * warm * last
 
 
-def save(path: Path, values: dict[str, Any]) -> None:
-    """Write a checkpoint so that a kill leaves the last one or this one."""
-    partial = path.with_suffix(".part")
-    torch.save(values, partial)
-    partial.rename(path)
+class Checkpoint:
+    """Modules and their optimiser in one file; it is taken up only by the settings that made it."""
+
+    def __init__(
+        self, path: Path, key: str, optimizer: torch.optim.Optimizer, **modules: nn.Module
+    ):
+        self._path, self._key = path, key
+        self._parts = {**modules, "optimizer": optimizer}
+
+    def resume(self) -> int:
+        """Take up what is stored; the number of steps that are done."""
+        if not self._path.is_file():
+            return 0
+        stored = torch.load(self._path, weights_only=True)
+        if stored["settings"] != self._key:
+            return 0
+        for name, part in self._parts.items():
+            part.load_state_dict(stored[name])
+        return int(stored["step"])
+
+    def save(self, step: int) -> None:
+        """Write so that a kill leaves the last one or this one."""
+        partial = self._path.with_suffix(".part")
+        values = {name: part.state_dict() for name, part in self._parts.items()}
+        torch.save({"settings": self._key, "step": step, **values}, partial)
+        partial.rename(self._path)

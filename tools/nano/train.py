@@ -17,7 +17,7 @@ from edgeladder.host.model import nano
 from tools.nano import words as text_data
 from tools.nano.pictures import features
 from tools.nano.project import train_projections
-from tools.nano.settings import Settings, anneal, save
+from tools.nano.settings import Checkpoint, Settings, anneal
 from tools.nano.teacher import efficientnet
 
 
@@ -86,14 +86,8 @@ def train_text(network: Any, work: Path, settings: Settings) -> None:
     parameters = [p for p in text.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=settings.text_rate, weight_decay=0.01)
     choice = random.Random(0)
-    path, done = work / "text.pt", 0
-    if path.is_file():
-        stored = torch.load(path, weights_only=True)
-        if stored["settings"] == _text_key(settings):
-            text.load_state_dict(stored["text"])
-            optimizer.load_state_dict(stored["optimizer"])
-            done = stored["step"]
-    for step in range(done, settings.text_steps):
+    checkpoint = Checkpoint(work / "text.pt", _text_key(settings), optimizer, text=text)
+    for step in range(checkpoint.resume(), settings.text_steps):
         choice.seed(step)  # a resumed run sees what an uninterrupted one would
         picked = [choice.randrange(len(texts)) for _ in range(settings.text_batch)]
         written = [choice.choice(text_data.TEMPLATES).replace("{}", texts[i]) for i in picked]
@@ -109,15 +103,7 @@ def train_text(network: Any, work: Path, settings: Settings) -> None:
         if step % 25 == 0 or step == settings.text_steps - 1:
             print(f"text: step {step}, cosine {1 - loss.item():.3f}", flush=True)
         if step % 50 == 49 or step == settings.text_steps - 1:
-            save(
-                path,
-                {
-                    "settings": _text_key(settings),
-                    "text": text.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "step": step + 1,
-                },
-            )
+            checkpoint.save(step + 1)
     text.requires_grad_(False)
 
 
@@ -140,19 +126,17 @@ def class_vectors(work: Path) -> tuple[Tensor, Tensor]:
     return functional.normalize(together, dim=-1), torch.from_numpy(np.stack([r[0] for r in rows]))
 
 
-def write_heads(network: Any, work: Path, settings: Settings) -> None:
+def write_heads(network: Any, classifier: nn.Linear, names: Tensor, settings: Settings) -> None:
     """ImageNet's head, the vectors of its class names, and how alike its classes look."""
-    names, _ = class_vectors(work)
-    teacher: Any = efficientnet()
-    rows = teacher.classifier.weight - teacher.classifier.weight.mean(0)
+    rows = classifier.weight - classifier.weight.mean(0)
     left, sizes, _ = torch.linalg.svd(functional.normalize(rows, dim=-1), full_matrices=False)
     kinds = left[:, : nano.PART] * sizes[: nano.PART]  # kinds @ kinds.T: cosines of the rows
     image: Any = network.visual.head[0]
     text: Any = network.text.text_projection
     shares = [settings.name_share, settings.kind_share]
     with torch.no_grad():
-        image.classify.weight.copy_(teacher.classifier.weight)
-        image.classify.bias.copy_(teacher.classifier.bias)
+        image.classify.weight.copy_(classifier.weight)
+        image.classify.bias.copy_(classifier.bias)
         image.names.copy_(names)
         text.compare.weight.copy_(names * settings.sharpness)
         for head in (image, text):
@@ -165,13 +149,15 @@ def train(work: Path, settings: Settings) -> nn.Module:
     """The whole recipe; what is done already under `work` is not done again."""
     words, _, _ = text_data.vectors(work)
     network: Any = nano.build(len(words))
-    own = efficientnet().state_dict()
+    teacher: Any = efficientnet()
+    own = teacher.state_dict()
     network.visual.trunk.load_state_dict(
         {name: value for name, value in own.items() if not name.startswith("classifier")}
     )
     train_text(network, work, settings)
-    write_heads(network, work, settings)
-    train_projections(network, work, settings, class_vectors(work), features(work))
+    names = class_vectors(work)
+    write_heads(network, teacher.classifier, names[0], settings)
+    train_projections(network, teacher.classifier, work, settings, names, features(work))
     done: nn.Module = network.eval()
     return done
 

@@ -109,8 +109,8 @@ def _weights(
     """Weights of the head, fitted on `rows` of the training pictures, and of the ladder."""
     if config["alone"]:
         return 1.0, 0.0
-    left = held_out(run.folder, len(labels))
-    # a fixed weight, no folds asked for, or too few pictures for them
-    if config["weight"] is not None or left is None or head.held_out is None:
-        return fixed_eta(config["weight"], config.get("full_at"), len(labels), classes), 1.0
-    return choose_eta(left[rows], head.held_out, labels[rows]), 1.0
+    if config["weight"] is None and head.held_out is not None:
+        left = held_out(run.folder, len(labels))
+        if left is not None:  # folds were asked for, and there were pictures enough for them
+            return choose_eta(left[rows], head.held_out, labels[rows]), 1.0
+    return fixed_eta(config["weight"], config.get("full_at"), len(labels), classes), 1.0
