@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edgeladder.errors import IntegrityError
-from edgeladder.sizes import format_size
+from edgeladder.core.errors import IntegrityError
+from edgeladder.core.sizes import format_size
 
 BUDGET_BYTES = 160_000_000
 SHOTS = 16  # pictures per class to learn from
@@ -44,8 +44,8 @@ def run_demo(
         IntegrityError: the package came without its model or pictures.
         BudgetError: the budget is too small; it names the smallest that fits.
     """
-    from edgeladder.device.train import supervisor
-    from edgeladder.device.train.request import TrainRequest
+    from edgeladder.core.request import TrainRequest
+    from edgeladder.jobs import supervisor
 
     bundle, pictures = _HERE / "bundle", _HERE / "pictures.zip"
     for path in (bundle / "manifest.json", pictures):

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgeladder import __version__
-from edgeladder.errors import ConfigError, EdgeLadderError, IntegrityError
-from edgeladder.sizes import format_size
+from edgeladder.core.errors import ConfigError, EdgeLadderError, IntegrityError
+from edgeladder.core.sizes import format_size
 
 _NEEDED_PACKAGES = (
     "numpy", "pillow", "psutil", "pydantic", "pyyaml", "rich", "safetensors", "tokenizers", "typer",
@@ -128,7 +128,7 @@ def _model() -> str:
 
 def suggest_device(model: str, architecture: str, ram_bytes: int) -> str | None:
     """The shipped device profile that fits a machine: by its board's name, else by its RAM."""
-    from edgeladder.config import library, load_device
+    from edgeladder.core.config import library, load_device
 
     words = set(re.findall(r"[a-z]+|\d+", model.lower()))
     best: tuple[int, float] | None = None
@@ -147,7 +147,7 @@ def suggest_device(model: str, architecture: str, ram_bytes: int) -> str | None:
 
 
 def _device(machine: dict[str, Any]) -> Check:
-    from edgeladder.config import load_device
+    from edgeladder.core.config import load_device
 
     name = suggest_device(machine["model"], machine["architecture"], machine["ram_bytes"])
     machine["device"] = name
@@ -178,7 +178,7 @@ def _packages(machine: dict[str, Any]) -> Check:
 
 
 def _engines(machine: dict[str, Any]) -> Check:
-    from edgeladder.device.engine import environment
+    from edgeladder.runtime.engine import environment
 
     try:
         environment.check_environment()
@@ -208,7 +208,7 @@ def _memory(machine: dict[str, Any]) -> Check:
 
 
 def _fence(machine: dict[str, Any]) -> Check:
-    from edgeladder.device.memory.fence import open_fence
+    from edgeladder.budget.limits import open_fence
 
     fence = open_fence("auto", _PROBE_FENCE_BYTES)
     try:
@@ -238,7 +238,7 @@ def _disk(machine: dict[str, Any]) -> Check:
 
 def _bundle(path: Path, found: Examination) -> Iterator[Check]:
     """Verify a bundle's files, then replay its golden steps on each installed engine."""
-    from edgeladder.bundle import Bundle
+    from edgeladder.core.bundle import Bundle
 
     opened: list[Bundle] = []
     yield _tried("bundle", lambda: _verified(path, opened))
@@ -255,7 +255,7 @@ def _tried(name: str, check: Callable[[], str]) -> Check:
 
 
 def _verified(path: Path, opened: list[Any]) -> str:
-    from edgeladder.bundle import Bundle
+    from edgeladder.core.bundle import Bundle
 
     bundle = Bundle.open(path)
     opened.append(bundle)
@@ -265,7 +265,7 @@ def _verified(path: Path, opened: list[Any]) -> str:
 
 
 def _replayed(bundle: Any, found: Examination) -> str:
-    from edgeladder.device.engine.golden import replay
+    from edgeladder.runtime.engine.golden import replay
 
     engines = ["stock"]
     if "ort-training" in found.machine["engines"] and bundle.manifest.ladder.ort_training:

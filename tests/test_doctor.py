@@ -9,7 +9,7 @@ import pytest
 
 from edgeladder import doctor
 from edgeladder.cli.app import main
-from edgeladder.errors import ConfigError
+from edgeladder.core.errors import ConfigError
 
 
 def line(examination: doctor.Examination, name: str) -> doctor.Check:
@@ -29,7 +29,7 @@ def test_clashing_packages_fail_with_the_repair(monkeypatch, capfd):
     def clash() -> None:
         raise ConfigError("two packages", remedy="pip uninstall -y both")
 
-    monkeypatch.setattr("edgeladder.device.engine.environment.check_environment", clash)
+    monkeypatch.setattr("edgeladder.runtime.engine.environment.check_environment", clash)
     assert main(["doctor"]) == 2
     text = capfd.readouterr().out
     assert "FAILED   engines: two packages" in text
@@ -60,7 +60,7 @@ def test_a_bundle_is_verified_and_its_golden_steps_replayed(bundle_folder):
 
 def test_other_golden_steps_are_exit_5(bundle_folder, monkeypatch):
     wrong = {"ok": False, "loss_error": 0.5, "state_error": 0.25}
-    monkeypatch.setattr("edgeladder.device.engine.golden.replay", lambda *_, **__: wrong)
+    monkeypatch.setattr("edgeladder.runtime.engine.golden.replay", lambda *_, **__: wrong)
     found = doctor.examine(bundle_folder)
     assert found.exit_code == 5
     assert "stock" in line(found, "golden steps").detail
@@ -84,7 +84,7 @@ def test_no_bundle_is_exit_2(tmp_path):
 
 @pytest.mark.parametrize("layer", ["rlimit", "none"])
 def test_a_weak_fence_is_a_warning_that_says_how_to_get_a_better_one(monkeypatch, layer):
-    from edgeladder.device.memory import fence
+    from edgeladder.budget import limits as fence
 
     monkeypatch.setattr(
         fence, "open_fence", lambda *_: fence.Fence(layer, notes=["cgroup2: not mounted"])

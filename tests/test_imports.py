@@ -49,15 +49,15 @@ def heavy() -> set[str]:
     return set(HEAVY) - loaded_by(["onnxruntime"])
 
 
-@pytest.mark.parametrize("wing", ["device", "report", "cli"])
+@pytest.mark.parametrize("wing", ["core", "runtime", "budget", "jobs", "report", "cli"])
 def test_a_wing_loads_nothing_of_the_host(wing, heavy):
-    names = [name for name in modules_of(wing) if name != "edgeladder.cli.fleet"]
+    names = [name for name in modules_of(wing) if name != "edgeladder.cli.fleet_commands"]
     assert names
     assert not loaded_by(names) & heavy
 
 
 def test_the_ground_floor_loads_nothing_of_the_host(heavy):
-    names = [f"edgeladder.{n}" for n in ("bundle", "config", "doctor", "errors", "files", "sizes")]
+    names = [f"edgeladder.{n}" for n in ("doctor", "demo")]
     assert not loaded_by(names) & heavy
 
 
@@ -78,7 +78,7 @@ def test_help_loads_neither_numpy_nor_pydantic_nor_yaml():
 
 
 def test_the_supervisor_stays_small():
-    loaded = loaded_by(["edgeladder.device.train.supervisor"])
+    loaded = loaded_by(["edgeladder.jobs.supervisor"])
     assert not {"numpy", "pydantic", "yaml", "onnxruntime", "PIL"} & loaded
 
 

@@ -10,17 +10,11 @@ import numpy as np
 import onnxruntime
 from safetensors.numpy import load_file
 
-from edgeladder.bundle import Bundle
-from edgeladder.config import LossConfig
-from edgeladder.device.engine.golden import (
-    ArrayInputs,
-    golden_train,
-    groups_of,
-    perturbed,
-    replay,
-)
-from edgeladder.device.engine.protocol import StepPlan
-from edgeladder.device.engine.stock import StockEngine
+from edgeladder.core.bundle import Bundle
+from edgeladder.core.config import LossConfig
+from edgeladder.runtime.engine.golden import ArrayInputs, golden_train, groups_of, perturbed, replay
+from edgeladder.runtime.engine.protocol import StepPlan
+from edgeladder.runtime.engine.stock import StockEngine
 
 TOLERANCE = 1e-4
 

@@ -17,17 +17,17 @@ from typing import Any
 import typer
 
 from edgeladder.cli import (
-    adapt,
-    demo,
-    doctor,
-    export,
-    infer,
+    demo_command,
+    doctor_command,
+    export_command,
+    inference_commands,
     lazy,
-    library,
-    report,
+    library_commands,
+    report_commands,
+    train_commands,
 )
 from edgeladder.cli.output import Answer, Output
-from edgeladder.errors import BudgetError, ConfigError, EdgeLadderError, StorageError
+from edgeladder.core.errors import BudgetError, ConfigError, EdgeLadderError, StorageError
 
 _ClickException: type = typer.BadParameter.__mro__[2]  # typer may carry its own copy of click
 _EXTRAS = {  # optional package -> the extra that brings it
@@ -48,7 +48,15 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: rich would cost half of the start-up time
     pretty_exceptions_enable=False,
 )
-for module in (export, adapt, infer, report, doctor, library, demo):
+for module in (
+    export_command,
+    train_commands,
+    inference_commands,
+    report_commands,
+    doctor_command,
+    library_commands,
+    demo_command,
+):
     module.register(app)
 
 
@@ -76,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     as_json = "--json" in given
     try:
         return _main(given, as_json)
-    except adapt.StepAside as aside:  # stdout is itself again
+    except train_commands.StepAside as aside:  # stdout is itself again
         aside.become(as_json)
 
 
@@ -92,7 +100,7 @@ def _main(given: list[str], as_json: bool) -> int:
             if answer == 130:  # typer's word for Ctrl-C
                 raise KeyboardInterrupt
             return answer if isinstance(answer, int) else 0
-        except adapt.StepAside:
+        except train_commands.StepAside:
             raise
         except BaseException as error:
             failure, code = explain(error)
@@ -161,7 +169,7 @@ def _unexpected(error: BaseException) -> EdgeLadderError:
 
 def run() -> None:
     """The console script's entry point."""
-    adapt.may_step_aside = True
+    train_commands.may_step_aside = True
     code = main()
     try:
         sys.stdout.flush()

@@ -9,9 +9,9 @@ import json
 import sys
 from pathlib import Path
 
-from edgeladder.cli.adapt import finished
 from edgeladder.cli.app import explain
 from edgeladder.cli.output import Output
+from edgeladder.cli.train_commands import finished
 
 
 def main() -> int:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from edgeladder.cli.output import Answer
-from edgeladder.errors import ConfigError
+from edgeladder.core.errors import ConfigError
 from edgeladder.fleet import console
 from edgeladder.fleet.account import Account, HostResult
 from edgeladder.fleet.crew import Crew

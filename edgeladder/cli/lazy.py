@@ -10,7 +10,10 @@ from typer.core import TyperGroup
 
 # command -> (module with a typer app called `app`, its line in `edgeladder --help`)
 LAZY = {
-    "fleet": ("edgeladder.cli.fleet", "Many boxes over SSH: push, train, watch, aggregate."),
+    "fleet": (
+        "edgeladder.cli.fleet_commands",
+        "Many boxes over SSH: push, train, watch, aggregate.",
+    ),
 }
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgeladder.errors import ConfigError
+from edgeladder.core.errors import ConfigError
 
 Json = Annotated[bool, typer.Option("--json", help="Exactly one JSON object on stdout.")]
 Bundle = Annotated[Path, typer.Option("--bundle", help="Bundle: a folder, or one .tar of it.")]
@@ -71,7 +71,7 @@ def budget_bytes(text: str | None) -> int | None:
     """
     if text is None:
         return None
-    from edgeladder.sizes import parse_size
+    from edgeladder.core.sizes import parse_size
 
     return parse_size(text)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from edgeladder.errors import EdgeLadderError, FleetError
+from edgeladder.core.errors import EdgeLadderError, FleetError
 
 
 class HostError(FleetError):

@@ -22,8 +22,8 @@ from typing import Any, Literal
 import numpy as np
 from safetensors.numpy import save_file
 
-from edgeladder.errors import ConfigError, DataError, IntegrityError
-from edgeladder.files import building, read_json, sha256_file, write_json
+from edgeladder.core.errors import ConfigError, DataError, IntegrityError
+from edgeladder.core.files import building, read_json, sha256_file, write_json
 from edgeladder.fleet.tensors import Tensor, read_header, read_values
 
 ADAPTER = "adapter.safetensors"

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from edgeladder.errors import ConfigError
+from edgeladder.core.errors import ConfigError
 from edgeladder.fleet.inventory import HostEntry
 
 _TAKEN = {

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from edgeladder.config import format_size
+from edgeladder.core.config import format_size
 from edgeladder.fleet.account import Account, HostResult
-from edgeladder.fleet.jobs import Progress
+from edgeladder.fleet.remote_jobs import Progress
 
 _LINE_SECONDS = 10.0  # between plain lines about one host
 

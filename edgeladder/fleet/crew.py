@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from edgeladder.errors import EdgeLadderError
+from edgeladder.core.errors import EdgeLadderError
 from edgeladder.fleet.account import Account, HostError, HostResult, failed
 from edgeladder.fleet.dialer import Dialer
 from edgeladder.fleet.inventory import Host

@@ -24,11 +24,11 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from safetensors.numpy import load_file
 
-from edgeladder.bundle import Bundle
-from edgeladder.device.infer.adapter import adapter_of, save_adapter
-from edgeladder.errors import ConfigError, EdgeLadderError
+from edgeladder.core.bundle import Bundle
+from edgeladder.core.errors import ConfigError, EdgeLadderError
+from edgeladder.core.initial import initial_values
 from edgeladder.fleet.aggregate import HEADLESS
-from edgeladder.initial import initial_values
+from edgeladder.runtime.adapter import adapter_of, save_adapter
 
 client_app = ClientApp()
 server_app = ServerApp()

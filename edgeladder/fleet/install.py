@@ -14,12 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgeladder import __version__
-from edgeladder.errors import ConfigError
+from edgeladder.core.errors import ConfigError
 from edgeladder.fleet.account import Account
 from edgeladder.fleet.crew import Crew
 from edgeladder.fleet.inventory import Host
-from edgeladder.fleet.jobs import Job, Progress, wait
 from edgeladder.fleet.push import Tree, push, tree_of
+from edgeladder.fleet.remote_jobs import Job, Progress, wait
 
 # $1 environment, $2 link to it, then pip's arguments
 _SCRIPT = """

@@ -19,8 +19,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
 
-from edgeladder.config import Strict, nearest, parse_size, read_yaml, validate
-from edgeladder.errors import ConfigError
+from edgeladder.core.config import Strict, nearest, parse_size, read_yaml, validate
+from edgeladder.core.errors import ConfigError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}")
 

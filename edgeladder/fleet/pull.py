@@ -13,8 +13,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from edgeladder.bundle import Manifest
-from edgeladder.files import building, read_json, sha256_file, write_json
+from edgeladder.core.bundle import Manifest
+from edgeladder.core.files import building, read_json, sha256_file, write_json
 from edgeladder.fleet.account import Account, HostError, HostResult
 from edgeladder.fleet.box.jobs import PULLABLE, shows_pictures
 from edgeladder.fleet.tensors import read_header

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from edgeladder.bundle import MANIFEST, Bundle
-from edgeladder.config import format_size
-from edgeladder.errors import ConfigError, IntegrityError
-from edgeladder.files import sha256_file
+from edgeladder.core.bundle import MANIFEST, Bundle
+from edgeladder.core.config import format_size
+from edgeladder.core.errors import ConfigError, IntegrityError
+from edgeladder.core.files import sha256_file
 from edgeladder.fleet.account import HostError, HostResult
 from edgeladder.fleet.transport import BLOCK_BYTES, Box
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeladder.bundle import Bundle
-from edgeladder.files import read_json, write_json
+from edgeladder.core.bundle import Bundle
+from edgeladder.core.files import read_json, write_json
 from edgeladder.fleet.account import Account, HostError, HostResult, failed
 from edgeladder.fleet.aggregate import (
     ADAPTER,
@@ -30,9 +30,9 @@ from edgeladder.fleet.aggregate import (
     aggregate,
 )
 from edgeladder.fleet.crew import Crew
-from edgeladder.fleet.jobs import Progress, TrainOptions, train_job, wait
 from edgeladder.fleet.pull import RECORD, host_folder, pull, remember_failures
 from edgeladder.fleet.push import bundle_tree, push, tree_of
+from edgeladder.fleet.remote_jobs import Progress, TrainOptions, train_job, wait
 
 REFUSED = "refused.json"  # of a job: host -> why its adapter is in no average
 

@@ -8,7 +8,7 @@ import importlib
 from collections.abc import Iterator
 from typing import Any
 
-from edgeladder.errors import ConfigError
+from edgeladder.core.errors import ConfigError
 from edgeladder.fleet.account import HostError
 from edgeladder.fleet.inventory import Host
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from edgeladder.errors import EdgeLadderError
+from edgeladder.core.errors import EdgeLadderError
 from edgeladder.fleet.account import HostError
 from edgeladder.fleet.agent import agent, command
 from edgeladder.fleet.inventory import Host

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from edgeladder.errors import ConfigError
-from edgeladder.files import write_text
+from edgeladder.core.errors import ConfigError
+from edgeladder.core.files import write_text
 from edgeladder.fleet.account import HostError, HostResult, failed
 from edgeladder.fleet.inventory import Host
 from edgeladder.fleet.ssh import asyncssh, connection_errors

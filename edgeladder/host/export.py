@@ -11,19 +11,11 @@ import numpy as np
 import torch
 
 import edgeladder
-from edgeladder.bundle import (
-    Bundle,
-    Manifest,
-    ModelRecord,
-    TowerRecord,
-    pack,
-    write_manifest,
-)
-from edgeladder.config import Profile, TapConfig
-from edgeladder.device.data.text import Tokenizer
-from edgeladder.errors import ConfigError
-from edgeladder.files import building
-from edgeladder.host.compile import ort_training
+from edgeladder.core.bundle import Bundle, Manifest, ModelRecord, TowerRecord, pack, write_manifest
+from edgeladder.core.config import Profile, TapConfig
+from edgeladder.core.errors import ConfigError
+from edgeladder.core.files import building
+from edgeladder.host.compile import training_artifacts as ort_training
 from edgeladder.host.compile.artifact import write_ladder
 from edgeladder.host.compile.gate import GateReport, check_ladder
 from edgeladder.host.compile.segments import check_segments, write_segments
@@ -32,6 +24,7 @@ from edgeladder.host.model.fisher import Importance, calibrate
 from edgeladder.host.model.initialize import initialize
 from edgeladder.host.model.ladder import Ladder
 from edgeladder.host.model.tokenizer import write_tokenizer
+from edgeladder.runtime.towers.tokens import Tokenizer
 
 Progress = Callable[[str], None]
 ENGINES = ("auto", "all", "stock", "ort-training")

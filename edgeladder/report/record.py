@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgeladder.config import read_yaml
-from edgeladder.errors import ConfigError
+from edgeladder.core.config import read_yaml
+from edgeladder.core.errors import ConfigError
 
 _EVENT_KINDS = ("fence", "memory", "watch", "chunk", "restart", "resume", "stop")
 

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import typer
 
-from edgeladder import __version__, errors
+from edgeladder import __version__
 from edgeladder.cli import app as application
 from edgeladder.cli.output import Answer
+from edgeladder.core import errors
 
 Main = Callable[[list[str]], int]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgeladder.cli.app import main
-from edgeladder.config import library, load_device, load_profile
+from edgeladder.core.config import library, load_device, load_profile
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgeladder.cli import options
-from edgeladder.errors import ConfigError
+from edgeladder.core.errors import ConfigError
 
 
 def make_run(folder: Path, *, finished: bool, age: int) -> Path:

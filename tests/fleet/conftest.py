@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 import edgeladder
-from edgeladder.bundle import Bundle
 from edgeladder.cli.app import main
+from edgeladder.core.bundle import Bundle
 from edgeladder.fleet.crew import Crew
 from edgeladder.fleet.dialer import Dialer
 from edgeladder.fleet.inventory import Inventory

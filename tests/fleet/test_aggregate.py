@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from edgeladder.errors import ConfigError, DataError, IntegrityError
+from edgeladder.core.errors import ConfigError, DataError, IntegrityError
 from edgeladder.fleet import aggregate as module
 from edgeladder.fleet.aggregate import Contribution, aggregate, combine
 from edgeladder.fleet.tensors import read_header, read_values

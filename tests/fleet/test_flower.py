@@ -23,8 +23,8 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from edgeladder.bundle import Bundle
-from edgeladder.initial import initial_values
+from edgeladder.core.bundle import Bundle
+from edgeladder.core.initial import initial_values
 from tests.conftest import make_pictures
 
 APP = Path(__file__).resolve().parents[2] / "tools" / "fleet" / "flower_app"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from edgeladder.errors import ConfigError
+from edgeladder.core.errors import ConfigError
 from edgeladder.fleet import ansible
 from edgeladder.fleet.inventory import Inventory, jump_host
 

@@ -18,7 +18,7 @@ from edgeladder.fleet import box as agent_package
 from edgeladder.fleet.account import Account
 from edgeladder.fleet.box import jobs as agent_jobs
 from edgeladder.fleet.crew import run
-from edgeladder.fleet.jobs import Job, Progress, look, start, start_again, stop, wait
+from edgeladder.fleet.remote_jobs import Job, Progress, look, start, start_again, stop, wait
 
 COUNT = "n=$(cat count 2>/dev/null || echo 0); echo $((n+1)) > count; "
 

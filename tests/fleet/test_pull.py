@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeladder.bundle import Bundle
+from edgeladder.core.bundle import Bundle
 from edgeladder.fleet.box import jobs as agent_jobs
 from edgeladder.fleet.box import serve
 from edgeladder.fleet.crew import run
-from edgeladder.fleet.jobs import TrainOptions, train_job, wait
 from edgeladder.fleet.pull import check_adapter, pull
 from edgeladder.fleet.push import bundle_tree, push
+from edgeladder.fleet.remote_jobs import TrainOptions, train_job, wait
 from edgeladder.fleet.rounds import contributions
 from edgeladder.fleet.transport import Box
 

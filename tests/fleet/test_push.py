@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from edgeladder.bundle import Bundle
+from edgeladder.core.bundle import Bundle
 from edgeladder.fleet.agent import agent
 from edgeladder.fleet.crew import run
 from edgeladder.fleet.inventory import Host

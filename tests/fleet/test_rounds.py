@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from edgeladder.bundle import Bundle
-from edgeladder.config import HeadConfig, library, load_profile
-from edgeladder.fleet import report
+from edgeladder.core.bundle import Bundle
+from edgeladder.core.config import HeadConfig, library, load_profile
+from edgeladder.fleet import fleet_page
 from edgeladder.fleet.aggregate import HEADLESS
 from edgeladder.fleet.crew import Crew, run
-from edgeladder.fleet.jobs import TrainOptions
+from edgeladder.fleet.remote_jobs import TrainOptions
 from edgeladder.fleet.rounds import RoundOptions, rounds
 
 QUICK = RoundOptions(poll_seconds=0.1, patience_seconds=1.0)
@@ -104,7 +104,7 @@ def test_faults_then_only_what_is_missing(
     record = json.loads((out / "fed-r1" / "average" / "aggregate.json").read_text())
     assert set(record["weights"]) == {"good", "cut", "reboots"}
     assert attempts(boxes["reboots"], "fed-r1") == 2 and attempts(boxes["cut"], "fed-r1") == 1
-    page, rows = report.write(out, "fed-r1")
+    page, rows = fleet_page.write(out, "fed-r1")
     text = page.read_text()
     failures = {row["host"]: row["failure"] for row in rows if row["failure"]}
     assert {row["host"] for row in rows} == set(names)  # those too of which nothing came
@@ -133,7 +133,7 @@ def test_faults_then_only_what_is_missing(
     assert attempts(boxes["hung"], "fed-r1") == attempts(boxes["imposter"], "fed-r1") == 1
     for name, before in sent.items():
         assert boxes[name].proxy.towards_box - before < 200_000  # the bundle has 1.5 MB
-    rows = report.write(out, "fed-r1")[1]
+    rows = fleet_page.write(out, "fed-r1")[1]
     assert {row["host"] for row in rows} == set(names)
     assert not any(row["failure"] for row in rows)
 
@@ -234,7 +234,7 @@ def test_the_script_of_usual_rounds(
     )  # fmt: skip
     assert done.returncode == 6, done.stderr
     job = "spring-r1" if rounds_asked else "spring"
-    assert (tmp_path / "out" / job / "report.html").is_file()
+    assert (tmp_path / "out" / job / "fleet_page.html").is_file()
     assert "exit code 4" in done.stdout
     command = json.loads((farm.boxes["a"].root / "jobs" / job / "job.json").read_text())["command"]
     assert command[command.index("--shots") + 1] == "4"

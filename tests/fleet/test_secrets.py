@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from edgeladder.bundle import Bundle
 from edgeladder.cli.app import main
-from edgeladder.cli.fleet import app
+from edgeladder.cli.fleet_commands import app
+from edgeladder.core.bundle import Bundle
 
 SECRET = "swordfish-71"
 

@@ -13,7 +13,7 @@ import yaml
 from safetensors.numpy import load_file
 
 from edgeladder import __version__
-from edgeladder.bundle import Bundle
+from edgeladder.core.bundle import Bundle
 
 
 def test_two_boxes_two_rounds_and_an_evaluation(

@@ -10,16 +10,16 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from edgeladder.bundle import Bundle
-from edgeladder.config import LossConfig, TrainConfig, load_profile
-from edgeladder.device.engine import StepPlan, installed_engines, open_engine
-from edgeladder.device.engine.golden import ArrayInputs, groups_of, perturbed, replay
-from edgeladder.device.engine.stock import StockEngine
-from edgeladder.errors import ConfigError, EdgeLadderError
+from edgeladder.core.bundle import Bundle
+from edgeladder.core.config import LossConfig, TrainConfig, load_profile
+from edgeladder.core.errors import ConfigError, EdgeLadderError
+from edgeladder.core.initial import initial_values
 from edgeladder.host.compile import gate
 from edgeladder.host.export import export
 from edgeladder.host.model.backbone import canonical, load_backbone
-from edgeladder.initial import initial_values
+from edgeladder.runtime.engine import StepPlan, installed_engines, open_engine
+from edgeladder.runtime.engine.golden import ArrayInputs, groups_of, perturbed, replay
+from edgeladder.runtime.engine.stock import StockEngine
 from tests.make_bundle import make_bundle, register_model
 
 

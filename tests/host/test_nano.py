@@ -9,12 +9,12 @@ import onnxruntime
 import pytest
 import torch
 
-from edgeladder.bundle import Bundle
-from edgeladder.config import load_profile
-from edgeladder.device.data.text import Tokenizer
-from edgeladder.errors import DataError
+from edgeladder.core.bundle import Bundle
+from edgeladder.core.config import load_profile
+from edgeladder.core.errors import DataError
 from edgeladder.host.export import export
-from edgeladder.host.model import nano
+from edgeladder.host.model import nano_model as nano
+from edgeladder.runtime.towers.tokens import Tokenizer
 
 SHIPPED = nano.folder() / "bundle"
 _REMEDY = "the code exports something else by now: run tools/nano/export and commit the bundle"

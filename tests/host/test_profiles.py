@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from edgeladder.bundle import TapRecord
-from edgeladder.config import Profile, library, load_profile, override
-from edgeladder.errors import ConfigError
+from edgeladder.core.bundle import TapRecord
+from edgeladder.core.config import Profile, library, load_profile, override
+from edgeladder.core.errors import ConfigError
 from edgeladder.host.export import tap_config
 from edgeladder.host.model.ladder import Ladder, Objective
 

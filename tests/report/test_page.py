@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from edgeladder.errors import ConfigError
+from edgeladder.core.errors import ConfigError
 from edgeladder.report import write_report as write
 from edgeladder.report.charts import line_chart, nice_ticks
 

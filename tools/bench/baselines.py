@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgeladder.device.infer.blend import log_loss, softmax
-from edgeladder.device.infer.kernel import shot_folds
+from edgeladder.runtime.heads.blend import log_loss, softmax
+from edgeladder.runtime.heads.kernel import shot_folds
 
 Array = np.ndarray
 Loss = Callable[[dict[str, Array]], dict[str, Array]]

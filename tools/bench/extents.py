@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from edgeladder.bundle import Bundle
+from edgeladder.core.bundle import Bundle
 
 
 def session(path: Path, sizes: dict[str, int] | None, threads: int) -> tuple[Any, float]:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgeladder.device.data.cache import ActivationCache, sample_key
-from edgeladder.device.data.selection import Selection, stack_keys
+from edgeladder.runtime.cache.selection import Selection, stack_keys
+from edgeladder.runtime.cache.store import ActivationCache, sample_key
 
 if TYPE_CHECKING:
-    from edgeladder.bundle import Bundle
+    from edgeladder.core.bundle import Bundle
 
 _BLOCK = 64
 

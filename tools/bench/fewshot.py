@@ -31,10 +31,15 @@ from ladder_row import train_ladder  # noqa: E402
 from task import Task, load_pool  # noqa: E402
 from variants import DEVICE  # noqa: E402
 
-from edgeladder.bundle import Bundle  # noqa: E402
-from edgeladder.config import Profile, override  # noqa: E402
-from edgeladder.device.infer.heads import Head, fit_head, head_arrays, head_from  # noqa: E402
-from edgeladder.device.infer.term import fixed_eta  # noqa: E402
+from edgeladder.core.bundle import Bundle  # noqa: E402
+from edgeladder.core.config import Profile, override  # noqa: E402
+from edgeladder.runtime.heads.closed_form import (  # noqa: E402
+    Head,
+    fit_head,
+    head_arrays,
+    head_from,
+)
+from edgeladder.runtime.heads.fit_head import fixed_eta  # noqa: E402
 
 Array = np.ndarray
 Row = dict[str, object]

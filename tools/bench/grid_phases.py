@@ -11,15 +11,15 @@ from typing import Any
 
 from fabricate import fabricate
 
-from edgeladder.bundle import Bundle
-from edgeladder.device.memory import meter
-from edgeladder.device.memory.floor import machine_floor
-from edgeladder.device.memory.plan import plan
-from edgeladder.device.memory.towers import precompute_phases
-from edgeladder.device.memory.workload import PhasePlan, Workload
-from edgeladder.device.train.request import TrainRequest
-from edgeladder.device.train.run import MetricsLog, read_metrics
-from edgeladder.device.train.supervisor import PHASE_SIZES, Supervisor
+from edgeladder.budget import meter
+from edgeladder.budget.planner import plan
+from edgeladder.budget.tower_costs import precompute_phases
+from edgeladder.budget.workload import PhasePlan, Workload
+from edgeladder.core.bundle import Bundle
+from edgeladder.core.request import TrainRequest
+from edgeladder.jobs.machine_baseline import machine_floor
+from edgeladder.jobs.run_directory import MetricsLog, read_metrics
+from edgeladder.jobs.supervisor import PHASE_SIZES, Supervisor
 
 MB = 1_000_000
 _PLENTY = 16_000 * MB

@@ -1,6 +1,6 @@
 """A ladder trained on one task by the product's own loop, without the worker processes around it.
 
-Batches, habits, optimiser and averaging are `edgeladder.device.train`'s; so is the head that joins.
+Batches, habits, optimiser and averaging are `edgeladder.jobs`'s; so is the head that joins.
 What is left out is what changes no number: supervisor, plan, checkpoints while running.
 """
 
@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from task import Activations, Task
 
-from edgeladder.bundle import Bundle
-from edgeladder.config import Profile
-from edgeladder.device.data.inputs import CacheBatches
-from edgeladder.device.data.sampler import Sampler
-from edgeladder.device.infer.score import class_embeddings
-from edgeladder.device.train.control import Control
-from edgeladder.device.train.fit import _loop, begin, open_engine_named
+from edgeladder.core.bundle import Bundle
+from edgeladder.core.config import Profile
+from edgeladder.jobs.control import Control
+from edgeladder.jobs.train_phase import _loop, begin, open_engine_named
+from edgeladder.runtime.cache.inputs import CacheBatches
+from edgeladder.runtime.cache.sampler import Sampler
+from edgeladder.runtime.scoring import class_embeddings
 
 Array = np.ndarray
 _CHUNK = 256

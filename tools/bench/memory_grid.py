@@ -48,8 +48,8 @@ FLAT: tuple[Config, ...] = tuple(
 
 def grid(bundles: list[Path], phases: list[str], quick: bool) -> Iterator[Config]:
     """Configurations: bundle, phase, and its sizes."""
-    from edgeladder.bundle import Bundle
-    from edgeladder.device.engine import installed_engines
+    from edgeladder.core.bundle import Bundle
+    from edgeladder.runtime.engine import installed_engines
 
     training = "ort-training" in installed_engines()
     engine = "ort-training" if training else "stock"

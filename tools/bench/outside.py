@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from edgeladder.device.memory import meter  # noqa: E402
+from edgeladder.budget import meter  # noqa: E402
 
 
 class TreeSampler(threading.Thread):

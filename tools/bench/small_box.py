@@ -27,9 +27,9 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
 from outside import TreeSampler  # noqa: E402
 
-from edgeladder.device.memory.fence import Fence, open_fence  # noqa: E402
-from edgeladder.errors import EdgeLadderError  # noqa: E402
-from edgeladder.sizes import parse_size  # noqa: E402
+from edgeladder.budget.limits import Fence, open_fence  # noqa: E402
+from edgeladder.core.errors import EdgeLadderError  # noqa: E402
+from edgeladder.core.sizes import parse_size  # noqa: E402
 
 MB = 1_000_000
 _PICTURES = """
@@ -88,7 +88,7 @@ def tune(request: dict[str, Any], fence: Fence) -> dict[str, Any]:
     environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
     started = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, "-m", "edgeladder.device.train", told],
+        [sys.executable, "-m", "edgeladder.jobs", told],
         stdout=subprocess.PIPE,
         text=True,
         env=environment,

@@ -41,8 +41,8 @@ def reference_ladder() -> Any:
     """The reference ladder, seed 0."""
     import torch
 
-    from edgeladder.bundle import TapRecord
-    from edgeladder.config import LadderConfig
+    from edgeladder.core.bundle import TapRecord
+    from edgeladder.core.config import LadderConfig
     from edgeladder.host.model.ladder import Ladder
 
     torch.manual_seed(0)
@@ -58,8 +58,8 @@ def write_graphs(folder: Path) -> dict[str, Any]:
     """All graphs of the ladder, as an export writes them; what it took and what came of it."""
     import onnx
 
-    from edgeladder.config import TrainConfig
-    from edgeladder.host.compile import ort_training
+    from edgeladder.core.config import TrainConfig
+    from edgeladder.host.compile import training_artifacts as ort_training
     from edgeladder.host.compile.artifact import write_ladder
 
     ladder = reference_ladder()

@@ -75,9 +75,9 @@ Step = Callable[[], "float | None"]  # seconds without the optimiser, where they
 
 def stock(name: str, folder: Path, inputs: Inputs, record: dict[str, Any], threads: int) -> Step:
     """Our engine."""
-    from edgeladder.device.engine.protocol import StepPlan
-    from edgeladder.device.engine.stock import StockEngine
-    from edgeladder.device.memory.windows import class_chunk
+    from edgeladder.budget.windows import class_chunk
+    from edgeladder.runtime.engine.protocol import StepPlan
+    from edgeladder.runtime.engine.stock import StockEngine
 
     ladder = plain(record)
     ladder.graphs = {key: plain(value) for key, value in record["graphs"].items()}

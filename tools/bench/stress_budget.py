@@ -30,7 +30,7 @@ import numpy as np  # noqa: E402
 from outside import TreeSampler  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
 
-from edgeladder.device.train.run import read_metrics  # noqa: E402
+from edgeladder.jobs.run_directory import read_metrics  # noqa: E402
 
 MB = 1_000_000
 _SAME_CHUNK, _OTHER_CHUNK = 0.0, 1e-5
@@ -60,7 +60,7 @@ def run(values: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
     told = json.dumps({"command": "train", "json": True, "request": values})
     started = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, "-m", "edgeladder.device.train", told],
+        [sys.executable, "-m", "edgeladder.jobs", told],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeladder.bundle import Bundle
-from edgeladder.device.data.images import Dataset, Picture, open_data, split
-from edgeladder.device.data.inputs import CacheReader, open_reader
-from edgeladder.device.data.precompute import PrecomputeSizes, precompute
-from edgeladder.device.data.selection import Selection
-from edgeladder.device.infer.score import head_features
+from edgeladder.core.bundle import Bundle
+from edgeladder.runtime.cache.inputs import CacheReader, open_reader
+from edgeladder.runtime.cache.selection import Selection
+from edgeladder.runtime.pictures.dataset import Dataset, Picture, open_data, split
+from edgeladder.runtime.scoring import head_features
+from edgeladder.runtime.towers.fill_cache import PrecomputeSizes, precompute
 
 Array = np.ndarray
 WINDOW = 512  # pictures read from the cache at a time
@@ -165,7 +165,7 @@ def load_pool(
 
 
 def _sizes(threads: int) -> PrecomputeSizes:
-    from edgeladder.device.data.backbone import TowerSizes
+    from edgeladder.runtime.towers.runner import TowerSizes
 
     image = TowerSizes(group=512, batch=16, threads=threads, whole=True)
     return PrecomputeSizes(image=image, text=image)

@@ -70,9 +70,9 @@ class Pictures:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """One contender, in this process."""
-    from edgeladder.device.data.backbone import TowerRunner, TowerSizes
-    from edgeladder.device.memory import meter
-    from edgeladder.device.train.plain import PlainBundle
+    from edgeladder.budget import meter
+    from edgeladder.core.plain import PlainBundle
+    from edgeladder.runtime.towers.runner import TowerRunner, TowerSizes
 
     bundle: Any = PlainBundle(options.bundle)
     pictures = Pictures(options.pictures, bundle.manifest.preprocess.size)
@@ -124,7 +124,7 @@ def main() -> int:
     if options.way:
         print(json.dumps(run(options)))
         return 0
-    from edgeladder.device.train.child import WORKER_ENVIRONMENT
+    from edgeladder.jobs.child import WORKER_ENVIRONMENT
 
     with tempfile.TemporaryDirectory() as folder:
         if options.graph is None:

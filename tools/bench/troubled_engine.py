@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from edgeladder.device.engine.protocol import StepPlan, StepResult
-from edgeladder.device.engine.stock import StockEngine
+from edgeladder.runtime.engine.protocol import StepPlan, StepResult
+from edgeladder.runtime.engine.stock import StockEngine
 
 _BALLOON = """
 import os, sys, time

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from edgeladder.bundle import (
+from edgeladder.core.bundle import (
     Bundle,
     LadderRecord,
     Manifest,
@@ -18,7 +18,7 @@ from edgeladder.bundle import (
     TowerRecord,
     write_manifest,
 )
-from edgeladder.config import Profile
+from edgeladder.core.config import Profile
 
 
 def write_bundle(folder: Path, *, weights_bytes: int, width: int = 4) -> Bundle:

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from edgeladder.bundle import Bundle
-from edgeladder.device.data.decode import decode
-from edgeladder.device.data.images import open_data, split
-from edgeladder.device.data.names import parse_names
-from edgeladder.device.data.text import Tokenizer, class_prompts
-from edgeladder.device.engine.session import compute_in_float
+from edgeladder.core.bundle import Bundle
+from edgeladder.runtime.pictures.class_names import parse_names
+from edgeladder.runtime.pictures.dataset import open_data, split
+from edgeladder.runtime.pictures.decode import decode
+from edgeladder.runtime.session import compute_in_float
+from edgeladder.runtime.towers.tokens import Tokenizer, class_prompts
 
 _CLASSES = Path(__file__).parent / "classes"
 _SHIPPED = Path(__file__).parents[2] / "edgeladder" / "_nano" / "bundle"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgeladder.host.model import nano
+from edgeladder.host.model import nano_model as nano
 from tools.nano.settings import Checkpoint, Settings, anneal
 
 _SCALE = 20.0  # of the scores within this part while it learns

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from edgeladder.host.model import nano
+from edgeladder.host.model import nano_model as nano
 
 SHOTS, HELD_OUT, SIDE, QUALITY = 16, 12, 160, 68
 _STAMP = (2026, 1, 1, 0, 0, 0)  # the same bytes at every making

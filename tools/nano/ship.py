@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from edgeladder.host.model import nano
+from edgeladder.host.model import nano_model as nano
 from tools.nano import words as text_data
 from tools.nano.settings import Settings
 from tools.nano.train import train

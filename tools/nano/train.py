@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgeladder.host.model import nano
+from edgeladder.host.model import nano_model as nano
 from tools.nano import words as text_data
 from tools.nano.pictures import features
 from tools.nano.project import train_projections

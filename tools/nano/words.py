@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeladder.host.model.nano import CONTEXT
+from edgeladder.host.model.nano_model import CONTEXT
 from tools.nano.teacher import MiniLM
 
 _KEEP = re.compile(r"^(##)?([a-z]{2,}|[a-z0-9])$|^[-.,'&/]$")

@@ -14,9 +14,17 @@ from safetensors.numpy import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from edgeladder.bundle import GraphRecord, LadderRecord, ParameterRecord, TensorRecord
-from edgeladder.config import TrainConfig
-from edgeladder.host.compile import optimizer, ort_training, step
+from edgeladder.core.bundle import GraphRecord, LadderRecord, ParameterRecord, TensorRecord
+from edgeladder.core.config import TrainConfig
+from edgeladder.host.compile import (
+    optimizer_graphs as optimizer,
+)
+from edgeladder.host.compile import (
+    step,
+)
+from edgeladder.host.compile import (
+    training_artifacts as ort_training,
+)
 from edgeladder.host.compile.forward import lower
 from edgeladder.host.compile.graph import Graph
 from edgeladder.host.model.ladder import Ladder, Objective

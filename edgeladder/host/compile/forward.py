@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgeladder.errors import EdgeLadderError
+from edgeladder.core.errors import EdgeLadderError
 from edgeladder.host.compile.extent import Extent, Shape, combine, symbol
 from edgeladder.host.compile.graph import Graph
 

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from edgeladder.errors import EdgeLadderError
+from edgeladder.core.errors import EdgeLadderError
 from edgeladder.host.compile.forward import Lowering, rule
 
 

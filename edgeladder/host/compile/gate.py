@@ -12,9 +12,12 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
-from edgeladder.bundle import Bundle
-from edgeladder.config import LossConfig
-from edgeladder.device.engine.golden import (
+from edgeladder.core.bundle import Bundle
+from edgeladder.core.config import LossConfig
+from edgeladder.core.errors import EdgeLadderError
+from edgeladder.host.compile.artifact import arguments, examples
+from edgeladder.host.model.ladder import Ladder, Objective
+from edgeladder.runtime.engine.golden import (
     LEARNING_RATE,
     STEPS,
     ArrayInputs,
@@ -24,11 +27,8 @@ from edgeladder.device.engine.golden import (
     perturbed,
     run_steps,
 )
-from edgeladder.device.engine.protocol import StepPlan
-from edgeladder.device.engine.stock import StockEngine
-from edgeladder.errors import EdgeLadderError
-from edgeladder.host.compile.artifact import arguments, examples
-from edgeladder.host.model.ladder import Ladder, Objective
+from edgeladder.runtime.engine.protocol import StepPlan
+from edgeladder.runtime.engine.stock import StockEngine
 
 GRADIENT_TOLERANCE = 1e-4
 # AdamW steps as far along a gradient that is all rounding as along any other, so a few elements may
@@ -97,7 +97,7 @@ def _engines(bundle: Bundle) -> dict[str, StockEngine]:
     }
     engines = {label: StockEngine(bundle, plan, train, loss) for label, plan in plans.items()}
     if bundle.manifest.ladder.ort_training:
-        from edgeladder.device.engine.ort_training import OrtTrainingEngine
+        from edgeladder.runtime.engine.training_build import OrtTrainingEngine
 
         engines["ort-training"] = OrtTrainingEngine(bundle, StepPlan(), train, loss)
     return engines

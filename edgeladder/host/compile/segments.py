@@ -22,14 +22,14 @@ import onnx
 import torch
 from onnx import TensorProto, numpy_helper
 
-from edgeladder.bundle import SegmentRecord, TapRecord, TensorRecord, TowerRecord
-from edgeladder.config import TapConfig
-from edgeladder.errors import EdgeLadderError
+from edgeladder.core.bundle import SegmentRecord, TapRecord, TensorRecord, TowerRecord
+from edgeladder.core.config import TapConfig
+from edgeladder.core.errors import EdgeLadderError
 from edgeladder.host.compile import forward_towers  # noqa: F401  (registers its rules)
 from edgeladder.host.compile.forward import lower
 from edgeladder.host.compile.weights import compress
 from edgeladder.host.model.backbone import Backbone
-from edgeladder.host.model.towers import Piece
+from edgeladder.host.model.frozen_tower import Piece
 
 OPSET = 18
 IR_VERSION = 8
@@ -306,7 +306,7 @@ def check_segments(
     """
     import onnxruntime
 
-    from edgeladder.device.engine.session import compute_in_float
+    from edgeladder.runtime.session import compute_in_float
 
     tower = backbone.tower(side)
     sample = _sample(tower)

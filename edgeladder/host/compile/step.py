@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgeladder.errors import EdgeLadderError
+from edgeladder.core.errors import EdgeLadderError
 from edgeladder.host.compile import simplify
-from edgeladder.host.compile.backward import Backward
+from edgeladder.host.compile.differentiate import Backward
 from edgeladder.host.compile.extent import evaluate
 from edgeladder.host.compile.graph import Graph, Node
 from edgeladder.host.compile.vjp import RULES

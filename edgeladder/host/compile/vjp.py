@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from edgeladder.errors import EdgeLadderError
-from edgeladder.host.compile.backward import Backward, Gradient, Rule, is_stop, zeros
+from edgeladder.core.errors import EdgeLadderError
+from edgeladder.host.compile.differentiate import Backward, Gradient, Rule, is_stop, zeros
 from edgeladder.host.compile.extent import Shape
 from edgeladder.host.compile.graph import CONTRIB, Node
 

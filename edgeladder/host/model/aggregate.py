@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgeladder.config import LadderConfig
+from edgeladder.core.config import LadderConfig
 
 
 class Aggregate(nn.Module):

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgeladder.bundle import PreprocessRecord, TapRecord
-from edgeladder.config import TapConfig, nearest
-from edgeladder.errors import ConfigError, DataError
+from edgeladder.core.bundle import PreprocessRecord, TapRecord
+from edgeladder.core.config import TapConfig, nearest
+from edgeladder.core.errors import ConfigError, DataError
 from edgeladder.host.model.clip_towers import ClipImageTower, ClipTextTower
+from edgeladder.host.model.frozen_tower import Tower
 from edgeladder.host.model.timm_towers import TimmImageTower, TimmStagesTower
-from edgeladder.host.model.towers import Tower
 
 # models that ship with edgeladder: name -> module with `load() -> Backbone`
-LOCAL_MODELS = {"nano": "edgeladder.host.model.nano"}
+LOCAL_MODELS = {"nano": "edgeladder.host.model.nano_model"}
 
 _USUAL = ("openai", "webli", "datacompdr", "dfn2b", "laion2b_s34b_b79k")  # preferred tags, in order
 _OPENAI_LICENCE = "MIT (OpenAI CLIP)"

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgeladder.bundle import TapRecord
-from edgeladder.config import TapConfig
-from edgeladder.errors import ConfigError
-from edgeladder.host.model.towers import (
+from edgeladder.core.bundle import TapRecord
+from edgeladder.core.config import TapConfig
+from edgeladder.core.errors import ConfigError
+from edgeladder.host.model.frozen_tower import (
     Call,
     ImageTap,
     Piece,

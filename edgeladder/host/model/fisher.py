@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from edgeladder.device.data.decode import decode_square, normalize
-from edgeladder.device.data.images import open_data, split
-from edgeladder.device.data.sources import UnreadableError
-from edgeladder.device.data.text import Tokenizer, class_prompts
-from edgeladder.errors import DataError
+from edgeladder.core.errors import DataError
 from edgeladder.host.model.backbone import Backbone
+from edgeladder.runtime.pictures.dataset import open_data, split
+from edgeladder.runtime.pictures.decode import decode_square, normalize
+from edgeladder.runtime.pictures.sources import UnreadableError
+from edgeladder.runtime.towers.tokens import Tokenizer, class_prompts
 
 PICTURES = 64  # that are looked at, classes in turn; a backward pass of the tower each
 CLASSES = 64

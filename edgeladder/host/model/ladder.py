@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgeladder.bundle import TapGroup, TapRecord
-from edgeladder.config import LadderConfig
+from edgeladder.core.bundle import TapGroup, TapRecord
+from edgeladder.core.config import LadderConfig
 from edgeladder.host.model.aggregate import Aggregate
 from edgeladder.host.model.prompts import Prompts, View
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgeladder.config import LadderConfig
+from edgeladder.core.config import LadderConfig
 
 if TYPE_CHECKING:
     from edgeladder.host.model.ladder import Rung

@@ -7,9 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgeladder.bundle import TapRecord
-from edgeladder.config import TapConfig
-from edgeladder.host.model.towers import Call, ImageTap, Piece, Tower, chain, feed_forward, norms
+from edgeladder.core.bundle import TapRecord
+from edgeladder.core.config import TapConfig
+from edgeladder.host.model.frozen_tower import (
+    Call,
+    ImageTap,
+    Piece,
+    Tower,
+    chain,
+    feed_forward,
+    norms,
+)
 
 
 class RotatedBlock(nn.Module):

@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from edgeladder.bundle import TokenizerRecord
-from edgeladder.errors import EdgeLadderError
+from edgeladder.core.bundle import TokenizerRecord
+from edgeladder.core.errors import EdgeLadderError
 from edgeladder.host.model.backbone import Backbone
 
 _PROBES = [

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from edgeladder.bundle import TapRecord
-from edgeladder.config import LadderConfig, PromptConfig
-from edgeladder.device.engine.session import open_session
+from edgeladder.core.bundle import TapRecord
+from edgeladder.core.config import LadderConfig, PromptConfig
 from edgeladder.host.compile.artifact import forward_graph
 from edgeladder.host.compile.graph import Graph
 from edgeladder.host.compile.step import Trained
 from edgeladder.host.model.ladder import Ladder, Objective
+from edgeladder.runtime.session import open_session
 
 DIM = 12  # of the embeddings
 PRE = 10  # of the picture's embedding before its projection

@@ -11,8 +11,8 @@ import onnx
 import pytest
 import torch
 
-from edgeladder.config import LadderConfig, PromptConfig
-from edgeladder.errors import EdgeLadderError
+from edgeladder.core.config import LadderConfig, PromptConfig
+from edgeladder.core.errors import EdgeLadderError
 from edgeladder.host.compile.forward import lower
 from tests.host.compile.ladders import RECIPES, case, execute, relative
 

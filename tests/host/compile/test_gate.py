@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgeladder.errors import EdgeLadderError
+from edgeladder.core.errors import EdgeLadderError
 from edgeladder.host.compile.gate import GRADIENT_TOLERANCE, _compare
 
 GRADIENTS = {"trunk": np.full((8, 8), 1.0), "gate": np.full(1, 0.05)}  # 8 against 0.05

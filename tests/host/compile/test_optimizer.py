@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from edgeladder.bundle import ParameterRecord
-from edgeladder.config import TrainConfig
-from edgeladder.device.engine.optimizer import Layout, Optimizer
-from edgeladder.device.engine.protocol import StepPlan
-from edgeladder.device.engine.session import open_session
-from edgeladder.host.compile import optimizer as graphs
+from edgeladder.core.bundle import ParameterRecord
+from edgeladder.core.config import TrainConfig
+from edgeladder.host.compile import optimizer_graphs as graphs
+from edgeladder.runtime.engine.optimizer_step import Layout, Optimizer
+from edgeladder.runtime.engine.protocol import StepPlan
+from edgeladder.runtime.session import open_session
 
 RECORDS = [
     ParameterRecord(name="weight", shape=[40, 30], decay=True),

@@ -8,8 +8,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from edgeladder.config import TrainConfig
-from edgeladder.host.compile.ort_training import available, write_artifacts
+from edgeladder.core.config import TrainConfig
+from edgeladder.host.compile.training_artifacts import available, write_artifacts
 from tests.host.compile.ladders import EVEN, SHORT, Recipe, case, relative
 
 CASES = (

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from edgeladder.errors import EdgeLadderError
+from edgeladder.core.errors import EdgeLadderError
 from edgeladder.host.compile import simplify, step
 from edgeladder.host.compile.extent import combine, symbol
 from edgeladder.host.compile.graph import CONTRIB, Graph

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from edgeladder.errors import EdgeLadderError
+from edgeladder.core.errors import EdgeLadderError
 from edgeladder.host.compile import vjp
-from edgeladder.host.compile.backward import Backward, broadcast
+from edgeladder.host.compile.differentiate import Backward, broadcast
 from edgeladder.host.compile.extent import Extent, combine, symbol
 from edgeladder.host.compile.graph import CONTRIB, Graph
 from tests.host.compile.ladders import execute

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional
 
-from edgeladder.config import TapConfig
-from edgeladder.errors import ConfigError, DataError
+from edgeladder.core.config import TapConfig
+from edgeladder.core.errors import ConfigError, DataError
 from edgeladder.host.model.backbone import canonical, load_backbone, resolve_taps, usual_tag
 from tests.host.model.small_models import small_backbone
 from tests.make_bundle import register_model

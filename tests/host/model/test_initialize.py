@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from edgeladder.config import LadderConfig, TapConfig, load_profile
-from edgeladder.errors import ConfigError
+from edgeladder.core.config import LadderConfig, TapConfig, load_profile
+from edgeladder.core.errors import ConfigError
 from edgeladder.host.export import export
 from edgeladder.host.model.backbone import resolve_taps
 from edgeladder.host.model.fisher import fisher

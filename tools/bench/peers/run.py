@@ -36,8 +36,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from methods import METHODS, CoOp, Recipe, Tokenize  # noqa: E402
 from towers import freeze, image_features, text_features  # noqa: E402
 
-from edgeladder.device.data.images import Dataset, Picture, open_data, split  # noqa: E402
-from edgeladder.device.data.text import Tokenizer  # noqa: E402
+from edgeladder.runtime.pictures.dataset import Dataset, Picture, open_data, split  # noqa: E402
+from edgeladder.runtime.towers.tokens import Tokenizer  # noqa: E402
 
 _TEST_BATCH = 32
 
@@ -107,7 +107,7 @@ def open_model(name: str, pretrained: str | None) -> tuple[Any, Any, Tokenize]:
         spelt = name.replace("/", "-")
         clip, _, preprocess = open_clip.create_model_and_transforms(spelt, pretrained=pretrained)
         return freeze(clip), preprocess, open_clip.get_tokenizer(spelt)
-    from edgeladder.host.model import nano
+    from edgeladder.host.model import nano_model as nano
 
     clip = nano.load().model
     view = open_clip.transform.PreprocessCfg(**clip.visual.preprocess_cfg)

@@ -1,0 +1,1 @@
+"""Everything that is decided about memory, and nothing else."""

@@ -1,0 +1,64 @@
+"""What fitting a closed-form head on cached pictures needs, which happens before the evaluation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgeladder.budget.workload import Workload
+
+_WINDOW = 64  # pictures read at a time
+_AT_ONCE = 0.85
+_CODE = 23_500_000  # of numpy's linear algebra, and its threads' buffers
+_FULL = ("kernel", "blend")  # these read every tap; gda and proker the final embedding alone
+
+
+def head_pictures(workload: Workload) -> list[int]:
+    """Training pictures that the head may be fitted on, most first; a kernel's can be fewer.
+
+    At least two of every class: with one, leaving out says nothing. [0] where there is no head.
+    """
+    if workload.head == "none":
+        return [0]
+    most = workload.head_pictures
+    if workload.head == "gda":
+        return [most]
+    return [most, *(n for n in (most // 2, most // 4, most // 8) if n >= 2 * workload.classes)]
+
+
+def head_bytes(workload: Workload, pictures: int) -> tuple[float, float]:
+    """Bytes while a head is fitted on `pictures`, and while it is used.
+
+    Fitting holds n rows of all features in fp16 and float32, three copies of the widest feature, a
+    matrix of distances (n, n) per feature and some seven in the eigendecomposition, beside it what
+    a blend's discriminant reads, almost three times; not all at once. Using it holds the rows in
+    float32 and, as they are stored, in fp16. Coefficients as in `costs.py`, from nano with 160, 300
+    and 600 pictures.
+    """
+    if not pictures:
+        return 0.0, 0.0
+    widths = _widths(workload)
+    final, projected = widths[0], bool(workload.manifest.ladder.image_inputs)
+    rows, widest = sum(widths) * pictures, max(widths) * pictures
+    square = 8.0 * pictures**2
+    if workload.head == "gda":
+        return 24.0 * rows, 0.0
+    fitting = 6.0 * rows + 24.0 * widest + square * (len(widths) / 2 + 7)
+    if workload.head == "blend":
+        # the last tap, and the embedding before the projection or, without one, the final one
+        fitting += 22.0 * pictures * (widths[-2] + widths[-1] if projected else widths[-1] + final)
+    window = 10.0 * sum(widths) * min(pictures, _WINDOW)
+    return _AT_ONCE * fitting + window + _CODE, 6.0 * rows
+
+
+def _widths(workload: Workload) -> list[int]:
+    """Numbers per picture of each feature, as `infer.score.head_features` gives them."""
+    manifest: Any = workload.manifest
+    widths = [int(manifest.model.embedding_dim)]
+    if workload.head in _FULL:
+        ladder = manifest.ladder
+        for group in ladder.groups:
+            if group.side == "image":
+                widths += [group.tokens * group.width] * len(group.taps)
+        if ladder.image_inputs:  # the embedding before CLIP's projection, which `project` maps
+            widths += [r.shape[0] for r in ladder.parameters if r.name == "project"]
+    return widths

@@ -1,0 +1,205 @@
+"""What training and evaluation need, for each way a step can be computed.
+
+peak = supervisor + floor + loaded graphs + parameters, gradients, moments
+     + inputs of a step (windows of one side where chunked) + activations of a window
+     + activations held from the first pass for the second
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+from edgeladder.budget.baseline import MachineFloor
+from edgeladder.budget.costs import COSTS
+from edgeladder.budget.head_costs import head_bytes, head_pictures
+from edgeladder.budget.windows import Windows
+from edgeladder.budget.workload import PhasePlan, Workload, parameter_count, phase_of, tap_bytes
+
+_CHUNKS = (128, 64, 32, 16, 8, 4, 2, 1)
+_KEEP_BYTES = 64_000_000  # of class activations: they are the same in every step
+_EVALUATED = ("encode_image", "encode_text")
+
+
+def train_phases(
+    workload: Workload,
+    floor: MachineFloor,
+    base: int,
+    room: int,
+    *,
+    mode: str | None = None,
+    chunk: int | None = None,
+    hold: bool | None = None,
+) -> Iterator[PhasePlan]:
+    """Fastest first; 8-bit moments only after every way with fp32 moments.
+
+    Args:
+        base: bytes of the waiting supervisor.
+        room: what the budget leaves room for; chunked ways fill it with held activations.
+        mode, chunk, hold: asked for; None leaves the choice open.
+    """
+    kinds = ("fp32", "int8") if workload.moments == "auto" else (workload.moments,)
+    ways = [("fused", True), ("recompute", True), ("fused", False), ("recompute", False)]
+    if workload.engine == "ort-training":
+        ways, kinds = ways[:1], ("fp32",)
+    for moments in kinds:
+        for way, arena in ways:
+            if mode in (None, way):
+                yield _train_phase(workload, floor, base, way, moments, arena=arena)
+        if mode in (None, "chunked") and workload.engine != "ort-training":
+            yield from _chunked(workload, floor, base, room, moments, chunk, hold)
+
+
+def _chunked(
+    workload: Workload,
+    floor: MachineFloor,
+    base: int,
+    room: int,
+    moments: str,
+    chunk: int | None,
+    hold: bool | None,
+) -> list[PhasePlan]:
+    """Every chunk, with as many activations held as there is room for; fastest first."""
+    most = max(workload.batch, workload.classes)
+    sizes = (chunk,) if chunk else tuple(size for size in _CHUNKS if size < most) or (1,)
+    found: list[tuple[float, PhasePlan]] = []
+    for size in sizes:
+        windows = Windows(workload.manifest.ladder, workload.batch, workload.classes, size)
+        bare = _train_phase(workload, floor, base, "chunked", moments, windows=windows)
+        found.append((windows.seconds(0), bare))
+        if hold is False:
+            continue
+        spare = float("inf") if hold else float(room - bare.planned_peak_bytes)
+        for _ in range(3):  # the graphs that hold take room too, known once they are chosen
+            held = windows.most_held(max(0.0, spare))
+            if not held:
+                break
+            phase = _train_phase(
+                workload, floor, base, "chunked", moments, windows=windows, hold=held
+            )
+            if hold or phase.planned_peak_bytes <= room:
+                found.append((windows.seconds(held), phase))
+                break
+            spare -= phase.planned_peak_bytes - room
+    return [phase for _, phase in sorted(found, key=lambda pair: pair[0])]
+
+
+def _state_parts(workload: Workload, moments: str) -> dict[str, float]:
+    count = parameter_count(workload.manifest)
+    slots = 2 if workload.optimizer == "adamw" else 1
+    each = 4.0 if moments == "fp32" else 1.0 + 4 / 256  # one fp32 scale per block of 256
+    parts = {
+        "parameters": 4.0 * count,
+        "gradients": 4.0 * count,
+        "moments": slots * each * count,
+    }
+    if workload.average:
+        parts["average"] = 8.0 * count
+    return {name: size * COSTS.state_slack for name, size in parts.items()}
+
+
+def _train_phase(
+    workload: Workload,
+    floor: MachineFloor,
+    base: int,
+    mode: str,
+    moments: str,
+    *,
+    arena: bool = False,
+    windows: Windows | None = None,
+    hold: int = 0,
+) -> PhasePlan:
+    manifest = workload.manifest
+    images = min(workload.batch, windows.chunk) if windows else workload.batch
+    classes = min(workload.classes, windows.class_chunk) if windows else workload.classes
+    width = manifest.model.embedding_dim
+    image_taps = images * tap_bytes(manifest, "image")
+    text_taps = classes * tap_bytes(manifest, "text")
+    # one side's window at a time where chunked, both at once where not
+    inputs = max(image_taps, text_taps) if windows else image_taps + text_taps
+    # embeddings and their gradients stay whole even where taps come in windows
+    embeddings = 4 * 4 * width * (workload.batch + workload.classes)
+    logits = 4 * 4 * workload.batch * workload.classes
+    used = windows.graphs(hold) if windows else (mode,)
+    activation = activation_bytes(workload, used, images, classes)
+    if mode == "recompute":
+        activation *= COSTS.recompute
+    if arena:
+        activation = activation * COSTS.arena_share + COSTS.arena
+    parts: dict[str, float] = {
+        "supervisor": base,
+        "floor": floor.settled_bytes + COSTS.hot_code,
+        "graphs": graph_bytes(workload, used) + 2 * COSTS.session,  # the optimiser's two
+        **_state_parts(workload, moments),
+        "inputs": inputs + embeddings + logits,
+        "activations": activation,
+        "held": hold,
+        "cache": COSTS.cache_reader + COSTS.per_picture * workload.pictures,
+        "heap": COSTS.heap,
+    }
+    if workload.engine == "ort-training":
+        parts["floor"] += floor.training_bytes
+        parts["activations"] *= COSTS.training_share
+    # before the first step nothing has settled yet, but parameters are all there is
+    start = base + floor.worker_bytes + parts["parameters"] + COSTS.start
+    short = start - sum(parts.values())
+    if short > 0:
+        parts["start"] = short
+    return phase_of(
+        parts,
+        batch=workload.batch,
+        chunk=windows.chunk if windows else None,
+        class_chunk=windows.class_chunk if windows else None,
+        mode=mode,
+        moments=moments,
+        arena=arena,
+        keep_bytes=0 if windows else min(text_taps, _KEEP_BYTES),
+        hold_bytes=hold if windows else None,
+    )
+
+
+def graph_bytes(workload: Workload, names: tuple[str, ...]) -> float:
+    """Bytes of graphs that are kept loaded."""
+    records = workload.manifest.ladder.graphs
+    return sum(
+        COSTS.session
+        + COSTS.node * records[name].nodes
+        + COSTS.graph_file * workload.files.get(records[name].file, 0)
+        for name in names
+    )
+
+
+def activation_bytes(
+    workload: Workload, names: tuple[str, ...], images: int, classes: int
+) -> float:
+    """Bytes of intermediate values at the highest moment of any of these graphs."""
+    records = workload.manifest.ladder.graphs
+    lines = [line for name in names for line in records[name].peaks]
+    return max(
+        (fixed + images * image + classes * text for fixed, image, text in lines), default=0.0
+    )
+
+
+def evaluate_phases(workload: Workload, floor: MachineFloor, base: int) -> Iterator[PhasePlan]:
+    """Best first: ever fewer pictures or classes at a time, then fewer for the head to fit."""
+    manifest: Any = workload.manifest
+    count = parameter_count(manifest)
+    for pictures, chunk in itertools.product(head_pictures(workload), (64, *_CHUNKS[2:])):
+        parts = {
+            "supervisor": base,
+            "floor": floor.worker_bytes,  # too short a phase to count on settling
+            "graphs": graph_bytes(workload, _EVALUATED) + 2 * COSTS.session,
+            "parameters": 8.0 * count,
+            "inputs": chunk * max(tap_bytes(manifest, "image"), tap_bytes(manifest, "text"))
+            + 8 * manifest.model.embedding_dim * workload.classes,
+            "activations": activation_bytes(workload, _EVALUATED, chunk, chunk),
+            "cache": COSTS.cache_reader + COSTS.per_picture * workload.pictures,
+            "heap": COSTS.heap,
+        }
+        fitting, judging = head_bytes(workload, pictures)
+        # it is fitted before the graphs are loaded, and for long enough that the floor has settled
+        later = parts["graphs"] + parts["inputs"] + parts["activations"]
+        later += floor.worker_bytes - floor.settled_bytes
+        parts["head"] = max(judging, fitting - later, 0.0)
+        yield phase_of(parts, chunk=chunk, head_pictures=pictures or None)

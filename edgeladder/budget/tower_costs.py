@@ -1,0 +1,109 @@
+"""What precompute needs: whole towers on one heap, or a segment at a time with ever less.
+
+A segment's peak is the larger of opening it (its weights, and the copy made of the largest while
+it is packed) and running a batch through it (weights and activations). Held whole, weights add up
+and all segments share one heap of activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from edgeladder.budget.baseline import MachineFloor
+from edgeladder.budget.costs import COSTS
+from edgeladder.budget.workload import PhasePlan, Workload, phase_of
+
+EXACT_PIXELS = 4096 * 4096  # larger pictures are decoded at a lower resolution anyway
+_FEWEST_PIXELS = 2_000_000
+_GROUP = 128  # costs disk only: large enough that loading a segment's weights is amortised
+
+
+def precompute_phases(workload: Workload, floor: MachineFloor, base: int) -> Iterator[PhasePlan]:
+    """Fastest first: whole towers, then segment by segment with ever smaller batches."""
+    for whole in (True, False):
+        for batch in (8, 4, 2, 1):
+            yield _phase(workload, floor, base, batch, whole=whole)
+
+
+def larger_pictures(phase: PhasePlan, room: int) -> PhasePlan:
+    """What the budget leaves over lets larger pictures be decoded in full, one at a time."""
+    spare = max(0, room - phase.planned_peak_bytes)
+    pixels = (phase.max_pixels or 0) + int(spare / COSTS.decoded_pixel)
+    return replace(phase, max_pixels=min(EXACT_PIXELS, pixels))
+
+
+def _phase(
+    workload: Workload, floor: MachineFloor, base: int, batch: int, *, whole: bool
+) -> PhasePlan:
+    manifest = workload.manifest
+    pixels = 3 * manifest.preprocess.size**2 * 4
+    towers = max(
+        _tower_bytes(manifest.image, batch, whole, 2 * batch * pixels),
+        _tower_bytes(manifest.text, batch, whole, None),
+    )
+    # decoding and tokenising are over before a segment opens, unless all stay open
+    before = max(COSTS.decoded_picture, COSTS.tokenizer)
+    work = towers + before if whole else max(towers, before)
+    parts = {
+        "supervisor": base,
+        "floor": floor.worker_bytes + floor.pictures_bytes + COSTS.tower_code,
+        "backbone": work,
+        "cache": COSTS.shard_buffer,
+    }
+    room = int((work - towers if whole else work) / COSTS.decoded_pixel)
+    return phase_of(
+        parts,
+        batch=batch,
+        group=None if whole else _GROUP,
+        whole=whole,
+        max_pixels=min(EXACT_PIXELS, max(room, _FEWEST_PIXELS)),
+        disk_bytes=_GROUP * (pixels // 4 + (0 if whole else _hidden_bytes(manifest))),
+    )
+
+
+def _hidden_bytes(manifest: Any) -> int:
+    """Disk of one sample between segments: what goes in and what comes out, both in fp16."""
+
+    def most(tower: Any) -> int:
+        sizes = [
+            sum(2 * _count(item.shape) for item in [*segment.inputs, *segment.outputs])
+            for segment in tower.segments[1:]
+        ]
+        taps = sum(2 * tap.tokens * tap.width for tap in tower.taps)
+        return max(sizes, default=0) + taps
+
+    return max(most(manifest.image), most(manifest.text))
+
+
+def _count(shape: list[int]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def _tower_bytes(tower: Any, batch: int, whole: bool, pixels: float | None) -> float:
+    """Weights, the copy made while they are loaded, and activations of a batch.
+
+    Args:
+        pixels: bytes of the pictures the first segment is fed; None for the text tower.
+    """
+    loaded, opening, running = 0.0, 0.0, 0.0
+    for index, segment in enumerate(tower.segments):
+        weight = float(segment.weight_bytes)
+        copies = COSTS.segment_opening if index else COSTS.stem_opening
+        if pixels is None and index == 0:
+            # the token table is mapped and only the rows in use are read
+            weight, copies = COSTS.token_table * weight, 1.0
+        opening = max(opening, (copies - 1) * weight + (0 if whole else weight))
+        activation = COSTS.activation * batch * segment.activation_bytes
+        if index == 0:
+            activation += pixels or 0
+        running = max(running, activation + (0 if whole else weight))
+        loaded += weight
+    if not whole:
+        return max(opening, running) + COSTS.segment_session
+    sessions = COSTS.segment_session * len(tower.segments)
+    return loaded + max(opening, running) + sessions + COSTS.tower_arena

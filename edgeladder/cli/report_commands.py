@@ -1,0 +1,75 @@
+"""`edgeladder report` and `condense`: what is made from a finished run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgeladder.cli import options
+from edgeladder.cli.output import Answer
+from edgeladder.cli.progress import Progress
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    app.command()(report)
+    app.command()(condense)
+
+
+def report(
+    run: options.Run = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="HTML file. [report.html in the run]")
+    ] = None,
+    as_json: options.Json = False,
+) -> Answer:
+    """Write the run as one self-contained HTML page."""
+    from edgeladder.report import write_report
+
+    path = write_report(options.newest_run(run), out)
+    return Answer({"report": str(path)}, str(path))
+
+
+def condense(
+    run: options.Run = None,
+    keep: Annotated[
+        float, typer.Option("--keep", help="Share of the prompts that stays, over all rungs.")
+    ] = 0.3,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Run directory to make. [RUN-condensed]")
+    ] = None,
+    device: options.Device = None,
+    budget: options.Budget = None,
+    settings: options.Settings = None,
+    as_json: options.Json = False,
+) -> Answer:
+    """Keep a run's most important prompts and fine-tune them."""
+    from edgeladder.cli.train_commands import trained
+    from edgeladder.core.request import TrainRequest
+    from edgeladder.jobs import supervisor
+
+    source = options.newest_run(run)
+    target = out or source.with_name(f"{source.name}-condensed")
+    given = options.optional(device=device, budget_bytes=options.budget_bytes(budget))
+    request = TrainRequest(
+        condense=str(source),
+        run=str(target),
+        overrides=[f"ladder.prompts.keep={keep}", *(settings or ())],
+        **given,
+    )
+    with Progress() as progress:
+        values = supervisor.train(request, progress)
+    from edgeladder.report import write_report  # only now: what it imports counts as well
+
+    values["report"] = str(write_report(Path(values["run"])))
+    return Answer(values, lambda: f"{_kept(values)}\n{trained(values)}")
+
+
+def _kept(values: dict[str, Any]) -> str:
+    stored = values["prompts"]
+    if stored is None:
+        return "all prompts stay"
+    whole = stored["rungs"] * stored["prompts_per_rung"]
+    return f"{stored['kept']} of {whole} prompts stay, {stored['bytes']} bytes"

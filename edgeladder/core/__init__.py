@@ -1,0 +1,1 @@
+"""The ground floor: errors, sizes, files, formats and records, shared by both wings."""

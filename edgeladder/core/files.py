@@ -1,0 +1,135 @@
+"""Files that are complete or absent: atomic writes, hashes, safetensors without surprises."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from edgeladder.core.errors import StorageError
+
+_HASH_BLOCK_BYTES = 1 << 20
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file, read in 1 MiB blocks so that memory does not grow with it."""
+    import hashlib  # here, because OpenSSL costs the waiting supervisor 5 MB
+
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(_HASH_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn a full or read-only disk into a StorageError that names the path.
+
+    Raises:
+        StorageError: on ENOSPC, EDQUOT, EROFS, EACCES or EFBIG inside the block.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageError(
+                "no space left on the device",
+                where=str(path),
+                remedy="free some space or choose another folder, then run the same command "
+                "again: what is already written is kept",
+            ) from error
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG):
+            raise StorageError(
+                f"cannot write: {os.strerror(error.errno)}",
+                where=str(path),
+                remedy="choose a folder you may write to",
+            ) from error
+        raise
+
+
+def fsync_directory(folder: Path) -> None:
+    """Make a rename inside `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is fsynced and renamed over `path`.
+
+    A reader sees the old file or the new one, never a part (tmp, fsync, rename, fsync of the
+    directory). On any error the temporary file is removed and `path` is as it was.
+
+    Raises:
+        StorageError: the disk is full or read-only.
+    """
+    path = Path(path)
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            yield temporary
+            with open(temporary, "rb+") as stream:
+                os.fsync(stream.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+            fsync_directory(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file atomically."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a whole UTF-8 text file atomically."""
+    write_bytes(path, content.encode("utf-8"))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write readable JSON atomically, keys in the order given."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def building(folder: Path) -> Iterator[Path]:
+    """Yield a new folder beside `folder`; on success it takes its place whole, else it is removed.
+
+    Raises:
+        StorageError: the disk is full or read-only.
+    """
+    folder = Path(folder)
+    with storage_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        os.chmod(temporary, 0o755)  # mkdtemp makes it 0700
+        try:
+            yield temporary
+            retired = None
+            if folder.exists():
+                retired = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+                os.replace(folder, retired)
+            os.replace(temporary, folder)
+            fsync_directory(folder.parent)
+            if retired is not None:
+                shutil.rmtree(retired)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file (UTF-8)."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))

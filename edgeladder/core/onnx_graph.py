@@ -1,0 +1,190 @@
+"""Joining ONNX files into one: segments, ladder and constants become a single graph.
+
+Weights are streamed from the segments' external data into the one file, so memory stays small
+whatever the model's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from edgeladder.core.errors import ConfigError, IntegrityError
+from edgeladder.core.files import replacing
+from edgeladder.core.protobuf import (
+    Fields,
+    Tensor,
+    Value,
+    encode,
+    message,
+    parse,
+    read_tensor,
+    rename_node,
+    text,
+    varint,
+)
+
+_PROTOBUF_LIMIT_BYTES = 2**31 - 1
+
+
+@dataclass
+class Graph:
+    """A graph being put together; names are unique over all that is joined into it."""
+
+    nodes: list[bytes] = field(default_factory=list)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    uses: dict[str, str] = field(default_factory=dict)  # constant -> how it is first used
+    inputs: list[bytes] = field(default_factory=list)
+    outputs: list[bytes] = field(default_factory=list)
+    opsets: dict[str, int] = field(default_factory=dict)
+    functions: dict[tuple[str, str], bytes] = field(default_factory=dict)
+    ir_version: int = 8
+    _counter: int = 0
+
+    def constant(self, name: str, array: np.ndarray) -> str:
+        """Add a constant; returns its name."""
+        self.tensors[name] = Tensor.of(name, array)
+        return name
+
+    def add(
+        self,
+        operator: str,
+        inputs: Sequence[str],
+        output: str | None = None,
+        attributes: Mapping[str, int | list[int]] | None = None,
+    ) -> str:
+        """Append one node of the default domain; returns its output's name."""
+        self._counter += 1
+        output = output or f"join/{operator}_{self._counter}"
+        fields: list[tuple[int, Value | str]] = [(1, name) for name in inputs]
+        fields += [(2, output), (3, f"join/{operator}_{self._counter}"), (4, operator)]
+        for name, value in (attributes or {}).items():
+            if isinstance(value, int):
+                fields.append((5, message([(1, name), (3, value), (20, 2)])))
+            else:
+                ints: list[tuple[int, Value | str]] = [(8, v) for v in value]
+                fields.append((5, message([(1, name), *ints, (20, 7)])))
+        self.nodes.append(message(fields))
+        for name in inputs:
+            self.uses.setdefault(name, operator)
+        return output
+
+    def join(self, path: Path, prefix: str, names: Mapping[str, str]) -> None:
+        """Append a model file's nodes and constants.
+
+        Args:
+            path: the .onnx file; its external data is read when the result is written.
+            prefix: put before every name of its own, so that files do not collide.
+            names: its tensor names that are joined to names of this graph; an initializer or
+                input named here is taken from this graph.
+
+        Raises:
+            IntegrityError: not an ONNX file.
+            ConfigError: its operator set versions differ from those already here.
+        """
+        model = parse(path.read_bytes())
+        for number, value in model:
+            if number == 1 and isinstance(value, int):
+                self.ir_version = max(self.ir_version, value)
+            elif number == 8 and isinstance(value, bytes):
+                self._import(dict(parse(value)), path)
+            elif number == 25 and isinstance(value, bytes):
+                fields = dict(parse(value))
+                self.functions[text(fields.get(10, b"")), text(fields[1])] = value
+
+        def renamed(name: str) -> str:
+            return name and names.get(name, prefix + name)
+
+        graphs = [value for number, value in model if number == 7 and isinstance(value, bytes)]
+        if len(graphs) != 1:
+            raise IntegrityError("not an ONNX model", where=str(path))
+        for number, value in parse(graphs[0]):
+            if number == 1 and isinstance(value, bytes):
+                self._take_node(value, renamed)
+            elif number == 5 and isinstance(value, bytes):
+                tensor = read_tensor(value, path.parent)
+                if tensor.name not in names:
+                    self.tensors[renamed(tensor.name)] = replace(tensor, name=renamed(tensor.name))
+
+    def _take_node(self, node: bytes, renamed: Callable[[str], str]) -> None:
+        self.nodes.append(rename_node(node, renamed))
+        fields = parse(self.nodes[-1])
+        operator = next((text(v) for n, v in fields if n == 4), "")
+        for place, name in enumerate(text(v) for n, v in fields if n == 1):
+            how = f"{operator}:{place}:transposed" if _transposes(fields) else f"{operator}:{place}"
+            self.uses.setdefault(name, how)
+
+    def _import(self, fields: dict[int, Value], path: Path) -> None:
+        domain, version = text(fields.get(1, b"")), int(fields[2])
+        if self.opsets.setdefault(domain, version) != version:
+            raise ConfigError(
+                f"the bundle's graphs use operator set {domain or 'ai.onnx'} {version} and "
+                f"{self.opsets[domain]}, which one file cannot",
+                where=str(path),
+                remedy="export the bundle again",
+            )
+
+    def declare(self, name: str, data_type: int, shape: Sequence[int | str], *, out: bool) -> None:
+        """Make a tensor an input or output of the file."""
+        dims = b"".join(
+            encode(1, message([(1, d)] if isinstance(d, int) else [(2, d)])) for d in shape
+        )
+        tensor_type = message([(1, data_type), (2, dims)])
+        value = message([(1, name), (2, message([(1, tensor_type)]))])
+        (self.outputs if out else self.inputs).append(value)
+
+    def write(self, path: Path, metadata: Mapping[str, str], producer: str) -> int:
+        """Write the file atomically, streaming the constants; returns its size in bytes.
+
+        Raises:
+            ConfigError: it would exceed protobuf's 2 GiB.
+            StorageError: no space left.
+        """
+        parts = [encode(1, node) for node in self.nodes] + [encode(2, "edgeladder")]
+        parts += [encode(11, i) for i in self.inputs] + [encode(12, o) for o in self.outputs]
+        heads = [tensor.head() for tensor in self.tensors.values()]
+        sizes = [len(h) + t.size for h, t in zip(heads, self.tensors.values(), strict=True)]
+        tags = [varint(5 << 3 | 2) + varint(size) for size in sizes]
+        total = sum(map(len, parts)) + sum(map(len, tags)) + sum(sizes)
+        if total > _PROTOBUF_LIMIT_BYTES - (1 << 20):
+            raise ConfigError(
+                "one ONNX file cannot hold more than 2 GiB",
+                where=str(path),
+                remedy="deploy with --dtype fp16 or int8",
+            )
+        opening = message([(1, self.ir_version), (2, producer)])
+        closing = b"".join(
+            encode(8, message([(1, domain), (2, version)]) if domain else message([(2, version)]))
+            for domain, version in self.opsets.items()
+        )
+        closing += b"".join(
+            encode(14, message([(1, key), (2, words)])) for key, words in metadata.items()
+        )
+        closing += b"".join(encode(25, function) for function in self.functions.values())
+        with replacing(path) as temporary, open(temporary, "wb") as stream:
+            stream.write(opening + varint(7 << 3 | 2) + varint(total))
+            for part in parts:
+                stream.write(part)
+            for tag, head, tensor in zip(tags, heads, self.tensors.values(), strict=True):
+                stream.write(tag + head)
+                _copy(tensor, stream)
+            stream.write(closing)
+            return stream.tell()
+
+
+def _copy(tensor: Tensor, stream: BinaryIO) -> None:
+    for block in tensor.blocks():
+        stream.write(block)
+
+
+def _transposes(fields: Fields) -> bool:
+    for number, value in fields:
+        if number == 5 and isinstance(value, bytes):
+            attribute = dict(parse(value))
+            if attribute.get(1) == b"transB" and attribute.get(3):
+                return True
+    return False

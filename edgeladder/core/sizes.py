@@ -1,0 +1,45 @@
+"""Sizes as people write them. Standard library only: the supervisor's memory counts."""
+
+from __future__ import annotations
+
+import re
+
+from edgeladder.core.errors import ConfigError
+
+_UNITS = {
+    "": 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes of a size such as `4GB` (4e9), `4GiB` (2^32), `512MB` or a plain number of bytes.
+
+    Raises:
+        ConfigError: not a size, or not positive.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(text))
+    unit = _UNITS.get(match.group(2).lower()) if match else None
+    size = int(float(match.group(1)) * unit) if match and unit is not None else 0
+    if size <= 0:
+        raise ConfigError(
+            f"{str(text)!r} is not a size", remedy="write it like 4GB (4e9 bytes), 4GiB or 192MB"
+        )
+    return size
+
+
+def format_size(size_bytes: float) -> str:
+    """A size in the decimal units the command line takes: `148 MB`, `2.1 GB`."""
+    if size_bytes >= 1e9:
+        return f"{size_bytes / 1e9:.1f} GB"
+    if size_bytes >= 1e6:
+        return f"{size_bytes / 1e6:.0f} MB"
+    return f"{size_bytes / 1e3:.0f} kB"

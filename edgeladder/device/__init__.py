@@ -1,1 +1,0 @@
-"""The device wing: numpy, onnxruntime and psutil; never torch, never onnx."""

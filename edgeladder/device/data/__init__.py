@@ -1,1 +1,0 @@
-"""Pictures and class names to cached activations, and batches from the cache."""

@@ -1,1 +1,0 @@
-"""Evaluate, predict and deploy a tuned ladder; closed-form heads."""

@@ -1,1 +1,0 @@
-"""Measure, predict and enforce the memory budget."""

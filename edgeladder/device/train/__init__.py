@@ -1,1 +1,0 @@
-"""The training loop, its checkpoints, its run directory and its supervisor."""

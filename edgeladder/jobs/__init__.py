@@ -1,0 +1,1 @@
+"""Supervisor, workers, run directories, and one file a phase."""

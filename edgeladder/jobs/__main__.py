@@ -1,0 +1,57 @@
+"""`python -m edgeladder.jobs REQUEST`: the bare supervisor (see `supervisor.become`)."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+from edgeladder.core.errors import BudgetError, EdgeLadderError
+from edgeladder.core.request import TrainRequest
+from edgeladder.jobs import supervisor
+
+_TENTH = 10
+
+
+class _Lines:
+    """Progress as a plain line now and then, on stderr."""
+
+    def __init__(self) -> None:
+        self._said: tuple[str, int] = ("", -1)
+
+    def __call__(self, phase: str, done: int = 0, total: int | None = None, note: str = "") -> None:
+        part = _TENTH * done // total if total else -1
+        if (phase, part) != self._said:
+            self._said = (phase, part)
+            print(f"{phase} {done}/{total}" if total else phase, file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """Run one command; the exit code of the design."""
+    values = json.loads(sys.argv[1])
+    request = TrainRequest.from_dict(values["request"])
+    command = {"train": supervisor.train, "precompute": supervisor.precompute}[values["command"]]
+    try:
+        result: dict[str, Any] = command(request, _Lines())
+    except EdgeLadderError as error:
+        described: dict[str, Any] = error.to_dict()
+        if isinstance(error, BudgetError) and error.minimum_budget_bytes:
+            described["minimum_budget_bytes"] = error.minimum_budget_bytes
+        if values["json"]:
+            print(json.dumps({"error": described}))
+        else:
+            print(f"error: {error.message}", file=sys.stderr)
+            if error.where:
+                print(f"where: {error.where}", file=sys.stderr)
+            if error.remedy:
+                print(f"help:  {error.remedy}", file=sys.stderr)
+        return error.exit_code
+    if values.get("then"):
+        os.execv(sys.executable, [sys.executable, *values["then"], result["run"]])
+    print(json.dumps(result) if values["json"] else json.dumps(result, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,239 @@
+"""One life of a phase's worker: watch it, answer memory pressure, judge how it ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+from edgeladder.budget import meter
+from edgeladder.budget.watchdog import Action, Guard
+from edgeladder.core import errors
+from edgeladder.core.errors import BudgetError, EdgeLadderError, Interrupted
+from edgeladder.jobs.child import Child
+from edgeladder.jobs.control import RESTART_CODE
+
+if TYPE_CHECKING:
+    from edgeladder.budget.limits import Fence
+    from edgeladder.jobs.supervisor import Supervisor
+
+_CALM_SECONDS, _CLOSE_SECONDS = 0.05, 0.005  # between two measurements
+_WATCH_SHARE = 20  # waits at least so many times as long as a measurement took: 5 % of a core
+_EXACT_SECONDS, _EXACT_BYTES = 0.25, 1_000_000  # an exact measurement holds so long, or so far
+_SURROUNDINGS_SECONDS = 0.5  # between two looks at the rest of the machine
+_EXACT_SHARE = 0.6  # of the budget: shared pages are told apart from here on
+_STOP_GRACE_SECONDS = 60.0  # for a checkpoint after an order to leave
+
+
+class Attempt:
+    """One life of a phase's worker."""
+
+    def __init__(
+        self, supervisor: Supervisor, phase: str, values: dict[str, Any], fence: Fence
+    ) -> None:
+        self.supervisor = supervisor
+        self.phase = phase
+        self.fence = fence
+        self.cause = ""
+        self.last_step = 0
+        self.checkpoint_step = 0
+        self.sizes: dict[str, Any] = {}
+        run = supervisor.run
+        log = str(run.log) if run is not None and run.folder.is_dir() else None
+        self.child = Child(phase, values, fence, log)
+        self._outcome: str | None = None
+        self._result: dict[str, Any] = {}
+        self._error: EdgeLadderError | None = None
+        self._told_stop_at = 0.0
+        self._peak = 0  # by exact samples
+        self._cheap_peak = 0  # the resident sum at the highest of them
+        self._exact: meter.Usage | None = None
+        self._exact_at = 0.0
+        self._killed_for = ""
+
+    def run(self, expected_bytes: int) -> tuple[str, dict[str, Any]]:
+        """Watch until the worker ends: `done` with its result, `again`, or `stop`."""
+        try:
+            self._watch(expected_bytes)
+        except BaseException:
+            self.child.kill()
+            self.child.end()
+            raise
+        code = self.child.end()
+        self._keep_peak()
+        return self._judge(code)
+
+    def _watch(self, expected_bytes: int) -> None:
+        supervisor, child = self.supervisor, self.child
+        budget = supervisor.enforced_bytes(self.phase)
+        guard = None
+        if budget:
+            shrinkable = self.phase not in ("precompute", "evaluate")
+            guard = Guard(budget, expected_bytes, meter.total_bytes(), shrinkable)
+        surroundings_at, available, stall = 0.0, None, 0.0
+        confirmed = self.fence.layer == "none"
+        wait = _CLOSE_SECONDS
+        while True:
+            events = child.events(wait)
+            if events is None:
+                return
+            for event in events:
+                self._take(event)
+            began = time.monotonic()
+            child.mark()
+            used = self._measure(guard)
+            if not confirmed:
+                confirmed = self._confirm()
+            now = time.monotonic()
+            if supervisor.interrupted and not self._told_stop_at:
+                self._told_stop_at = now
+                child.order("stop")
+            if self._told_stop_at and now - self._told_stop_at > _STOP_GRACE_SECONDS:
+                child.kill()
+            if guard is None:
+                wait = _CALM_SECONDS
+                continue
+            if now - surroundings_at > _SURROUNDINGS_SECONDS:
+                surroundings_at = now
+                available, stall = meter.available_bytes(), meter.pressure()
+            action = guard.observe(used, now, available_bytes=available, stall=stall)
+            if action is not None:
+                self._act(action)
+            wait = _CLOSE_SECONDS if guard.watch_closely(used) else _CALM_SECONDS
+            wait = max(wait, _WATCH_SHARE * (now - began))
+
+    def _measure(self, guard: Guard | None) -> int:
+        """The tree's memory now; exact near the lines that matter and at every new height.
+
+        An exact measurement makes the kernel walk the page tables, a millisecond or more that the
+        worker's threads wait for on few cores. What has changed since the last one is told well
+        enough by the cheap sum, for a moment or a megabyte.
+        """
+        above = self._cheap_peak
+        if guard is not None:
+            above = min(above, guard.line(_EXACT_SHARE))
+        known, now = self._exact, time.monotonic()
+        gpu, before = self.supervisor.gpu_before > 0, self.supervisor.gpu_before
+        if known is not None and now - self._exact_at < _EXACT_SECONDS:
+            cheap = meter.measure(os.getpid(), pss_above=None, gpu=gpu, gpu_before=before)
+            grown = cheap.bytes - known.resident_bytes
+            if grown < _EXACT_BYTES:
+                return known.bytes + grown
+        usage = meter.measure(os.getpid(), pss_above=above, gpu=gpu, gpu_before=before)
+        if usage.exact:
+            self._exact, self._exact_at = usage, now
+            self._cheap_peak = max(self._cheap_peak, usage.resident_bytes)
+            self._peak = max(self._peak, usage.bytes)
+        return usage.bytes
+
+    def _confirm(self) -> bool:
+        limit = self.fence.confirm(self.child.pid)
+        if limit is None:
+            return False
+        self.supervisor.record(
+            {"kind": "fence", "phase": self.phase, **self.fence.to_dict(), "confirmed": limit}
+        )
+        return True
+
+    def _act(self, action: Action) -> None:
+        record = {
+            "kind": "memory",
+            "phase": self.phase,
+            "action": action.order,
+            "reason": action.reason,
+            "used_bytes": action.used_bytes,
+            "step": self.last_step,
+        }
+        self.supervisor.record(record)
+        if len(self.supervisor.actions) < 100:
+            self.supervisor.actions.append(record)
+        if action.order == "kill":
+            self._killed_for = f"stopped at {action.reason}"
+            self.child.kill()
+        else:
+            self.child.order(action.order)
+
+    def _take(self, event: dict[str, Any]) -> None:
+        kind = event.get("event")
+        if kind == "done":
+            self._outcome, self._result = "done", event["result"]
+        elif kind == "error":
+            self._error = rebuild_error(event["error"])
+        elif kind == "high_water":
+            self.child.high_water = max(self.child.high_water, event["bytes"])
+        elif kind == "checkpoint":
+            self.checkpoint_step = event["step"]
+        elif kind == "chunk":
+            self.sizes["chunk"] = event["chunk"]
+        elif kind == "progress":
+            self.last_step = event.get("step", self.last_step)
+            self.supervisor.progress(
+                self.phase, self.last_step, event.get("steps"), event.get("note", "")
+            )
+
+    def _keep_peak(self) -> None:
+        """The phase's peak: the highest sample, or the kernel's mark plus our own memory."""
+        own = meter.private(os.getpid())
+        peak = max(self._peak, self.child.high_water + own)
+        measured = self.supervisor.measured
+        measured[self.phase] = max(measured.get(self.phase, 0), peak)
+        self.supervisor.record(
+            {
+                "kind": "phase",
+                "phase": self.phase,
+                "measured_peak_bytes": peak,
+                "sampled_peak_bytes": self._peak,
+                "worker_high_water_bytes": self.child.high_water,
+                "supervisor_bytes": own,
+                "fence_peak_bytes": self.fence.peak_bytes(),
+                "fence_kills": self.fence.kills(),
+            }
+        )
+
+    def _judge(self, code: int) -> tuple[str, dict[str, Any]]:
+        if self._outcome == "done" and code == 0:
+            return "done", self._result
+        if code == Interrupted.exit_code or self._told_stop_at:
+            return "stop", {}
+        if code == RESTART_CODE:
+            self.cause = "restarted at 90 % of the budget"
+            return "again", {}
+        if isinstance(self._error, _OutOfMemory):
+            self.cause = f"an allocation failed: {self._error.message}"
+            return "again", {}
+        if self._error is not None:
+            raise self._error
+        if self._killed_for:
+            self.cause = self._killed_for
+            return "again", {}
+        if code == -signal.SIGKILL:
+            self.cause = (
+                f"killed by the {self.fence.layer} fence"
+                if self.fence.kills()
+                else "killed from outside, by the system's memory killer or by hand"
+            )
+            return "again", {}
+        raise EdgeLadderError(
+            f"the {self.phase} worker ended with code {code}: "
+            + (self.child.tail().splitlines() or ["no message"])[-1],
+            where=self.supervisor.request.run,
+            remedy="see worker.log in the run's folder",
+        )
+
+
+class _OutOfMemory(EdgeLadderError):
+    """An allocation failed inside the worker: the RLIMIT_DATA fence, or the system's limit."""
+
+
+def rebuild_error(values: dict[str, Any]) -> EdgeLadderError:
+    """The error a worker described, as its own class again."""
+    if values.get("type") == "OutOfMemory":
+        return _OutOfMemory(values["message"])
+    kind = getattr(errors, str(values.get("type")), EdgeLadderError)
+    error: EdgeLadderError = kind(
+        values["message"], where=values.get("where"), remedy=values.get("remedy")
+    )
+    if isinstance(error, BudgetError):
+        error.minimum_budget_bytes = values.get("minimum_budget_bytes")
+    return error

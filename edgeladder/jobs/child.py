@@ -1,0 +1,147 @@
+"""One worker process: started behind the fence, listened to, measured, ordered about, ended."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+from edgeladder.budget import meter
+from edgeladder.budget.limits import Fence
+
+_TAIL_BYTES = 4000
+WORKER_ENVIRONMENT = {
+    # fewer malloc arenas: every thread's own arena keeps freed memory from the others
+    "MALLOC_ARENA_MAX": "2",
+    # fixed, so that large buffers always go back to the kernel when they are freed: left alone,
+    # glibc raises both to 32 MB once such a buffer was freed, and keeps what comes after it
+    "MALLOC_MMAP_THRESHOLD_": "131072",
+    "MALLOC_TRIM_THRESHOLD_": "131072",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+class Child:
+    """A running worker."""
+
+    def __init__(self, phase: str, request: dict[str, Any], fence: Fence, log: str | None):
+        """Start `python -m edgeladder.jobs.worker PHASE` and hand it the request.
+
+        Args:
+            phase: plan, precompute, train or evaluate.
+            request: JSON values, the worker's first line of stdin.
+            fence: entered between fork and exec, so that every page is charged to it.
+            log: file the worker's stderr is appended to; None keeps only its tail.
+        """
+        environment = {**WORKER_ENVIRONMENT, **os.environ}
+        package = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+        path = [package, *environment.get("PYTHONPATH", "").split(os.pathsep)]
+        environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(part for part in path if part))
+        self.process = subprocess.Popen(
+            [*fence.prefix, sys.executable, "-m", "edgeladder.jobs.worker", phase],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            preexec_fn=fence.enter,  # writes one byte or sets one limit: safe after fork
+            start_new_session=True,  # Ctrl-C reaches the supervisor alone, which gives the order
+        )
+        assert self.process.stdin and self.process.stdout and self.process.stderr
+        self._stdin = self.process.stdin.fileno()
+        self._out = self.process.stdout.fileno()
+        self._err = self.process.stderr.fileno()
+        self._open = [self._out, self._err]
+        self._partial = b""
+        self._tail = b""
+        self._log = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644) if log else None
+        self.high_water = 0
+        self._send(json.dumps(request))
+
+    @property
+    def pid(self) -> int:
+        """Process id of the worker."""
+        return self.process.pid
+
+    def order(self, name: str) -> None:
+        """Send an order; a worker that has ended no longer hears it."""
+        self._send(name)
+
+    def kill(self) -> None:
+        """End the worker and what it started, at once."""
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+
+    def events(self, wait_seconds: float) -> list[dict[str, Any]] | None:
+        """Events that came within `wait_seconds`; None when the worker has closed its end."""
+        if not self._open:
+            return None
+        ready, _, _ = select.select(self._open, [], [], wait_seconds)
+        found: list[dict[str, Any]] = []
+        for descriptor in ready:
+            data = os.read(descriptor, 65536)
+            if not data:
+                self._open.remove(descriptor)
+            elif descriptor == self._err:
+                self._keep(data)
+            else:
+                *lines, self._partial = (self._partial + data).split(b"\n")
+                found += [event for event in map(self._parse, lines) if event]
+        return found
+
+    def _parse(self, line: bytes) -> dict[str, Any] | None:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            self._keep(line + b"\n")  # a library that prints to stdout
+            return None
+        return event if isinstance(event, dict) else None
+
+    def _keep(self, data: bytes) -> None:
+        self._tail = (self._tail + data)[-_TAIL_BYTES:]
+        if self._log is not None:
+            os.write(self._log, data)
+
+    def tail(self) -> str:
+        """The last that the worker wrote to stderr."""
+        return self._tail.decode("utf-8", "replace").strip()
+
+    def mark(self) -> int:
+        """Read the kernel's high-water mark of the worker; the most seen so far."""
+        self.high_water = max(self.high_water, meter.high_water(self.process.pid))
+        return self.high_water
+
+    def end(self, grace_seconds: float = 5.0) -> int:
+        """Wait for the exit, close the pipes; the return code, negative for a signal."""
+        try:
+            code = self.process.wait(grace_seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            code = self.process.wait()
+        # whatever the worker started must not outlive it
+        self.kill()
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if stream:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+        if self._log is not None:
+            os.close(self._log)
+            self._log = None
+        return code
+
+    def _send(self, line: str) -> None:
+        data = (line + "\n").encode()
+        deadline = time.monotonic() + 10
+        try:
+            while data and time.monotonic() < deadline:
+                data = data[os.write(self._stdin, data) :]
+        except BrokenPipeError:
+            return

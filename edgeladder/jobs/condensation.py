@@ -1,0 +1,185 @@
+"""Prompt condensation: score every prompt, keep the best share over all rungs, fine-tune those.
+
+After Kim et al., arXiv:2305.17223, who score by a first-order estimate of how much the loss would
+change without the prompt. Here the change itself is measured, because the estimate is blind: the
+ladder's token and cross prompts pass through a layer norm, which undoes their scaling, so that
+sum_d dL/dp_d p_d is zero whatever the prompt is worth. Leaving out is exact, and cheap enough:
+forward passes of a small network over cached activations.
+
+    S_{l,i} = mean over pictures of | L(x) - L(x without prompt i of rung l) |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgeladder.runtime.prompt_storage import MASK
+from edgeladder.runtime.scoring import class_embeddings
+
+if TYPE_CHECKING:
+    from edgeladder.jobs.loop import TrainLoop
+    from edgeladder.runtime.engine.protocol import Engine, StepInputs
+
+PICTURES = 128  # that scores are measured on, classes in turn
+_PROMPTS = "prompts."  # how the names of what fine-tuning changes begin
+
+Progress = Callable[[int, int], None]
+
+
+def losses(engine: Engine, inputs: StepInputs, logit_scale: float, chunk: int) -> np.ndarray:
+    """Cross-entropy of every picture, (n,) float64."""
+    text = class_embeddings(engine, inputs, chunk)
+    count = len(inputs.labels)
+    found = np.empty(count)
+    for start in range(0, count, chunk):
+        window = slice(start, min(start + chunk, count))
+        extra = {name: rows[window] for name, rows in inputs.image_extra.items()}
+        taps = inputs.image_taps(window.start, window.stop)
+        image = engine.encode_image(taps, inputs.image_embedding[window], extra)
+        logits = logit_scale * (image.astype(np.float64) @ text.T)
+        logits -= logits.max(axis=1, keepdims=True)
+        rows = np.arange(len(logits)), inputs.labels[window]
+        found[window] = np.log(np.exp(logits).sum(axis=1)) - logits[rows]
+    return found
+
+
+def scores(
+    engine: Engine,
+    pictures: Sequence[StepInputs],
+    logit_scale: float,
+    *,
+    chunk: int,
+    progress: Progress = lambda done, total: None,
+) -> np.ndarray:
+    """How much the loss changes without each prompt: (L, m), zero for those already dropped.
+
+    Args:
+        engine: with a ladder that has masks; it is left as it was.
+        pictures: training pictures, in windows against the same classes.
+        logit_scale: CLIP's.
+        chunk: pictures or classes encoded at a time.
+        progress: told how many prompts are scored.
+    """
+    mask = engine.buffers()[MASK]
+    found = np.zeros(mask.shape)
+    before = [losses(engine, inputs, logit_scale, chunk) for inputs in pictures]
+    places = np.argwhere(mask > 0)
+    for number, (rung, prompt) in enumerate(places):
+        without = mask.copy()
+        without[rung, prompt] = 0
+        engine.set_buffers({MASK: without})
+        changes = [
+            np.abs(losses(engine, inputs, logit_scale, chunk) - was)
+            for inputs, was in zip(pictures, before, strict=True)
+        ]
+        found[rung, prompt] = np.concatenate(changes).mean()
+        progress(number + 1, len(places))
+    engine.set_buffers({MASK: mask})
+    return found
+
+
+def keep(found: np.ndarray, mask: np.ndarray, share: float) -> np.ndarray:
+    """The mask of the best `share` of all prompts over all rungs, at least one.
+
+    Args:
+        found: (L, m) scores.
+        mask: (L, m) before; what it left out stays out.
+        share: of L * m.
+    """
+    count = min(max(1, round(share * mask.size)), int((mask > 0).sum()))
+    ranked = np.where(mask > 0, found, -np.inf).ravel()
+    best = np.argsort(-ranked, kind="stable")[:count]
+    kept = np.zeros(mask.size, np.float32)
+    kept[best] = 1
+    return kept.reshape(mask.shape)
+
+
+@dataclass
+class Condense:
+    """Drops prompts when training has reached `at`, and holds the rest of the ladder still after.
+
+    Args:
+        at: step before which it happens.
+        share: of the prompts that stay.
+        only_prompts: fine-tuning changes nothing else.
+        pictures: opens the training pictures' windows.
+        logit_scale: CLIP's.
+        chunk: pictures or classes encoded at a time.
+    """
+
+    at: int
+    share: float
+    only_prompts: bool
+    pictures: Callable[[], Iterable[StepInputs]]
+    logit_scale: float
+    chunk: int
+    name: str = "condense"
+    done: bool = False
+    _frozen: dict[str, np.ndarray] | None = None
+
+    def before(self, loop: TrainLoop) -> None:
+        """Condense where it is time; once, however often training is resumed."""
+        if loop.step < self.at:
+            return
+        if not self.done:
+            self._condense(loop)
+        if self.only_prompts and self._frozen is None:
+            self._frozen = {
+                name: value
+                for name, value in loop.engine.parameters().items()
+                if not name.startswith(_PROMPTS)
+            }
+
+    def after(self, loop: TrainLoop) -> None:
+        """Undo what a step of fine-tuning did to anything but prompts."""
+        if self._frozen is not None:
+            loop.engine.set_parameters(self._frozen)
+
+    def finish(self, loop: TrainLoop) -> None:
+        """Condense without fine-tuning, where there are no steps for it."""
+        if not self.done and loop.step >= self.at:
+            self._condense(loop)
+
+    def _condense(self, loop: TrainLoop) -> None:
+        engine = loop.engine
+        loop.apply_average()
+        if loop.average is not None:
+            loop.average = engine.parameters()
+
+        def told(done: int, total: int) -> None:
+            loop.tell(note=f"scoring prompts {done}/{total}")
+
+        # sessions of training make room for those of encoding, and these for those again: the plan
+        # has room for one kind; each opens anew when it is used
+        loop.batches.trim()
+        engine.close()
+        mask = engine.buffers()[MASK]
+        found = scores(
+            engine, list(self.pictures()), self.logit_scale, chunk=self.chunk, progress=told
+        )
+        engine.close()
+        kept = keep(found, mask, self.share)
+        engine.set_buffers({MASK: kept})
+        self.done = True
+        loop.record(
+            {
+                "kind": "condense",
+                "step": loop.step,
+                "kept": int(kept.sum()),
+                "of": int(mask.size),
+                "per_rung": kept.sum(axis=1).astype(int).tolist(),
+                "scores": np.round(found, 9).tolist(),
+            }
+        )
+
+    def state(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"done": self.done}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from a `state()`."""
+        self.done = bool(state["done"])

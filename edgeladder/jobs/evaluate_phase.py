@@ -1,0 +1,116 @@
+"""The evaluate worker: zero-shot and tuned accuracy on the held-out pictures, from the cache."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from edgeladder.core.files import write_json
+from edgeladder.core.plain import PlainBundle
+from edgeladder.core.trim import settle
+from edgeladder.jobs.folds import held_out
+from edgeladder.jobs.run_directory import RunDirectory
+from edgeladder.jobs.train_phase import open_engine_named
+from edgeladder.runtime.adapter import load_adapter, save_adapter
+from edgeladder.runtime.cache.inputs import open_reader
+from edgeladder.runtime.cache.selection import Selection
+from edgeladder.runtime.heads.blend import choose_eta
+from edgeladder.runtime.heads.closed_form import Head, head_arrays, head_from
+from edgeladder.runtime.heads.fit_head import DEFAULT_ETA, fit_term, fixed_eta, pictures_to_fit
+from edgeladder.runtime.heads.kernel import balanced
+from edgeladder.runtime.scoring import evaluate_cached
+
+if TYPE_CHECKING:
+    from edgeladder.core.bundle import Bundle
+    from edgeladder.jobs.control import Control
+
+_WINDOW = 256  # pictures whose embeddings are held at once; their taps come by the chunk
+
+
+def score(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]]:
+    """Evaluate the run's adapter; writes `evaluation.json`.
+
+    Args:
+        values: what the plan worker prepared, and `sizes`: chunk, head_pictures.
+    """
+    started = time.monotonic()
+    request = values["request"]
+    chunk = int(values["sizes"].get("chunk") or 64)
+    run = RunDirectory(request["run"])
+    bundle = cast("Bundle", PlainBundle(request["bundle"]))
+    selection = Selection.load(run.selection)
+    engine = open_engine_named(values, bundle, {"mode": "chunked", "chunk": chunk})
+    adapter = load_adapter(run.folder, bundle)
+    adapter.apply(engine)
+    reader = open_reader(bundle, request["cache"], selection, keep_bytes=0)
+    settle()
+    # a data set too small to hold pictures out still gets an answer, named as what it is
+    side = "test" if len(selection.test_labels) else "train"
+    total = len(selection.test_labels if side == "test" else selection.train_labels)
+
+    head_config = values["profile"].get("head") or {}
+    head, eta, ladder = None, DEFAULT_ETA, 1.0
+    if head_config.get("kind", "none") != "none":
+        labels, kind = selection.train_labels, head_config["kind"]
+        most = values["sizes"].get("head_pictures") or pictures_to_fit(
+            kind, len(labels), len(selection.classes)
+        )
+        rows = balanced(labels, most, values["seed"])
+        windows = reader.part(rows).windows("train", _WINDOW)
+        head = fit_term(bundle.manifest.model, windows, kind, chunk=chunk)
+        eta, ladder = _weights(head_config, head, run, labels, rows, len(selection.classes))
+        adapter.head_arrays, described = head_arrays(head)
+        adapter.head = {**described, "eta": eta, "ladder": ladder}
+        head = None  # the next one is as large
+        head = head_from(adapter.head_arrays, adapter.head)  # judged as it is stored
+        save_adapter(run.folder, adapter)
+
+    def told() -> Any:
+        done = 0
+        for window in reader.windows(cast("Any", side), _WINDOW):
+            yield window
+            done += len(window.labels)
+            control.tell("progress", step=done, steps=total)
+
+    evaluation = evaluate_cached(
+        engine,
+        bundle.manifest.model,
+        told(),
+        selection.classes,
+        split=side,
+        chunk=chunk,
+        head=head,
+        eta=eta,
+        ladder=ladder,
+    )
+    write_json(run.folder / "evaluation.json", evaluation)
+    return "done", {
+        "accuracy": {
+            "zero_shot": evaluation["zero_shot_accuracy"],
+            "tuned": evaluation["accuracy"],
+            "split": evaluation["split"],
+            "count": evaluation["count"],
+        },
+        "head": adapter.head and {k: adapter.head[k] for k in ("kind", "eta", "ladder")},
+        "seconds": round(time.monotonic() - started, 3),
+    }
+
+
+def _weights(
+    config: dict[str, Any],
+    head: Head,
+    run: RunDirectory,
+    labels: np.ndarray,
+    rows: np.ndarray,
+    classes: int,
+) -> tuple[float, float]:
+    """Weights of the head, fitted on `rows` of the training pictures, and of the ladder."""
+    if config["alone"]:
+        return 1.0, 0.0
+    if config["weight"] is None and head.held_out is not None:
+        left = held_out(run.folder, len(labels))
+        if left is not None:  # folds were asked for, and there were pictures enough for them
+            return choose_eta(left[rows], head.held_out, labels[rows]), 1.0
+    return fixed_eta(config["weight"], config.get("full_at"), len(labels), classes), 1.0

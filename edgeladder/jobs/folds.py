@@ -1,0 +1,139 @@
+"""How much a closed-form head counts beside the ladder: ladders that did not see every picture.
+
+A ladder's logits on its own training pictures say nothing of its worth, because it was trained on
+them. So k further ladders are trained, each without its share of every class's pictures, and give
+the logits of those. The head's held-out logits come in closed form (`infer/kernel.py`); the weight
+that joins both best is found by `infer/blend.py`. No test picture is looked at.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgeladder.core.files import replacing
+from edgeladder.runtime.heads.kernel import shot_folds
+from edgeladder.runtime.scoring import class_embeddings
+
+if TYPE_CHECKING:
+    from edgeladder.jobs.control import Control
+    from edgeladder.runtime.cache.inputs import CacheInputs, CacheReader
+    from edgeladder.runtime.engine.protocol import Engine
+
+_WINDOW = 256  # pictures whose embeddings are held at once
+# trains a ladder on part of the pictures: (rows, checkpoints, control) -> engine and outcome
+Train = Callable[[np.ndarray, Path, Any], tuple["Engine", str]]
+
+
+def folds_of(labels: np.ndarray, count: int) -> np.ndarray | None:
+    """Fold of every picture, (n,), classes in every fold alike; None where a class is too small.
+
+    Args:
+        labels: (n,).
+        count: folds wanted; as many as the smallest class has pictures are made, if fewer.
+    """
+    shots = int(np.bincount(labels).min())
+    if min(count, shots) < 2:
+        return None
+    return shot_folds(labels) % min(count, shots)
+
+
+def train_folds(
+    run: Path, reader: CacheReader, count: int, train: Train, control: Control, *, scale: float,
+    bias: float, chunk: int, record: Callable[[dict[str, Any]], None],
+) -> str:  # fmt: skip
+    """Train every fold's ladder and write the held-out logits; those on disk already stay.
+
+    Args:
+        run: run directory; `folds/` below it is made.
+        reader: of all training pictures.
+        count: folds.
+        train: trains one ladder from the start, or from its checkpoint.
+        scale, bias: of CLIP's logits.
+        chunk: pictures or classes encoded at a time.
+
+    Returns:
+        `done`, or the order to leave that came: what is finished is kept.
+    """
+    folds = folds_of(reader.train_labels, count)
+    if folds is None:
+        return "done"
+    total = int(folds.max()) + 1
+    for fold in range(total):
+        target = run / "folds" / f"{fold}.npz"
+        if target.is_file():
+            continue
+        checkpoints = run / "checkpoints" / f"fold-{fold}"
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        told = _Within(control, f"fold {fold + 1}/{total}")
+        engine, outcome = train(np.flatnonzero(folds != fold), checkpoints, told)
+        if outcome != "done":
+            engine.close()
+            return outcome
+        rows = np.flatnonzero(folds == fold)
+        found = logits_of(engine, reader.part(rows), scale, bias, chunk)
+        engine.close()
+        with replacing(target) as temporary, open(temporary, "wb") as stream:
+            np.savez(stream, rows=rows, logits=found)
+        shutil.rmtree(checkpoints)
+        hits = float((found.argmax(1) == reader.train_labels[rows]).mean())
+        record({"kind": "fold", "fold": fold, "of": total, "accuracy": round(hits, 6)})
+    return "done"
+
+
+def logits_of(
+    engine: Engine, reader: CacheReader, scale: float, bias: float, chunk: int
+) -> np.ndarray:
+    """Tuned logits (n, C) of a reader's training pictures, plain view."""
+    found: list[np.ndarray] = []
+    text: np.ndarray | None = None
+    for inputs in reader.windows("train", _WINDOW):
+        if text is None:
+            text = class_embeddings(engine, inputs, chunk)
+        for start in range(0, len(inputs.labels), chunk):
+            window = slice(start, min(start + chunk, len(inputs.labels)))
+            found.append(scale * (_encode(engine, inputs, window) @ text.T) + bias)
+    return np.concatenate(found)
+
+
+def _encode(engine: Engine, inputs: CacheInputs, window: slice) -> np.ndarray:
+    extra = {name: rows[window] for name, rows in inputs.image_extra.items()}
+    taps = inputs.image_taps(window.start, window.stop)
+    return engine.encode_image(taps, inputs.image_embedding[window], extra)
+
+
+def held_out(run: Path, count: int) -> np.ndarray | None:
+    """The folds' logits in the order of the training pictures (n, C); None where there are none.
+
+    Args:
+        run: run directory.
+        count: training pictures.
+    """
+    files = sorted((run / "folds").glob("*.npz"))
+    whole: np.ndarray | None = None
+    for path in files:
+        with np.load(path, allow_pickle=False) as part:
+            if whole is None:
+                whole = np.full((count, part["logits"].shape[1]), np.nan)
+            whole[part["rows"]] = part["logits"]
+    return whole if whole is not None and np.isfinite(whole).all() else None
+
+
+class _Within:
+    """A fold's line to the supervisor: orders pass, progress is told under the fold's name."""
+
+    def __init__(self, control: Control, name: str):
+        self._control, self._name = control, name
+
+    def take(self) -> list[str]:
+        """Orders since the last call."""
+        return self._control.take()
+
+    def tell(self, event: str, **values: Any) -> None:
+        """Checkpoints and chunks of a fold are not the run's."""
+        if event == "progress":
+            self._control.tell("progress", **{**values, "note": self._name})

@@ -1,0 +1,314 @@
+"""The training loop: steps, learning rate, averaging, checkpoints, orders from the supervisor.
+
+A run is a function of its configuration: batches come from a sampler with a saved position, and
+everything a step reads is in the checkpoint, so a run continued from any checkpoint ends with the
+same bits as one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import collections
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+
+import numpy as np
+
+from edgeladder.core.errors import EdgeLadderError
+from edgeladder.core.trim import settle, trim_heap
+from edgeladder.jobs.schedule import learning_rate
+
+if TYPE_CHECKING:
+    from edgeladder.jobs.checkpoint import Checkpoints
+    from edgeladder.jobs.control import Control
+    from edgeladder.runtime.engine.protocol import Engine, StepInputs
+
+_CAREFUL_STEPS = 25  # steps with a checkpoint each, once memory was short
+_PROGRESS_SECONDS = 0.2
+_AVERAGE = "average/"
+_SMALLEST_CHUNK = 1
+
+
+class Batches(Protocol):
+    """Where a step's inputs come from; its position is part of the checkpoint."""
+
+    classes: int
+
+    def next(self) -> StepInputs:
+        """Inputs of the next step."""
+
+    def state(self) -> dict[str, Any]:
+        """The position and random state, as JSON values."""
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from a `state()`."""
+
+    def trim(self) -> None:
+        """Drop windows and caches that can be read again."""
+
+
+class Habit(Protocol):
+    """Something that is done between steps; its state is part of the checkpoint."""
+
+    name: str
+
+    def before(self, loop: TrainLoop) -> None:
+        """Before every step; before the same one again after a resume."""
+
+    def after(self, loop: TrainLoop) -> None:
+        """After every step."""
+
+    def finish(self, loop: TrainLoop) -> None:
+        """After the last step."""
+
+    def state(self) -> dict[str, Any]:
+        """As JSON values."""
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from a `state()`."""
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """Plain numbers from the resolved profile and the plan."""
+
+    steps: int
+    batch: int
+    learning_rate: float
+    warmup_steps: int
+    average: float = 0.0
+    chunk: int | None = None
+    checkpoint_steps: int = 50
+    checkpoint_seconds: float = 30.0
+    careful: bool = False  # a checkpoint every step from the start: the last worker was killed
+    restart_at: int | None = None  # the learning rate begins once more here (fine-tuning)
+
+
+@dataclass
+class LoopResult:
+    """What a call of `run` did."""
+
+    outcome: Literal["done", "restart", "stop"]
+    step: int
+    loss: float
+    step_ms_median: float
+    images_per_second: float
+    chunk: int | None
+
+
+class TrainLoop:
+    """Drives an engine from the checkpoint it finds to the last step."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        batches: Batches,
+        settings: LoopSettings,
+        checkpoints: Checkpoints,
+        record: Callable[[dict[str, Any]], None],
+        control: Control,
+        habits: Sequence[Habit] = (),
+    ):
+        self.engine = engine
+        self.batches = batches
+        self.settings = settings
+        self.checkpoints = checkpoints
+        self.record = record
+        self.control = control
+        self.habits = habits
+        self.step = 0
+        self.loss = math.nan
+        self.chunk = settings.chunk
+        self.average: dict[str, np.ndarray] | None = None
+        self._saved_step = -1
+        self._saved_at = time.monotonic()
+        self._told_at = 0.0
+        self._careful_until = settings.steps if settings.careful else 0
+        self._seconds: collections.deque[float] = collections.deque(maxlen=4096)
+
+    def resume(self) -> int | None:
+        """Continue from the newest whole checkpoint; its step, or None where there is none."""
+        self.checkpoints.clean()
+        found = self.checkpoints.latest()
+        if found is None:
+            return None
+        tensors, loop = found
+        names = [name for name in tensors if not name.startswith(_AVERAGE)]
+        # read one tensor at a time: a whole second copy of the state would not fit the plan
+        self.engine.load_state(cast("dict[str, np.ndarray]", tensors.part(names)))
+        averaged = [name for name in tensors if name.startswith(_AVERAGE)]
+        if averaged:
+            self.average = {name[len(_AVERAGE) :]: tensors[name] for name in averaged}
+        self.batches.load_state(loop["batches"])
+        self.step = self._saved_step = int(loop["step"])
+        self.loss = float(loop["loss"])
+        for habit in self.habits:
+            habit.load_state(loop["habits"][habit.name])
+        self.record({"kind": "resume", "step": self.step, "checkpoint": tensors.path.name})
+        return self.step
+
+    def run(self) -> LoopResult:
+        """Train until the last step or an order to leave; a checkpoint is written either way.
+
+        Raises:
+            EdgeLadderError: the loss or a gradient is no longer finite.
+            StorageError: the disk is full; the last checkpoint stands.
+        """
+        if self.settings.average and self.average is None:
+            self.average = self.engine.parameters()
+        outcome: Literal["done", "restart", "stop"] = "done"
+        while self.step < self.settings.steps:
+            leave = self._obey()
+            if leave:
+                outcome = leave
+                break
+            for habit in self.habits:
+                habit.before(self)
+            self._one_step()
+            if len(self._seconds) == 1:
+                settle()  # code that only the first step runs, e.g. to open the sessions
+            self._checkpoint_when_due()
+        if outcome == "done":
+            for habit in self.habits:
+                habit.finish(self)
+        self.checkpoint()
+        return self._result(outcome)
+
+    def apply_average(self) -> None:
+        """Put the averaged weights into the engine, where averaging is on (arXiv:1306.0543)."""
+        if self.average is not None:
+            self.engine.set_parameters(self.average)
+
+    def checkpoint(self) -> None:
+        """Write a checkpoint of this step unless it is already on disk."""
+        if self._saved_step == self.step:
+            return
+        tensors = dict(self.engine.state())
+        for name, array in (self.average or {}).items():
+            tensors[_AVERAGE + name] = array
+        loop = {
+            "batches": self.batches.state(),
+            "loss": self.loss,
+            "habits": {habit.name: habit.state() for habit in self.habits},
+        }
+        path = self.checkpoints.save(self.step, tensors, loop)
+        self._saved_step, self._saved_at = self.step, time.monotonic()
+        self.record({"kind": "checkpoint", "step": self.step, "file": path.name})
+        self.control.tell("checkpoint", step=self.step)
+
+    def _one_step(self) -> None:
+        settings = self.settings
+        rate = self.rate()
+        started = time.perf_counter()
+        inputs = self.batches.next()
+        result = self.engine.step(inputs, rate)
+        seconds = time.perf_counter() - started
+        if not (math.isfinite(result.loss) and math.isfinite(result.gradient_norm)):
+            raise EdgeLadderError(
+                f"training diverged: loss {result.loss}, gradient norm {result.gradient_norm}",
+                where=f"step {self.step}",
+                remedy="lower the rate, e.g. --set train.learning_rate="
+                f"{settings.learning_rate / 10:g}; the checkpoint before this step is kept",
+            )
+        self.step += 1
+        self.loss = float(result.loss)
+        self._seconds.append(seconds)
+        for habit in self.habits:
+            habit.after(self)
+        self._update_average()
+        self.record(
+            {
+                "kind": "step",
+                "step": self.step,
+                "loss": self.loss,
+                "gradient_norm": float(result.gradient_norm),
+                "learning_rate": rate,
+                "seconds": round(seconds, 6),
+            }
+        )
+        now = time.monotonic()
+        if now - self._told_at >= _PROGRESS_SECONDS or self.step == settings.steps:
+            self._told_at = now
+            self.tell()
+
+    def rate(self) -> float:
+        """The learning rate of the next step."""
+        settings = self.settings
+        first, last = settings.restart_at, settings.steps
+        if first is not None and self.step >= first:
+            return learning_rate(self.step - first, last - first, 0, settings.learning_rate)
+        stop = last if first is None else first
+        return learning_rate(self.step, stop, settings.warmup_steps, settings.learning_rate)
+
+    def tell(self, note: str = "") -> None:
+        """Tell the supervisor how far training is."""
+        steps, loss = self.settings.steps, self.loss
+        if math.isfinite(loss):
+            self.control.tell("progress", step=self.step, steps=steps, loss=loss, note=note)
+        else:
+            self.control.tell("progress", step=self.step, steps=steps, note=note)
+
+    def _update_average(self) -> None:
+        if self.average is None:
+            return
+        # the bias-free warm-up of TensorFlow's ExponentialMovingAverage(num_updates)
+        decay = np.float32(min(self.settings.average, (1 + self.step) / (10 + self.step)))
+        for name, value in self.engine.parameters().items():
+            mean = self.average[name]
+            mean += (np.float32(1) - decay) * (value - mean)
+
+    def _checkpoint_when_due(self) -> None:
+        settings = self.settings
+        if (
+            self.step < self._careful_until
+            or self.step % settings.checkpoint_steps == 0
+            or time.monotonic() - self._saved_at >= settings.checkpoint_seconds
+        ):
+            self.checkpoint()
+
+    def _obey(self) -> Literal["restart", "stop"] | None:
+        leave: Literal["restart", "stop"] | None = None
+        for order in self.control.take():
+            if order == "stop":
+                leave = "stop"
+            elif order == "restart":
+                leave = leave or "restart"
+            elif order == "trim":
+                self.batches.trim()
+                settle()
+            elif order == "checkpoint":
+                self._be_careful()
+            elif order == "halve":
+                self._be_careful()
+                self._halve()
+        return leave
+
+    def _be_careful(self) -> None:
+        self.checkpoint()
+        self._careful_until = self.step + _CAREFUL_STEPS
+
+    def _halve(self) -> None:
+        whole = self.chunk or max(self.settings.batch, self.batches.classes)
+        smaller = max(_SMALLEST_CHUNK, whole // 2)
+        if smaller == self.chunk:
+            return
+        self.engine.set_chunk(smaller)
+        self.chunk = smaller
+        self.batches.trim()
+        trim_heap()
+        self.record({"kind": "chunk", "step": self.step, "chunk": smaller})
+        self.control.tell("chunk", step=self.step, chunk=smaller)
+
+    def _result(self, outcome: Literal["done", "restart", "stop"]) -> LoopResult:
+        seconds = sorted(self._seconds)
+        median = seconds[len(seconds) // 2] if seconds else 0.0
+        return LoopResult(
+            outcome=outcome,
+            step=self.step,
+            loss=self.loss,
+            step_ms_median=round(1000 * median, 3),
+            images_per_second=round(self.settings.batch / median, 2) if median else 0.0,
+            chunk=self.chunk,
+        )

@@ -1,0 +1,165 @@
+"""What a process costs before it does any work: measured once per machine and remembered.
+
+The floor depends on the interpreter, numpy and onnxruntime builds, the C library and the page
+size, so it is measured rather than assumed: a fresh process imports what a worker imports, opens
+a one-node session, runs it and reads its own marks. The result is kept under the user's cache
+folder, keyed by versions, and measured again when one of them changes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from edgeladder.budget.baseline import MachineFloor
+from edgeladder.core.errors import EdgeLadderError
+
+_VERSION = 3  # of what is measured
+# y = Identity(x), opset 17: the smallest model that makes onnxruntime set itself up
+_IDENTITY = bytes.fromhex(
+    "08083a390a100a017812017922084964656e746974791201675a100a0178120b0a09080112050a0312016e"
+    "62100a0179120b0a09080112050a0312016e42040a001011"
+)
+_DISTRIBUTIONS = ("numpy", "onnxruntime", "onnxruntime-training-cpu", "onnxruntime-training")
+
+
+def machine_floor(folder: Path | None = None) -> MachineFloor:
+    """The floor of this machine, measured now if it was not before.
+
+    Args:
+        folder: where to remember it; default `$XDG_CACHE_HOME/edgeladder`.
+
+    Raises:
+        EdgeLadderError: the measuring process failed.
+    """
+    if folder is None:
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        folder = Path(base) / "edgeladder"
+    path = folder / "floor.json"
+    key = _key()
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    if isinstance(known, dict) and key in known:
+        try:
+            return MachineFloor(**known[key])
+        except TypeError:
+            pass  # written by another version
+    floor = measure_floor()
+    try:
+        from edgeladder.core.files import write_json
+
+        kept = known if isinstance(known, dict) else {}
+        write_json(path, {**kept, key: floor.to_dict()})
+    except (OSError, EdgeLadderError):
+        pass  # a read-only home: measured again next time
+    return floor
+
+
+def measure_floor() -> MachineFloor:
+    """Measure in fresh processes (about a second)."""
+    supervisor = _measured("supervisor")
+    worker = _measured("worker")
+    pictures = _measured("pictures")
+    training = _measured("training")
+    return MachineFloor(
+        supervisor_bytes=supervisor["private"],
+        worker_bytes=worker["high_water"],
+        settled_bytes=worker["settled"],
+        pictures_bytes=max(0, pictures["high_water"] - worker["high_water"]),
+        training_bytes=max(0, training["high_water"] - worker["high_water"]),
+        file_bytes=worker["file"],
+        data_slack_bytes=worker["data"] - (worker["resident"] - worker["file"]),
+    )
+
+
+def _key() -> str:
+    import platform
+    from importlib import metadata
+
+    parts = [f"floor {_VERSION}", platform.machine(), platform.python_version(), sys.prefix]
+    parts += list(platform.libc_ver())
+    for name in _DISTRIBUTIONS:
+        try:
+            parts.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return "; ".join(parts)
+
+
+def _measured(kind: str) -> dict[str, int]:
+    import subprocess
+
+    package = str(Path(__file__).resolve().parents[2])
+    environment = {**os.environ, "MALLOC_ARENA_MAX": "2"}
+    path = [package, *environment.get("PYTHONPATH", "").split(os.pathsep)]
+    environment["PYTHONPATH"] = os.pathsep.join(part for part in path if part)
+    done = subprocess.run(
+        [sys.executable, "-m", "edgeladder.jobs.machine_baseline", kind],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    if done.returncode:
+        raise EdgeLadderError(
+            f"cannot measure the memory floor: {done.stderr.strip().splitlines()[-1:]}",
+            where=f"python -m edgeladder.jobs.machine_baseline {kind}",
+            remedy="run `edgeladder doctor`",
+        )
+    values: dict[str, int] = json.loads(done.stdout)
+    return values
+
+
+def _become(kind: str) -> Any:
+    """Load what a process of this kind loads; what is returned stays alive while measuring."""
+    if kind == "supervisor":
+        from edgeladder.jobs import supervisor
+
+        return supervisor
+    import numpy as np
+    import onnxruntime
+
+    from edgeladder.jobs import evaluate_phase, train_phase, worker
+
+    options = onnxruntime.SessionOptions()
+    options.enable_cpu_mem_arena = False
+    session = onnxruntime.InferenceSession(_IDENTITY, options, ["CPUExecutionProvider"])
+    session.run(None, {"x": np.zeros(1, np.float32)})
+    kept: list[Any] = [train_phase, evaluate_phase, worker, session]
+    if kind == "pictures":
+        kept.append(importlib.import_module("edgeladder.jobs.precompute_phase"))
+    if kind == "training":
+        from edgeladder.runtime import engine
+
+        if "ort-training" in engine.installed_engines():
+            kept.append(importlib.import_module("edgeladder.runtime.engine.training_build"))
+    return kept
+
+
+def main() -> None:
+    """Entry point of the measuring process: prints JSON."""
+    kept = _become(sys.argv[1])
+    from edgeladder.budget import meter
+    from edgeladder.core.trim import settle
+
+    pid = os.getpid()
+    values = {
+        "private": meter.private(pid),
+        "resident": meter.resident(pid),
+        "high_water": meter.high_water(pid) or meter.resident(pid),
+        "file": meter.file_bytes(pid),
+        "data": meter.data_bytes(pid),
+    }
+    settle()
+    values["settled"] = meter.resident(pid)
+    print(json.dumps(values))
+    del kept
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""The precompute worker: pictures and class names through the frozen towers into the cache."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from edgeladder.core.plain import PlainBundle
+from edgeladder.core.trim import trim_heap
+from edgeladder.jobs.run_directory import RunDirectory
+from edgeladder.runtime.pictures.dataset import open_data, split
+from edgeladder.runtime.towers.fill_cache import PrecomputeSizes, precompute
+from edgeladder.runtime.towers.runner import TowerSizes
+
+if TYPE_CHECKING:
+    from edgeladder.core.bundle import Bundle
+    from edgeladder.jobs.control import Control
+
+_TELL_SECONDS = 0.2
+
+
+class _LeaveError(Exception):
+    """An order to leave: raised out of the work, which keeps every group before this one."""
+
+
+def fill(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]]:
+    """Compute what the cache lacks; writes the run's selection of samples.
+
+    Args:
+        values: what the plan worker prepared, and `sizes`: whole, batch, group, text_batch.
+    """
+    request, sizes = values["request"], values["sizes"]
+    bundle = cast("Bundle", PlainBundle(request["bundle"]))
+    dataset = open_data(request["data"])
+    train, test = split(dataset, request["shots"], values["seed"])
+    leave: list[str] = []
+    told_at = 0.0
+
+    def obey() -> None:
+        for order in control.take():
+            if order in ("stop", "restart"):
+                leave.append(order)
+            elif order == "trim":
+                trim_heap()
+        if leave:
+            raise _LeaveError
+
+    def progress(done: int, total: int, note: str) -> None:
+        nonlocal told_at
+        now = time.monotonic()
+        if now - told_at >= _TELL_SECONDS or done == total:
+            told_at = now
+            control.tell("progress", step=done, steps=total, note=note)
+        obey()
+
+    try:
+        result = precompute(
+            bundle,
+            dataset,
+            request["cache"],
+            train=train,
+            test=test,
+            views=request["views"] or 0,
+            dtype=request["cache_dtype"],
+            sizes=tower_sizes(sizes, values["threads"]),
+            progress=progress,
+            on_group=obey,
+        )
+    except _LeaveError:
+        return ("stop" if "stop" in leave else "restart"), {}
+    if request["run"]:
+        run = RunDirectory(Path(request["run"]))
+        result.selection.save(run.selection)
+    values = result.to_dict()
+    values["skipped_inputs"] = values.pop("skipped")
+    return "done", values
+
+
+def tower_sizes(sizes: dict[str, Any], threads: int) -> PrecomputeSizes:
+    """The plan's choice as precompute takes it; what is not said keeps its default."""
+    default = PrecomputeSizes()
+    whole = bool(sizes.get("whole"))
+    return PrecomputeSizes(
+        image=TowerSizes(
+            group=sizes.get("group") or default.image.group,
+            batch=sizes.get("batch") or default.image.batch,
+            threads=threads,
+            whole=whole,
+        ),
+        text=TowerSizes(
+            group=sizes.get("text_group") or default.text.group,
+            batch=sizes.get("text_batch") or sizes.get("batch") or default.text.batch,
+            threads=threads,
+            whole=bool(sizes.get("text_whole", whole)),
+        ),
+        max_pixels=sizes.get("max_pixels") or default.max_pixels,
+    )

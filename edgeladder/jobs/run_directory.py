@@ -1,0 +1,124 @@
+"""The run directory (contract 6): every file of a run, and who may write there.
+
+config.yaml          the resolved configuration
+plan.json            predicted peak per phase and the sizes chosen
+environment.json     machine, versions, bundle, fence
+metrics.jsonl        one line per step and per event, only ever appended to
+checkpoints/         two generations
+adapter.safetensors  the trained parameters, adapter.json says of what
+result.json          what `train --json` printed
+selection.safetensors  which cached pictures train and which test
+worker.log           what the workers wrote to stderr
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from edgeladder.core.errors import ConfigError
+from edgeladder.core.files import storage_errors
+
+METRICS = "metrics.jsonl"
+
+
+class MetricsLog:
+    """Appends whole lines, so that several processes can write and followers can read by offset."""
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        with storage_errors(self.path):
+            self._descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+            size = os.fstat(self._descriptor).st_size
+            if size and os.pread(self._descriptor, 1, size - 1) != b"\n":
+                os.write(self._descriptor, b"\n")  # a power cut left half a line
+
+    def __call__(self, values: dict[str, Any]) -> None:
+        """Append one record, stamped with the time.
+
+        Raises:
+            StorageError: the disk is full.
+        """
+        line = json.dumps({"time": round(time.time(), 3), **values}) + "\n"
+        with storage_errors(self.path):
+            os.write(self._descriptor, line.encode())
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
+
+
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """Records of a metrics file; half a line from a power cut is passed over."""
+    with open(path, encoding="utf-8", errors="replace") as stream:
+        for line in stream:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict):
+                yield record
+
+
+class RunDirectory:
+    """Paths of a run."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.config = self.folder / "config.yaml"
+        self.plan = self.folder / "plan.json"
+        self.environment = self.folder / "environment.json"
+        self.metrics = self.folder / METRICS
+        self.checkpoints = self.folder / "checkpoints"
+        self.adapter = self.folder / "adapter.safetensors"
+        self.adapter_record = self.folder / "adapter.json"
+        self.selection = self.folder / "selection.safetensors"
+        self.result = self.folder / "result.json"
+        self.log = self.folder / "worker.log"
+        self._lock: int | None = None
+
+    def lock(self) -> None:
+        """Take the run for this process.
+
+        Raises:
+            ConfigError: another process is training in it.
+            StorageError: the folder cannot be made.
+        """
+        with storage_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            self._lock = None
+            raise ConfigError(
+                "another process is training in this run directory",
+                where=str(self.folder),
+                remedy="wait for it, stop it, or choose another folder with --run",
+            ) from None
+
+    def unlock(self) -> None:
+        """Let others have the run."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def started(self) -> bool:
+        """Whether a run was configured here before."""
+        return self.config.is_file()
+
+
+def new_run_folder(parent: Path) -> Path:
+    """A folder name below `parent` that is not taken: the time, and a number if need be."""
+    stem = time.strftime("%Y%m%d-%H%M%S")
+    for number in range(1000):
+        folder = parent / (stem if not number else f"{stem}-{number}")
+        if not folder.exists():
+            return folder
+    raise ConfigError("a thousand runs began this second", where=str(parent), remedy="use --run")

@@ -1,0 +1,359 @@
+"""The process that stays: it starts each phase's worker, watches the tree, and keeps the promise.
+
+It imports no numpy, no onnxruntime and no pydantic, because it counts inside the budget. Phases
+run one after the other in processes of their own, so that what one held is gone before the next:
+
+    plan        validate, open the data, predict, choose sizes, write the run's configuration
+    precompute  pictures and class names through the frozen backbone into the cache
+    train       the ladder, from the cache
+    evaluate    zero-shot and tuned accuracy on the held-out pictures
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from edgeladder.budget import meter
+from edgeladder.budget.limits import Fence, open_fence
+from edgeladder.core import errors
+from edgeladder.core.errors import BudgetError, EdgeLadderError, Interrupted
+from edgeladder.core.request import TrainRequest
+from edgeladder.jobs.attempt import Attempt
+from edgeladder.jobs.run_directory import MetricsLog, RunDirectory, new_run_folder
+
+Progress = Callable[..., None]  # (phase, done, total, note)
+
+_MARGIN_SHARE = 0.02  # of the budget kept from the workers: the supervisor's own growth
+
+
+def train(request: TrainRequest, progress: Progress | None = None) -> dict[str, Any]:
+    """Plan, precompute what is missing, train, evaluate; the `train` JSON of the design.
+
+    Raises:
+        ConfigError, DataError, IntegrityError: before anything heavy starts.
+        BudgetError: the plan does not fit, or memory ran out again and again.
+        Interrupted: SIGINT or SIGTERM came; a checkpoint was written.
+        StorageError: the disk is full; checkpoints and cache so far are kept.
+    """
+    with Supervisor(request, progress) as supervisor:
+        return supervisor.train()
+
+
+def precompute(request: TrainRequest, progress: Progress | None = None) -> dict[str, Any]:
+    """Plan, then fill the cache; `new`, `reused`, `skipped_inputs`, `seconds` and `memory`."""
+    with Supervisor(request, progress, keep_run=False) as supervisor:
+        return supervisor.precompute()
+
+
+def plan(request: TrainRequest) -> dict[str, Any]:
+    """What `train` would do: the `plan` JSON of the design. Never a BudgetError."""
+    with Supervisor(request, None, keep_run=False) as supervisor:
+        return supervisor.plan()
+
+
+def become(
+    request: TrainRequest,
+    *,
+    command: str = "train",
+    as_json: bool = False,
+    then: Sequence[str] = (),
+) -> NoReturn:
+    """Replace this process by a bare supervisor, so that a large caller does not count.
+
+    The new process prints the result and exits with the design's codes.
+
+    Args:
+        request: what to do.
+        command: train or precompute.
+        as_json: whether errors and the result are printed as JSON.
+        then: arguments of a Python process that takes over after a training that succeeded, in
+            place of printing; the run's folder is added to them.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    environment = dict(os.environ)
+    package = str(Path(__file__).resolve().parents[2])
+    path = [package, *environment.get("PYTHONPATH", "").split(os.pathsep)]
+    environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(part for part in path if part))
+    told = {"command": command, "json": as_json, "request": request.to_dict(), "then": list(then)}
+    values = json.dumps(told)
+    arguments = [sys.executable, "-m", "edgeladder.jobs", values]
+    os.execve(sys.executable, arguments, environment)
+
+
+class Supervisor:
+    """Runs phases for one request; holds the run's lock, its log and the signal handlers."""
+
+    def __init__(self, request: TrainRequest, progress: Progress | None, *, keep_run: bool = True):
+        self.request = request
+        self.progress = progress or (lambda *event: None)
+        self.run: RunDirectory | None = None
+        if keep_run:
+            if request.resume and not request.run:
+                raise errors.ConfigError("nothing to resume", remedy="name the run: --resume RUN")
+            folder = Path(request.run) if request.run else new_run_folder(Path("runs"))
+            request.run = str(folder)
+            self.run = RunDirectory(folder)
+        self.budget_bytes = request.budget_bytes or 0
+        self.metrics: MetricsLog | None = None
+        self.measured: dict[str, int] = {}
+        self.layer: str | None = None
+        self.actions: list[dict[str, Any]] = []
+        self.interrupted = False
+        self._handlers: dict[int, Any] = {}
+        self.gpu_before = meter.gpu_bytes()
+
+    def __enter__(self) -> Supervisor:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # only the main thread may set handlers; elsewhere signals are the caller's affair
+            with contextlib.suppress(ValueError):
+                self._handlers[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if self.metrics is not None:
+            self.metrics.close()
+        if self.run is not None:
+            self.run.unlock()
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self.interrupted = True
+
+    # -- commands ---------------------------------------------------------------------------
+
+    def train(self) -> dict[str, Any]:
+        """All phases of a run."""
+        assert self.run is not None
+        fresh = not self.run.folder.exists()
+        if self.request.resume and not self.run.started():
+            raise errors.ConfigError(
+                "no run to resume here",
+                where=str(self.run.folder),
+                remedy="name the folder of a run, or leave --resume out to start one",
+            )
+        if not self.request.resume and self.run.started():
+            raise errors.ConfigError(
+                "this folder holds a run already",
+                where=str(self.run.folder),
+                remedy=f"continue it with --resume {self.run.folder}, or choose another --run",
+            )
+        self.run.lock()
+        try:
+            prepared = self.phase("plan", {"request": self._told_request()})
+        except EdgeLadderError:
+            if fresh:
+                self._forget_run()
+            raise
+        self._adopt(prepared)
+        self.metrics = MetricsLog(self.run.metrics)
+        self.record({"kind": "start", "budget_bytes": self.budget_bytes, "plan": prepared["plan"]})
+        filled = self.phase("precompute", {**prepared})
+        trained = self.phase("train", {**prepared})
+        evaluated = self.phase("evaluate", {**prepared})
+        result = {
+            "run": str(self.run.folder),
+            "engine": trained["engine"],
+            "steps": trained["steps"],
+            "seed": prepared["seed"],
+            "counts": prepared["counts"],  # pictures and classes; fleets weigh adapters by them
+            "accuracy": evaluated["accuracy"],
+            "memory": self.memory(prepared["plan"]),
+            "throughput": {
+                "precompute_images_per_second": filled["images_per_second"],
+                "train_images_per_second": trained["images_per_second"],
+                "step_ms_median": trained["step_ms_median"],
+            },
+            "resumed_from": trained["resumed_from"],
+            "skipped_inputs": filled["skipped_inputs"],
+            "loss": trained["loss"],
+            "head": evaluated["head"],  # its kind and both weights; None: no head
+            "prompts": trained["prompts"],  # how they are stored; None: as they are
+            "cache": {key: filled[key] for key in ("new", "reused")},
+            "seconds": {
+                "precompute": filled["seconds"],
+                "train": trained["seconds"],
+                "evaluate": evaluated["seconds"],
+            },
+        }
+        self.record({"kind": "result", **result})
+        self.run.result.with_name(".result.json.new").write_text(json.dumps(result, indent=2))
+        os.replace(self.run.result.with_name(".result.json.new"), self.run.result)
+        return result
+
+    def plan(self) -> dict[str, Any]:
+        """Plan only."""
+        prepared = self.phase("plan", {"request": self._told_request(), "only_plan": True})
+        return dict(prepared["plan"])
+
+    def precompute(self) -> dict[str, Any]:
+        """Plan and precompute only."""
+        told = {"request": self._told_request(), "only_precompute": True}
+        prepared = self.phase("plan", told)
+        self._adopt(prepared)
+        filled = self.phase("precompute", {**prepared})
+        filled["memory"] = self.memory(prepared["plan"])
+        return filled
+
+    def memory(self, plan_values: dict[str, Any]) -> dict[str, Any]:
+        """The `memory` object: planned against measured peak per phase, and which fence held."""
+        phases = {}
+        for name in ("precompute", "train", "evaluate"):
+            if name in self.measured:
+                phases[name] = {
+                    "planned_peak_bytes": plan_values["phases"][name]["planned_peak_bytes"],
+                    "measured_peak_bytes": self.measured[name],
+                }
+        return {
+            "budget_bytes": self.budget_bytes,
+            "enforcement": self.layer,
+            "phases": phases,
+            "actions": self.actions,
+        }
+
+    def record(self, values: dict[str, Any]) -> None:
+        """Append to metrics.jsonl, where the run has one."""
+        if self.metrics is not None:
+            self.metrics(values)
+
+    def _told_request(self) -> dict[str, Any]:
+        self.request.floor = self.phase("floor", {})
+        own = meter.private(os.getpid())
+        bare = self.request.floor["supervisor_bytes"] if self.request.bare else own
+        self.request.supervisor_bytes = min(own, bare)
+        return self.request.to_dict()
+
+    def _adopt(self, prepared: dict[str, Any]) -> None:
+        self.budget_bytes = prepared["budget_bytes"]
+        self.request = TrainRequest.from_dict(prepared["request"])
+
+    def _forget_run(self) -> None:
+        """A request that was refused leaves no folder behind."""
+        assert self.run is not None
+        self.run.unlock()
+        with contextlib.suppress(OSError):
+            for name in (".lock", "worker.log"):
+                (self.run.folder / name).unlink(missing_ok=True)
+            self.run.folder.rmdir()
+
+    def enforced_bytes(self, phase: str) -> int:
+        """The budget a phase runs under; 0 while it is being settled.
+
+        A budget too small even to plan in must still be refused by name, and what planning needs
+        is part of the smallest budget that fits.
+        """
+        return 0 if phase in ("floor", "plan") else self.budget_bytes
+
+    # -- one phase --------------------------------------------------------------------------
+
+    def phase(self, name: str, values: dict[str, Any]) -> dict[str, Any]:
+        """Run a phase's worker to its end, starting it again with less when memory runs out.
+
+        Raises:
+            EdgeLadderError: what the worker raised; BudgetError after the last restart.
+        """
+        planned = values.get("plan", {}).get("phases", {}).get(name, {})
+        sizes = {key: planned[key] for key in PHASE_SIZES.get(name, ()) if key in planned}
+        causes: list[str] = []
+        self.progress(name, 0, None, "")
+        while True:
+            with self._fence(name, values) as fence:
+                attempt = Attempt(self, name, {**values, "sizes": sizes}, fence)
+                outcome, result = attempt.run(planned.get("planned_peak_bytes", 0))
+            if outcome == "done":
+                return result
+            if outcome == "stop":
+                raise Interrupted(
+                    f"stopped during {name}; all work so far is saved",
+                    where=self.request.run,
+                    remedy=f"continue with --resume {self.request.run}"
+                    if self.run is not None
+                    else "run the same command again",
+                )
+            causes.append(attempt.cause)
+            sizes = _smaller(name, {**sizes, **attempt.sizes}, values)
+            self.record(
+                {
+                    "kind": "restart",
+                    "phase": name,
+                    "cause": attempt.cause,
+                    "attempt": len(causes),
+                    "last_step": attempt.last_step,
+                    "checkpoint_step": attempt.checkpoint_step,
+                    "sizes": sizes,
+                }
+            )
+            if len(causes) > self.request.restarts:
+                raise self._gave_up(name, causes, attempt)
+
+    def _gave_up(self, name: str, causes: list[str], attempt: Attempt) -> BudgetError:
+        peak = self.measured.get(name, 0)
+        return BudgetError(
+            f"{name} ran out of memory {len(causes)} times within a budget of "
+            f"{self.budget_bytes / 1e6:.0f} MB ({'; '.join(dict.fromkeys(causes))}); "
+            f"it reached {peak / 1e6:.0f} MB, the last checkpoint is of step "
+            f"{attempt.checkpoint_step}, the last step was {attempt.last_step}",
+            where=self.request.run,
+            remedy=f"--budget {max(peak, self.budget_bytes) * 1.2 / 1e6:.0f}MB"
+            + (f" with --resume {self.request.run}" if self.run is not None else ""),
+        )
+
+    @contextlib.contextmanager
+    def _fence(self, name: str, values: dict[str, Any]) -> Iterator[Fence]:
+        if not self.enforced_bytes(name):
+            yield Fence("none")
+            return
+        floor = values.get("plan", {}).get("floor", {})
+        limit = self.budget_bytes - meter.private(os.getpid())
+        limit -= int(_MARGIN_SHARE * self.budget_bytes)
+        # library pages that others read first are charged to others, yet count as resident here
+        limit -= floor.get("file_bytes", 0)
+        fence = open_fence(
+            self.request.fence,
+            max(limit, 1 << 20),
+            data_slack_bytes=floor.get("data_slack_bytes", 96 << 20),
+        )
+        self.layer = fence.layer
+        try:
+            yield fence
+        finally:
+            fence.close()
+
+
+PHASE_SIZES = {
+    "precompute": ("whole", "batch", "group", "max_pixels"),
+    "train": ("mode", "chunk", "class_chunk", "batch", "arena", "keep_bytes", "hold_bytes"),
+    "evaluate": ("chunk", "head_pictures"),
+}
+
+
+def _smaller(phase: str, sizes: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Sizes for the next attempt after memory ran out."""
+    smaller = dict(sizes)
+    if phase == "precompute":
+        if smaller.get("whole"):
+            smaller["whole"] = False
+        else:
+            smaller["batch"] = max(1, smaller.get("batch", 2) // 2)
+            smaller["group"] = max(smaller["batch"], smaller.get("group", 2) // 2)
+    elif phase == "train":
+        whole = max(smaller.get("batch") or 1, values.get("plan", {}).get("classes", 1))
+        smaller["chunk"] = max(1, (smaller.get("chunk") or whole) // 2)
+        smaller |= {"mode": "chunked", "arena": False, "keep_bytes": 0}
+        # no more classes than pictures at a time, and nothing held: less than was planned for
+        smaller |= {"class_chunk": None, "hold_bytes": 0}
+        smaller["careful"] = True
+    elif phase == "evaluate":
+        smaller["chunk"] = max(1, (smaller.get("chunk") or 64) // 2)
+        fewer, classes = (smaller.get("head_pictures") or 0) // 2, values["plan"]["classes"]
+        if fewer >= 2 * classes and values["profile"]["head"]["kind"] != "gda":
+            smaller["head_pictures"] = fewer
+    return smaller

@@ -1,0 +1,1 @@
+"""Cached activations, and what a training step reads of them."""

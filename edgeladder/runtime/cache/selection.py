@@ -1,0 +1,77 @@
+"""Which cached samples a run uses: what precompute hands to train and evaluate.
+
+Keys, not places: a selection stays valid when the cache grows. Small enough to be loaded whole,
+16 bytes a picture and view; the pictures are never read again.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from edgeladder.core.errors import IntegrityError
+from edgeladder.core.files import replacing
+from edgeladder.runtime.cache.layout import KEY_BYTES, TapDtype
+
+_TENSORS = ("train_keys", "train_labels", "test_keys", "test_labels", "text_keys")
+_TEXTS = ("classes", "class_names", "templates", "dtype", "skipped", "aliases")
+
+
+@dataclass
+class Selection:
+    """Cache keys and labels of the samples of a run; keys are (.., KEY_BYTES) uint8."""
+
+    train_keys: np.ndarray  # (views + 1, n, KEY_BYTES); view 0 is the evaluation view
+    train_labels: np.ndarray  # (n,) int32
+    test_keys: np.ndarray  # (m, KEY_BYTES)
+    test_labels: np.ndarray  # (m,) int32
+    text_keys: np.ndarray  # (C, KEY_BYTES), one per class
+    classes: list[str]  # folder names, in the order of labels
+    class_names: list[str]  # readable
+    templates: list[str]
+    dtype: TapDtype = "fp16"  # of the stores the keys are found in
+    skipped: list[dict[str, str]] = field(default_factory=list)  # path and reason
+    aliases: list[list[str]] = field(default_factory=list)  # further names per class, if any
+
+    @property
+    def views(self) -> int:
+        """Augmented views per training picture."""
+        return len(self.train_keys) - 1
+
+    def save(self, path: Path) -> None:
+        """Write atomically. Raises StorageError."""
+        from safetensors.numpy import save_file
+
+        texts = {name: json.dumps(getattr(self, name)) for name in _TEXTS}
+        tensors = {name: np.ascontiguousarray(getattr(self, name)) for name in _TENSORS}
+        with replacing(Path(path)) as temporary:
+            save_file(tensors, str(temporary), metadata=texts)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Selection:
+        """Read what `save` wrote.
+
+        Raises:
+            IntegrityError: missing, or not a selection.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), framework="numpy") as stored:
+                texts = {name: json.loads(stored.metadata()[name]) for name in _TEXTS}
+                tensors = {name: stored.get_tensor(name) for name in _TENSORS}
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise IntegrityError(
+                f"cannot read the run's selection of pictures: {error}",
+                where=str(path),
+                remedy="start the run again with `edgeladder train`; the cache is reused",
+            ) from error
+        return cls(**tensors, **texts)
+
+
+def stack_keys(keys: list[bytes]) -> np.ndarray:
+    """(n, KEY_BYTES) uint8."""
+    return np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES)

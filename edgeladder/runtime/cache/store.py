@@ -1,0 +1,399 @@
+"""The activation cache: each picture and view, and each class's prompts, computed once.
+
+    cache/image-<digest>-fp16/00000000.safetensors ..   shards
+                              index.safetensors         keys and places of all samples in them
+    cache/work-<pid>/                                   hidden states of a running precompute
+
+Samples are found by content: the hash of the picture's bytes and the view, in a store named after
+the tower, its cut and its preprocessing. A shard is whole or absent and carries its own keys, so
+the index can always be made again; a kill at any moment loses at most what was not yet flushed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgeladder.core.errors import ConfigError, StorageError
+from edgeladder.core.files import replacing, storage_errors
+from edgeladder.runtime.cache.layout import (
+    KEY_BYTES,
+    KEYS,
+    Layout,
+    Side,
+    TapDtype,
+    TapField,
+    from_int8,
+)
+from edgeladder.runtime.cache.shards import ROW_BITS, SUFFIX, ShardReader, shard_count, write_shard
+from edgeladder.runtime.float16 import HalfBlock
+
+if TYPE_CHECKING:
+    from edgeladder.core.bundle import Bundle, TapGroup
+
+SHARD_BYTES = 4 << 20  # held in memory until written; a power cut costs at most this
+INDEX = "index" + SUFFIX
+_LOCK = ".lock"
+_MERGE_SAMPLES = 4096
+_BLOCK_BYTES = 256 << 10  # of stored taps converted at a time: stays in a small core's cache
+
+
+def sample_key(content_digest: bytes, view: int = 0, version: str = "") -> bytes:
+    """A sample's key from the SHA-256 of its content, and the view with the version of the
+    augmentation that made it."""
+    if view:
+        content_digest += f"{view}/{version}".encode()
+    return hashlib.sha256(content_digest).digest()[:KEY_BYTES]
+
+
+class ActivationCache:
+    """One store: samples of one side of one backbone."""
+
+    def __init__(self, folder: Path, layout: Layout, *, writable: bool, shard_bytes: int):
+        self.folder = folder
+        self.layout = layout
+        self.reader = ShardReader(folder, layout)
+        self.shard_bytes = shard_bytes
+        self._writable = writable
+        self._pending: dict[str, list[np.ndarray]] = {}
+        self._pending_keys: dict[bytes, None] = {}
+        self._recent: dict[bytes, int] = {}  # flushed, not yet in the sorted arrays
+        self._lock_descriptor: int | None = None
+        self._blocks: dict[str, HalfBlock] = {}  # by field: where taps are converted
+        if writable:
+            self._lock()
+            self._sweep()
+        self._load_index()
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | Path,
+        bundle: Bundle,
+        side: Side,
+        dtype: TapDtype = "fp16",
+        *,
+        writable: bool = False,
+        shard_bytes: int = SHARD_BYTES,
+    ) -> ActivationCache:
+        """Open the store of a bundle's tower below a cache folder, made if `writable`.
+
+        Raises:
+            ConfigError: another process is writing to it.
+            StorageError: the folder cannot be made.
+        """
+        layout = Layout(bundle, side, dtype)
+        store = Path(folder) / layout.name
+        if writable:
+            with storage_errors(store):
+                store.mkdir(parents=True, exist_ok=True)
+        return cls(store, layout, writable=writable, shard_bytes=shard_bytes)
+
+    def _lock(self) -> None:
+        with storage_errors(self.folder):
+            self._lock_descriptor = os.open(
+                self.folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644
+            )
+        try:
+            fcntl.flock(self._lock_descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock_descriptor)
+            self._lock_descriptor = None
+            raise ConfigError(
+                "another process is writing to this cache",
+                where=str(self.folder),
+                remedy="wait for it to end, or choose another folder with --cache",
+            ) from None
+
+    def _sweep(self) -> None:
+        """Remove what a killed writer left behind."""
+        for path in self.folder.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
+
+    # ---- index
+
+    def _load_index(self) -> None:
+        """Keys and locations, sorted by key, from the index and from shards it does not know."""
+        counts = self._shards()
+        keys, locations = self._read_index()
+        shards, rows = locations >> ROW_BITS, locations & ((1 << ROW_BITS) - 1)
+        known = np.unique(shards)
+        # a shard counts as indexed only with all its rows, at the size it has now
+        indexed = [
+            shard
+            for shard in known.tolist()
+            if counts.get(shard) == int(np.count_nonzero(shards == shard))
+        ]
+        keep = np.isin(shards, indexed) & (rows >= 0)
+        found_keys, found_locations = [keys[keep]], [locations[keep]]
+        for shard in sorted(set(counts) - set(indexed)):
+            shard_keys = self.reader.keys(shard)
+            found_keys.append(shard_keys)
+            found_locations.append((shard << ROW_BITS) + np.arange(len(shard_keys)))
+        self._next_shard = max(counts, default=-1) + 1
+        self._set_index(np.concatenate(found_keys), np.concatenate(found_locations))
+        self._stale = len(indexed) != len(counts) or len(known) != len(counts)
+
+    def _shards(self) -> dict[int, int]:
+        """Sample count of every whole shard by its number."""
+        counts: dict[int, int] = {}
+        if not self.folder.is_dir():
+            return counts
+        for entry in os.scandir(self.folder):
+            stem = entry.name.removesuffix(SUFFIX)
+            if stem.isdigit() and entry.name != stem:
+                count = shard_count(self.layout, entry.stat().st_size)
+                if count is not None:
+                    counts[int(stem)] = count
+                elif self._writable:  # only a damaged disk leaves a shard like this
+                    os.unlink(entry.path)
+        return counts
+
+    def _read_index(self) -> tuple[np.ndarray, np.ndarray]:
+        nothing = np.empty((0, KEY_BYTES), np.uint8), np.empty(0, np.int64)
+        try:
+            content = (self.folder / INDEX).read_bytes()
+        except OSError:
+            return nothing
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        try:
+            tensors = load(content)
+            keys, locations = tensors["keys"], tensors["locations"]
+        except (SafetensorError, KeyError, ValueError):
+            return nothing
+        if keys.shape != (len(locations), KEY_BYTES) or locations.dtype != np.int64:
+            return nothing
+        return keys, locations
+
+    def _set_index(self, keys: np.ndarray, locations: np.ndarray) -> None:
+        heads = np.ascontiguousarray(keys).view(np.dtype(">u8")).reshape(-1, KEY_BYTES // 8)
+        order = np.lexsort((locations, heads[:, 1], heads[:, 0]))
+        self._keys = np.ascontiguousarray(keys[order])  # (n, KEY_BYTES) uint8, sorted
+        self._heads = heads[order, 0].astype(np.uint64)  # their first halves, for the search
+        self._locations = locations[order]
+
+    def find(self, keys: np.ndarray) -> np.ndarray:
+        """Locations (n,) int64 of keys (n, KEY_BYTES) uint8; -1 where none is written yet."""
+        self._merge()
+        return self._search(keys)
+
+    def _search(self, keys: np.ndarray) -> np.ndarray:
+        keys = np.ascontiguousarray(keys, np.uint8).reshape(-1, KEY_BYTES)
+        found = np.full(len(keys), -1, np.int64)
+        if not len(self._keys) or not len(keys):
+            return found
+        heads = keys.view(np.dtype(">u8"))[:, 0].astype(np.uint64)
+        at = np.searchsorted(self._heads, heads)
+        pending = np.arange(len(keys))
+        while len(pending):  # one round, unless first halves clash
+            inside = pending[at[pending] < len(self._keys)]
+            inside = inside[self._heads[at[inside]] == heads[inside]]
+            same = (self._keys[at[inside]] == keys[inside]).all(axis=1)
+            found[inside[same]] = self._locations[at[inside[same]]]
+            pending = inside[~same]
+            at[pending] += 1
+        return found
+
+    def __contains__(self, key: bytes) -> bool:
+        if key in self._pending_keys or key in self._recent:
+            return True
+        return bool(self._search(np.frombuffer(key, np.uint8))[0] >= 0)
+
+    def __len__(self) -> int:
+        return self.flushed_count + len(self._pending_keys)
+
+    @property
+    def flushed_count(self) -> int:
+        """Samples on disk, that a power cut cannot take."""
+        return len(self._keys) + len(self._recent)
+
+    def forget_index(self) -> None:
+        """Free the keys; locations already found stay valid. For a trainer that counts bytes."""
+        self._recent = {}
+        self._set_index(np.empty((0, KEY_BYTES), np.uint8), np.empty(0, np.int64))
+
+    # ---- writing
+
+    def put(self, keys: list[bytes], outputs: dict[str, np.ndarray]) -> None:
+        """Add samples from a tower's outputs by name, (n, ..) each; full shards are written.
+
+        Raises:
+            StorageError: the disk is full; shards written before stand.
+        """
+        if not self._writable:
+            raise StorageError("the cache was opened for reading", where=str(self.folder))
+        places = {key: index for index, key in enumerate(keys) if key not in self}
+        fresh = sorted(places.values())
+        if not fresh:
+            return
+        stored = self.layout.pack({name: array[fresh] for name, array in outputs.items()})
+        joined = np.frombuffer(b"".join(keys[index] for index in fresh), np.uint8)
+        stored[KEYS] = joined.reshape(-1, KEY_BYTES)
+        room = max(1, self.shard_bytes // self.layout.sample_bytes)
+        start = 0
+        while start < len(fresh):
+            stop = min(len(fresh), start + room - len(self._pending_keys))
+            for name, array in stored.items():
+                self._pending.setdefault(name, []).append(array[start:stop])
+            self._pending_keys.update(dict.fromkeys(keys[index] for index in fresh[start:stop]))
+            if len(self._pending_keys) == room:
+                self.flush()
+            start = stop
+
+    def flush(self) -> None:
+        """Write what is pending as one shard; after this it survives a power cut.
+
+        Raises:
+            StorageError: the disk is full; shards written before stand.
+        """
+        count = len(self._pending_keys)
+        if not count:
+            return
+        write_shard(self.folder, self._next_shard, self.layout, self._pending, count)
+        for row, key in enumerate(np.concatenate(self._pending[KEYS])):
+            self._recent[key.tobytes()] = (self._next_shard << ROW_BITS) + row
+        self._next_shard += 1
+        self._pending, self._pending_keys, self._stale = {}, {}, True
+        if len(self._recent) >= _MERGE_SAMPLES:
+            self._merge()
+
+    def _merge(self) -> None:
+        """Move the keys of recent flushes into the sorted arrays."""
+        if not self._recent:
+            return
+        keys = np.frombuffer(b"".join(self._recent), np.uint8).reshape(-1, KEY_BYTES)
+        locations = np.fromiter(self._recent.values(), np.int64, len(self._recent))
+        self._recent = {}
+        self._set_index(
+            np.concatenate([self._keys, keys]), np.concatenate([self._locations, locations])
+        )
+
+    def close(self) -> None:
+        """Flush, write the index and let other writers in.
+
+        Raises:
+            StorageError: the disk is full; shards written before stand.
+        """
+        try:
+            if self._writable:
+                self.flush()
+                if self._stale:
+                    self._write_index()
+        finally:
+            self.abandon()
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Close at the end; on an error inside, too, keeping what can still be written."""
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(StorageError):
+                self.close()
+            raise
+        self.close()
+
+    def abandon(self) -> None:
+        """Let go without writing anything more; what is not flushed is lost."""
+        self._pending, self._pending_keys = {}, {}
+        self.reader.close()
+        if self._lock_descriptor is not None:
+            os.close(self._lock_descriptor)
+            self._lock_descriptor = None
+        self._writable = False
+
+    def _write_index(self) -> None:
+        from safetensors.numpy import save_file
+
+        self._merge()
+        with replacing(self.folder / INDEX) as temporary:
+            save_file({"keys": self._keys, "locations": self._locations}, str(temporary))
+        self._stale = False
+
+    # ---- reading
+
+    def embeddings(self, locations: np.ndarray) -> np.ndarray:
+        """L2-normalised embeddings, (n, D) float32."""
+        return self.reader.read(locations, self.layout.embedding)
+
+    def pre_embeddings(self, locations: np.ndarray) -> np.ndarray:
+        """Embeddings before the projection, (n, W) float32.
+
+        Raises:
+            ConfigError: this tower has no projection.
+        """
+        if self.layout.embedding_pre is None:
+            raise ConfigError(
+                "this backbone has no embedding before a projection",
+                where=self.layout.side,
+                remedy="use a profile with ladder.project: false",
+            )
+        return self.reader.read(locations, self.layout.embedding_pre)
+
+    def taps(self, locations: np.ndarray, group: TapGroup) -> np.ndarray:
+        """The taps of a ladder's group: (L, T, n, W) float32, C-contiguous.
+
+        Read and converted a few samples at a time, so that no more than the result and some
+        hundred kilobytes are held.
+        """
+        field, places = self.layout.locate(list(group.taps))
+        tokens, width = field.values.shape[1:]
+        out = np.empty((len(places), tokens, len(locations), width), np.float32)
+        step = self._block_samples(field)
+        for start in range(0, len(locations), step):
+            block = locations[start : start + step]
+            out[:, :, start : start + step] = self._tap_block(block, field, places)
+        return out
+
+    def _block_samples(self, field: TapField) -> int:
+        return max(1, _BLOCK_BYTES // field.values.sample_bytes)
+
+    def _half_block(self, field: TapField) -> HalfBlock:
+        name = field.values.name
+        if name not in self._blocks:
+            values = field.values.sample_bytes // 2
+            self._blocks[name] = HalfBlock(self._block_samples(field) * values)
+        return self._blocks[name]
+
+    def _tap_block(self, locations: np.ndarray, field: TapField, places: list[int]) -> np.ndarray:
+        """(L, T, n, W) float32 of a few samples, in any memory order; valid until the next call."""
+        whole = places == list(range(len(field.taps)))
+        if field.scales is None:
+            block = self._half_block(field)
+            count = len(locations) * block.half.size // self._block_samples(field)
+            shape = (len(locations), *field.values.shape)
+            self.reader.read(locations, field.values, block.half[:count].reshape(shape))
+            block.convert()
+            taps = block.single[:count].reshape(shape)  # (n, L, T, W)
+            return (taps if whole else taps[:, places]).transpose(1, 2, 0, 3)
+        stored = self.reader.read(locations, field.values)
+        stored = stored if whole else stored[:, places]
+        scales = self.reader.read(locations, field.scales)
+        taps = from_int8(stored, scales if whole else scales[:, places])
+        return taps.transpose(1, 2, 0, 3)
+
+
+def working_folder(cache_folder: Path) -> Path:
+    """A fresh folder for hidden states, after removing those of processes that are gone.
+
+    Raises:
+        StorageError: the folder cannot be made.
+    """
+    with storage_errors(cache_folder):
+        for path in cache_folder.glob("work-*"):
+            owner = path.name.removeprefix("work-")
+            if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+                shutil.rmtree(path, ignore_errors=True)
+        folder = cache_folder / f"work-{os.getpid()}"
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder

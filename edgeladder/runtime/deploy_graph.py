@@ -1,0 +1,208 @@
+"""One graph of a whole classifier: picture -> frozen tower -> ladder -> probabilities.
+
+The files of the bundle are joined as they are (`onnx_graph`); between them stand a few standard
+operators. Class embeddings, parameters and a closed-form head are constants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgeladder.core.onnx_graph import Graph
+from edgeladder.core.protobuf import FLOAT, UINT8
+from edgeladder.runtime.heads.closed_form import Blend, Gda, Head
+from edgeladder.runtime.heads.kernel import Kernel
+
+if TYPE_CHECKING:
+    from edgeladder.core.bundle import Bundle
+
+Array = np.ndarray
+
+PICTURE, PROBABILITIES = "picture", "probabilities"
+
+
+def assemble(
+    bundle: Bundle,
+    parameters: Mapping[str, Array],
+    tuned_text: Array,
+    zero_shot_text: Array,
+    *,
+    head: Head | None = None,
+    eta: float = 1.0,
+    ladder: float = 1.0,
+) -> Graph:
+    """The classifier's graph.
+
+    Args:
+        bundle: its image tower and ladder are joined in.
+        parameters: the ladder's parameters and buffers by name.
+        tuned_text: (C, D) tuned class embeddings, at unit length.
+        zero_shot_text: (C, D) CLIP's own class embeddings, at unit length.
+        head: a closed-form head added as a term.
+        eta: its weight.
+        ladder: the tuned logits' weight beside a head: 0 leaves the ladder out.
+
+    Returns:
+        Graph with input `picture` (N, S, S, 3) uint8, resized and cropped as the manifest says,
+        and output `probabilities` (N, C) float32.
+    """
+    manifest = bundle.manifest
+    graph = Graph()
+    size = manifest.preprocess.size
+    graph.declare(PICTURE, UINT8, ["N", size, size, 3], out=False)
+    _pixels(graph, bundle)
+    for number, segment in enumerate(manifest.image.segments):
+        edge = {t.name: t.name for t in [*segment.inputs, *segment.outputs]}
+        graph.join(bundle.path(segment.file), f"image{number}/", edge)
+    norm = _norm(graph, manifest.image.embedding)
+    graph.add("Div", [manifest.image.embedding, norm], "image_embedding")
+    groups = _groups(graph, bundle)
+    features = list(groups)
+    if "image_embedding_pre" in manifest.ladder.image_inputs and manifest.image.embedding_pre:
+        graph.add("Div", [manifest.image.embedding_pre, norm], "image_embedding_pre_scaled")
+        features.append("image_embedding_pre_scaled")
+    features.append("image_embedding")
+    logits = (
+        "" if head is not None and not ladder else _ladder(graph, bundle, parameters, tuned_text)
+    )
+    if head is not None:
+        zero_shot = _product(graph, "image_embedding", zero_shot_text, bundle, "zero_shot")
+        term = _head(graph, head, features, zero_shot)
+        weight = graph.constant("head/eta", np.array(eta, np.float32))
+        term = graph.add("Mul", [term, weight])
+        logits = graph.add("Add", [_times(graph, logits, ladder), term]) if logits else term
+    graph.add("Softmax", [logits], PROBABILITIES, {"axis": -1})
+    graph.declare(PROBABILITIES, FLOAT, ["N", len(tuned_text)], out=True)
+    return graph
+
+
+def _times(graph: Graph, logits: str, weight: float) -> str:
+    if weight == 1.0:
+        return logits
+    return graph.add("Mul", [logits, graph.constant("ladder/weight", np.array(weight, np.float32))])
+
+
+def _pixels(graph: Graph, bundle: Bundle) -> None:
+    """uint8 pixels, channels last -> what the tower's first segment reads."""
+    preprocess = bundle.manifest.preprocess
+    name = bundle.manifest.image.segments[0].inputs[0].name
+    planes = graph.add("Transpose", [PICTURE], attributes={"perm": [0, 3, 1, 2]})
+    wide = graph.add("Cast", [planes], attributes={"to": FLOAT})
+    share = graph.add("Div", [wide, graph.constant("pixels/255", np.array(255, np.float32))])
+    mean = np.asarray(preprocess.mean, np.float32).reshape(3, 1, 1)
+    deviation = np.asarray(preprocess.std, np.float32).reshape(3, 1, 1)
+    moved = graph.add("Sub", [share, graph.constant("pixels/mean", mean)])
+    graph.add("Div", [moved, graph.constant("pixels/deviation", deviation)], name)
+
+
+def _norm(graph: Graph, name: str) -> str:
+    """Length of each row, (N, 1)."""
+    axes = graph.constant("axes/last", np.array([-1], np.int64))
+    squares = graph.add("Mul", [name, name])
+    return graph.add("Sqrt", [graph.add("ReduceSum", [squares, axes], attributes={"keepdims": 1})])
+
+
+def _groups(graph: Graph, bundle: Bundle) -> list[str]:
+    """Stack the taps as the ladder reads them, (L, T, N, W) per group; taps in group order."""
+    first = graph.constant("axes/first", np.array([0], np.int64))
+    taps: list[str] = []
+    for group in bundle.manifest.ladder.groups:
+        if group.side != "image":
+            continue
+        lifted = []
+        for index in group.taps:
+            name = bundle.manifest.image.taps[index].name
+            taps.append(name)
+            turned = graph.add("Transpose", [name], attributes={"perm": [1, 0, 2]})
+            lifted.append(graph.add("Unsqueeze", [turned, first]))
+        graph.add("Concat", lifted, group.input, {"axis": 0})
+    return taps
+
+
+def _ladder(
+    graph: Graph, bundle: Bundle, parameters: Mapping[str, Array], tuned_text: Array
+) -> str:
+    record = bundle.manifest.ladder.graphs["encode_image"]
+    names = {name: name for name in record.inputs}
+    for name in record.inputs:
+        if name in parameters:
+            names[name] = graph.constant(f"parameter/{name}", parameters[name])
+    if "image_embedding_pre" in names:
+        names["image_embedding_pre"] = "image_embedding_pre_scaled"
+    names[record.outputs[0]] = "tuned"
+    graph.join(bundle.path(record.file), "ladder/", names)
+    return _product(graph, "tuned", tuned_text, bundle, "tuned")
+
+
+def _product(graph: Graph, rows: str, classes: Array, bundle: Bundle, label: str) -> str:
+    """Logits against constant class embeddings: scale * rows @ classes^T + bias."""
+    model = bundle.manifest.model
+    weight = np.ascontiguousarray((model.logit_scale * classes).T.astype(np.float32))
+    product = graph.add("MatMul", [rows, graph.constant(f"classes/{label}", weight)])
+    if not model.logit_bias:
+        return product
+    bias = graph.constant(f"classes/{label}/bias", np.array(model.logit_bias, np.float32))
+    return graph.add("Add", [product, bias])
+
+
+def _head(
+    graph: Graph, head: Head, features: Sequence[str], zero_shot: str, label: str = "head"
+) -> str:
+    """A closed-form head's logits, as its `logits` computes them."""
+
+    def fixed(name: str, value: Array | float) -> str:
+        return graph.constant(f"{label}/{name}", np.asarray(value, np.float32))
+
+    if isinstance(head, Blend):
+        terms = [
+            _head(graph, part, features, zero_shot, f"{label}{place}")
+            for place, part in enumerate(head.heads)
+        ]
+        total = terms[0]
+        for term in terms[1:]:
+            total = graph.add("Add", [total, term])
+        return graph.add("Mul", [total, fixed("share", 1.0 / len(terms))])
+    flat = graph.constant("head/flat", np.array([0, -1], np.int64))
+    rows = [graph.add("Reshape", [name, flat]) for name in features]
+    if isinstance(head, Gda):
+        unit = [_unit(graph, rows[place]) for place in head.reads]
+        joined = graph.add("Concat", unit, attributes={"axis": 1}) if len(unit) > 1 else unit[0]
+        term = graph.add("MatMul", [joined, fixed("matrix", head.matrix)])
+        term = graph.add("Add", [term, fixed("bias", head.bias)])
+        prior, weight = head.prior, head.weight
+    else:
+        term = graph.add("MatMul", [_near(graph, head, rows, label), fixed("alpha", head.alpha)])
+        prior, weight = head.choice.prior, head.choice.temperature
+    term = graph.add("Mul", [term, fixed("weight", weight)])
+    return graph.add("Add", [term, graph.add("Mul", [zero_shot, fixed("prior", prior)])])
+
+
+def _near(graph: Graph, head: Kernel, rows: Sequence[str], label: str) -> str:
+    """The kernel of pictures and support set, (N, n)."""
+
+    def fixed(name: str, value: Array | float) -> str:
+        return graph.constant(f"{label}/{name}", np.asarray(value, np.float32))
+
+    exponent = ""
+    shares = head.choice.weights
+    for number, (name, share) in enumerate(zip(rows[-len(shares) :], shares, strict=True)):
+        if share <= 0:
+            continue
+        moved = graph.add(
+            "Sub", [_unit(graph, name), fixed(f"centre{number}", head.centres[number])]
+        )
+        support = fixed(f"support{number}", head.support[number].T)
+        # unit rows: |a - b|^2 = 2 - 2 a.b
+        likeness = graph.add("MatMul", [_unit(graph, moved), support])
+        near = graph.add("Sub", [likeness, fixed("one", 1.0)])
+        part = graph.add("Mul", [near, fixed(f"scale{number}", 2.0 * share / head.scales[number])])
+        exponent = graph.add("Add", [exponent, part]) if exponent else part
+    return graph.add("Exp", [exponent])
+
+
+def _unit(graph: Graph, rows: str) -> str:
+    """Rows at unit length."""
+    return graph.add("Div", [rows, _norm(graph, rows)])

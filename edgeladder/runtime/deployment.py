@@ -1,0 +1,147 @@
+"""One ONNX file of a run: picture in, probabilities out, made on the device without onnx.
+
+Whoever runs the file needs onnxruntime and the square of pixels its metadata describes: no
+bundle, no EdgeLadder, no text tower.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+import onnxruntime
+
+from edgeladder import __version__
+from edgeladder.core.config import nearest
+from edgeladder.core.errors import ConfigError, EdgeLadderError
+from edgeladder.runtime.classifier import Classifier, probabilities
+from edgeladder.runtime.compress_weights import Dtype, compress
+from edgeladder.runtime.deploy_graph import PICTURE, PROBABILITIES, assemble
+from edgeladder.runtime.session import IN_FLOAT, compute_in_float, use_threads
+
+if TYPE_CHECKING:
+    from edgeladder.core.bundle import Bundle
+
+TOLERANCE = 1e-4  # between the file's probabilities and predict's, fp32
+_PROBES = 3  # random pictures both are asked about
+
+
+def deploy(
+    run: Path,
+    out: Path = Path("model.onnx"),
+    *,
+    bundle: Bundle | Path | None = None,
+    dtype: str = "fp32",
+    threads: int | None = None,
+) -> dict[str, Any]:
+    """Write a run's classifier as one ONNX file and compare it with `predict`.
+
+    Args:
+        run: run directory, or a folder with an adapter.
+        out: the file; complete or as before.
+        bundle: None: the one the run remembers.
+        dtype: of the weights in the file: fp32, fp16 or int8 (arithmetic is fp32 in each).
+        threads: of onnxruntime; None: all cores.
+
+    Returns:
+        `path`, `bytes`, `dtype`, `classes`, `input` and `output` (name, shape, dtype), `weights`
+        stored small, `difference`: the largest between the file's probabilities and predict's.
+
+    Raises:
+        ConfigError: no run, no bundle, unknown dtype, or more than one file can hold.
+        EdgeLadderError: the fp32 file and predict disagree by more than 1e-4; it is removed.
+        StorageError: no space left.
+    """
+    if dtype not in get_args(Dtype):
+        guess = nearest(dtype, get_args(Dtype))
+        raise ConfigError(
+            f"unknown dtype {dtype!r}",
+            where="--dtype",
+            remedy=(f"did you mean {guess!r}? " if guess else "") + "use fp32, fp16 or int8",
+        )
+    out = Path(out)
+    with Classifier.open(run, bundle, threads=threads) as classifier:
+        graph = assemble(
+            classifier.bundle,
+            classifier.encoder.values,
+            classifier.tuned_text,
+            classifier.zero_shot_text,
+            head=classifier.head,
+            eta=classifier.eta,
+            ladder=classifier.ladder,
+        )
+        small = compress(graph, dtype)  # type: ignore[arg-type]
+        squares = _probe_pictures(classifier.bundle.manifest.preprocess.size)
+        expected = probabilities(classifier.logits(squares))
+        classifier.rest()  # its tower and the file's are never in memory together
+        # written beside and renamed only once it agrees: a wrong file never appears
+        candidate = out.with_name(f".{out.name}.candidate")
+        try:
+            size = graph.write(candidate, _metadata(classifier), f"edgeladder {__version__}")
+            difference = _compare(candidate, squares, expected, classifier.threads)
+            if dtype == "fp32" and not difference <= TOLERANCE:
+                raise EdgeLadderError(
+                    f"the file's probabilities differ from predict's by {difference:.2g}",
+                    where=str(out),
+                    remedy="report this with the bundle's manifest.json; nothing was written",
+                )
+            candidate.replace(out)
+        finally:
+            candidate.unlink(missing_ok=True)
+        side = classifier.bundle.manifest.preprocess.size
+        return {
+            "path": str(out),
+            "bytes": size,
+            "dtype": dtype,
+            "classes": classifier.classes,
+            "input": {"name": PICTURE, "shape": ["N", side, side, 3], "dtype": "uint8"},
+            "output": {
+                "name": PROBABILITIES,
+                "shape": ["N", len(classifier.classes)],
+                "dtype": "float32",
+            },
+            "weights": small,
+            "difference": difference,
+        }
+
+
+def _metadata(classifier: Classifier) -> dict[str, str]:
+    """What a user of the file must know, as the file's own metadata."""
+    manifest = classifier.bundle.manifest
+    return {
+        "edgeladder": __version__,
+        "classes": json.dumps(classifier.classes, ensure_ascii=False),
+        "class_names": json.dumps(classifier.adapter.class_names, ensure_ascii=False),
+        "model": f"{manifest.model.name} {manifest.model.pretrained}",
+        "licence": manifest.model.licence,
+        "bundle_digest": classifier.bundle.digest,
+        "preprocess": manifest.preprocess.model_dump_json(),
+        "session_config": json.dumps(IN_FLOAT),  # for the same numbers with int8 weights
+        "input": "RGB, resized and cropped as preprocess says; mean and std are in the graph",
+    }
+
+
+def _compare(path: Path, squares: np.ndarray, expected: np.ndarray, threads: int) -> float:
+    """The largest difference between the file's probabilities and those expected."""
+    options = onnxruntime.SessionOptions()
+    compute_in_float(options)
+    use_threads(options, threads, share=False)
+    options.enable_mem_pattern = False
+    options.enable_cpu_mem_arena = False
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    given = session.run([PROBABILITIES], {PICTURE: squares})[0]
+    return float(np.abs(given - expected).max())
+
+
+def _probe_pictures(side: int) -> np.ndarray:
+    """Noise, a gradient and flat grey: (3, S, S, 3) uint8."""
+    generator = np.random.default_rng(0)
+    ramp = np.linspace(0, 255, side).astype(np.uint8)
+    squares = np.empty((_PROBES, side, side, 3), np.uint8)
+    squares[0] = generator.integers(0, 256, (side, side, 3), dtype=np.uint8)
+    squares[1] = ramp[None, :, None]
+    squares[2] = 128
+    return squares

@@ -1,0 +1,1 @@
+"""Closed-form heads on cached features."""

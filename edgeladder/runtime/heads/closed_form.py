@@ -1,0 +1,274 @@
+"""Closed-form heads on cached features: GDA, ProKeR, the multi-tap kernel, and the last two's mean.
+
+A head is fitted in well under a second, without an optimiser. Alone it classifies; beside a
+ladder it is a term: `logits = ladder + eta * head`. Its features are the taps (flattened) and,
+last, CLIP's final embedding; before it, where the bundle has one, the embedding before CLIP's
+projection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from edgeladder.core.errors import IntegrityError
+from edgeladder.runtime.heads.blend import fit_weights
+from edgeladder.runtime.heads.kernel import (
+    Choice,
+    Kernel,
+    fit_kernel,
+    fit_proker,
+    normalise,
+    shot_folds,
+)
+
+Array = np.ndarray
+Kind = Literal["gda", "proker", "kernel", "blend"]
+
+KINDS: tuple[Kind, ...] = ("gda", "proker", "kernel", "blend")
+_BLIND_WEIGHT = 1.0  # of GDA at one picture a class, in units of the zero-shot logits' spread
+_BLIND_TERM = 2.0  # the same where zero-shot counts by what the labels say of it: log-odds
+
+
+@dataclass
+class Gda:
+    """Gaussian discriminant analysis beside zero-shot, arXiv:2402.04087.
+
+    `logits = prior * zero_shot + weight * (f W + b)`, W = Sigma^-1 mu_k,
+    b = -1/2 mu_k Sigma^-1 mu_k, with `Sigma^-1 = D * pinv((n - 1) S + tr(S) I)`.
+    """
+
+    matrix: Array  # (D, C)
+    bias: Array  # (C,)
+    weight: float
+    prior: float = 1.0
+    reads: tuple[int, ...] = (-1,)  # which features, side by side; the final embedding
+    held_out: Array | None = field(default=None, repr=False)
+
+    def logits(self, features: Sequence[Array], zero_shot: Array) -> Array:
+        """Class logits (m, C) from the features it reads."""
+        term = beside(features, self.reads) @ self.matrix + self.bias
+        return np.asarray(self.prior * zero_shot + self.weight * term)
+
+
+@dataclass
+class Blend:
+    """The mean of several heads' logits: they err differently, and none is chosen by noise."""
+
+    heads: list[Gda | Kernel]
+
+    def logits(self, features: Sequence[Array], zero_shot: Array) -> Array:
+        """Class logits (m, C)."""
+        return np.asarray(np.mean([head.logits(features, zero_shot) for head in self.heads], 0))
+
+    @property
+    def held_out(self) -> Array | None:
+        """(n, C) left out by fold, where all of them were."""
+        parts = [head.held_out for head in self.heads]
+        found = [part for part in parts if part is not None]
+        return np.asarray(np.mean(found, 0)) if len(found) == len(parts) else None
+
+
+Head = Gda | Kernel | Blend
+
+
+def beside(features: Sequence[Array], reads: Sequence[int]) -> Array:
+    """Some features at unit length, side by side: (n, sum of widths)."""
+    return np.concatenate([normalise(features[place]) for place in reads], axis=1)
+
+
+def gda_rule(embedding: Array, labels: Array, classes: int) -> tuple[Array, Array]:
+    """The discriminant's matrix (D, C) and bias (C,) without the text's part.
+
+    Args:
+        embedding: (n, D) at unit length.
+        labels: (n,); every class must occur.
+        classes: C.
+
+    With one picture per class the shared covariance is zero: the identity takes its place, which
+    makes the rule nearest class mean.
+    """
+    count, width = embedding.shape
+    means = np.stack([embedding[labels == c].mean(axis=0) for c in range(classes)])
+    residual = embedding - means[labels]
+    # the class means are taken away, so the rows' mean is zero and (n - 1) S is the scatter
+    trace = float((residual**2).sum()) / max(count - 1, 1)
+    if trace < 1e-9:
+        matrix = means.T
+    elif count < width:
+        # Woodbury: an n x n system in place of the D x D inverse; positive definite either way
+        inner = np.linalg.solve(residual @ residual.T + trace * np.eye(count), residual @ means.T)
+        matrix = (width / trace) * (means.T - residual.T @ inner)
+    else:
+        scatter = residual.T @ residual + trace * np.eye(width)
+        matrix = width * np.linalg.solve(scatter, means.T)
+    return matrix, -0.5 * np.einsum("cd,dc->c", means, matrix)
+
+
+def fit_gda(
+    features: Sequence[Array],
+    labels: Array,
+    zero_shot: Array,
+    *,
+    folds: Array | None = None,
+    reads: tuple[int, ...] = (-1,),
+) -> Gda:
+    """Fit the rule; its weight beside zero-shot is chosen by k-fold on the support set.
+
+    Args:
+        features: per tap (n, W), normalised here.
+        labels: (n,).
+        zero_shot: (n, C) logits.
+        folds: (n,), one fold is left out at a time; None: one picture of every class.
+        reads: which of the features; the paper's is the final embedding.
+    """
+    rows, labels = beside(features, reads), np.asarray(labels)
+    zero_shot = np.asarray(zero_shot, np.float64)
+    classes = zero_shot.shape[1]
+    owners = shot_folds(labels) if folds is None else np.asarray(folds)
+    matrix, bias = gda_rule(rows, labels, classes)
+    matrix, bias = _unit_spread(matrix, bias, rows)
+    term = np.empty_like(zero_shot)
+    for fold in np.unique(owners):
+        out = owners == fold
+        if len(np.unique(labels[~out])) < classes:
+            if reads == (-1,):
+                return Gda(matrix, bias, _BLIND_WEIGHT * float(zero_shot.std()))
+            trust = fit_weights([zero_shot], labels)[0][0]  # zero-shot has seen no label
+            return Gda(matrix, bias, _BLIND_TERM, float(trust), reads)
+        part, offset = _unit_spread(*gda_rule(rows[~out], labels[~out], classes), rows[~out])
+        term[out] = rows[out] @ part + offset
+    (prior, weight), _ = fit_weights([zero_shot, term], labels, start=(1.0, 0.0))
+    held_out = prior * zero_shot + weight * term
+    return Gda(matrix, bias, float(weight), float(prior), reads, held_out)
+
+
+def _unit_spread(matrix: Array, bias: Array, rows: Array) -> tuple[Array, Array]:
+    """The rule in units of its own spread between classes, so that rules of different covariance
+    (a fold's, the whole set's) share one weight."""
+    term = rows @ matrix + bias
+    spread = max(float((term - term.mean(axis=1, keepdims=True)).std()), 1e-12)
+    return matrix / spread, bias / spread
+
+
+def fit_head(
+    kind: Kind,
+    features: Sequence[Array],
+    labels: Array,
+    zero_shot: Array,
+    *,
+    pictures: Array | None = None,
+    seed: int = 0,
+    projected: bool = False,
+) -> Head:
+    """Fit a head by name.
+
+    Args:
+        kind: gda, proker, kernel, or blend: the mean of kernel and of gda on the last tap and
+            the embedding before the projection (after it where there is no other).
+        features: per tap (n, W), the final embedding last (gda and proker read only that).
+        labels: (n,) class indices.
+        zero_shot: (n, C) logits, scale included.
+        pictures: (n,) which picture each row is a view of; None: one row each.
+        seed: of the rows the kernel's search samples, where there are many.
+        projected: the last feature but one is the embedding before CLIP's projection.
+    """
+    folds = shot_folds(np.asarray(labels), pictures)
+    if kind == "gda":
+        return fit_gda(features, labels, zero_shot, folds=folds)
+    if kind == "proker":
+        return fit_proker(features[-1], labels, zero_shot, folds=folds, seed=seed)
+    kernel = fit_kernel(features, labels, zero_shot, folds=folds, seed=seed)
+    if kind == "kernel":
+        return kernel
+    reads = (-3, -2) if projected else (-2, -1)
+    return Blend([kernel, fit_gda(features, labels, zero_shot, folds=folds, reads=reads)])
+
+
+def head_arrays(head: Head) -> tuple[dict[str, Array], dict[str, Any]]:
+    """A head as named arrays and plain values, for an adapter's two files.
+
+    The kernel keeps only taps with a weight; its support rows are stored in fp16.
+    """
+    if isinstance(head, Blend):
+        parts = [head_arrays(part) for part in head.heads]
+        named = {f"{k}.{n}": a for k, (arrays, _) in enumerate(parts) for n, a in arrays.items()}
+        return named, {"kind": "blend", "heads": [values for _, values in parts]}
+    if isinstance(head, Gda):
+        arrays = {"matrix": head.matrix.astype("float32"), "bias": head.bias.astype("float32")}
+        values = {"kind": "gda", "weight": head.weight, "prior": head.prior}
+        return arrays, {**values, "reads": list(head.reads)}
+    arrays = {"alpha": head.alpha.astype("float32")}
+    for tap, (centre, support) in enumerate(zip(head.centres, head.support, strict=True)):
+        if head.choice.weights[tap] > 0:
+            arrays[f"centre.{tap}"] = centre.astype("float32")
+            arrays[f"support.{tap}"] = support.astype("float16")
+    values = {
+        "kind": "kernel" if len(head.centres) > 1 else "proker",
+        "weights": list(head.choice.weights),
+        "scales": list(head.scales),
+        "ridge": head.choice.ridge,
+        "temperature": head.choice.temperature,
+        "prior": head.choice.prior,
+        "loss": None if np.isnan(head.choice.loss) else head.choice.loss,
+        "base": head.choice.base,
+    }
+    return arrays, values
+
+
+def head_from(arrays: dict[str, Array], values: dict[str, Any]) -> Head:
+    """The head that `head_arrays` took apart; support rows are at unit length again.
+
+    Raises:
+        IntegrityError: arrays or values are missing, or of an unknown kind.
+    """
+    try:
+        if values["kind"] == "blend":
+            heads = []
+            for place, part in enumerate(values["heads"]):
+                tag = f"{place}."
+                inner = {n.removeprefix(tag): a for n, a in arrays.items() if n.startswith(tag)}
+                heads.append(head_from(inner, part))
+            return Blend(heads)  # type: ignore[arg-type]
+        if values["kind"] == "gda":
+            return Gda(
+                _wide(arrays["matrix"]),
+                _wide(arrays["bias"]),
+                values["weight"],
+                values["prior"],
+                tuple(values.get("reads", (-1,))),
+            )
+        if values["kind"] not in KINDS:
+            raise KeyError(values["kind"])
+        weights = values["weights"]
+        used = [weight > 0 for weight in weights]
+        empty = np.zeros((0,))
+        loss = values.get("loss")
+        return Kernel(
+            Choice(
+                tuple(weights),
+                values["ridge"],
+                values["temperature"],
+                values["prior"],
+                float("nan") if loss is None else loss,
+                float(values.get("base", 0.0)),
+            ),
+            [_wide(arrays[f"centre.{t}"]) if u else empty for t, u in enumerate(used)],
+            [
+                normalise(arrays[f"support.{t}"]).astype(np.float32) if u else empty
+                for t, u in enumerate(used)
+            ],
+            list(values["scales"]),
+            _wide(arrays["alpha"]),
+        )
+    except KeyError as error:
+        raise IntegrityError(
+            f"the adapter's head lacks {error}", remedy="train or copy the adapter again"
+        ) from error
+
+
+def _wide(array: Array) -> Array:
+    return np.asarray(array, np.float64)

@@ -1,0 +1,296 @@
+"""Kernel ridge on the support set, its taps, bandwidth and ridge chosen by leave-one-out.
+
+One kernel of all taps: `K = exp(-sum_t w_t D_t)`, where `D_t` is tap t's squared distance divided
+by its mean over the support set. The weights `w` (the bandwidth is their sum), the ridge `lambda`
+and the trust in the zero-shot logits are chosen on the support set alone, by the closed form
+
+    loo residual = R - (A R) / diag(A),  A = (K + lambda I)^-1,  R = Y - base
+
+The base is what zero-shot predicts at the temperature that the support set calls for, or uniform:
+residuals of an overconfident zero-shot that is wrong here would have to be unlearnt.
+
+so no picture is judged by a fit that saw it, and no test picture is looked at. ProKeR
+(arXiv:2501.11175) is the special case of one tap, the final embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from edgeladder.runtime.heads.blend import fit_weights, softmax
+
+Array = np.ndarray
+
+CENTRING = 0.7  # share of the support mean that is taken away from every tap
+SEARCH_PICTURES = 600  # the search costs n^3 per candidate: beyond this a class-balanced sample
+_SCALES = (0.3, 1.0, 3.0)  # sum of the tap weights, the inverse bandwidth
+_RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+_GAINS = (0.0, 0.3, 1.0, 3.0)  # a tap's weight against the final embedding's
+_PASSES = 2  # of coordinate descent over the taps
+_MARGIN = 0.01  # a tap must earn its place: relative gain in leave-one-out log-loss
+_FIXED = (1.0, 0.3, 8.0)  # scale, ridge and temperature where leaving out says too little
+_JUDGES = 100  # pictures: fewer, with one left of a class at a time, cannot choose tap weights
+
+
+def squared_distances(left: Array, right: Array) -> Array:
+    """Squared Euclidean distances between rows: (n, D), (m, D) -> (n, m), never negative."""
+    norms = (left**2).sum(1)[:, None] + (right**2).sum(1)[None, :]
+    return np.asarray(np.maximum(norms - 2.0 * (left @ right.T), 0.0))
+
+
+def normalise(rows: Array) -> Array:
+    """Rows at unit length, float64; rows of zeros stay."""
+    rows = np.asarray(rows, np.float64)
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12))
+
+
+def leave_out(inverse: Array, targets: Array, folds: Array | None = None) -> Array:
+    """What each row's prediction would be, had its fold not been fitted, in closed form.
+
+    Args:
+        inverse: (n, n), A = (K + lambda I)^-1 over all rows.
+        targets: (n, C) that the kernel ridge fits.
+        folds: (n,) fold number per row, rows of a fold are left out together; None: one by one.
+
+    Returns:
+        (n, C): `R_g - inv(A_gg) (A R)_g` per fold g; for single rows `R - (A R) / diag(A)`.
+    """
+    product = inverse @ targets
+    if folds is None:
+        return np.asarray(targets - product / np.diag(inverse)[:, None])
+    left = np.empty_like(product)
+    for fold in np.unique(folds):
+        rows = np.flatnonzero(folds == fold)
+        left[rows] = targets[rows] - np.linalg.solve(inverse[np.ix_(rows, rows)], product[rows])
+    return left
+
+
+def shot_folds(labels: Array, pictures: Array | None = None) -> Array:
+    """Folds that leave out one picture of every class at a time.
+
+    Leaving out one picture alone unbalances the classes against it, which at few shots makes
+    every kernel look worse than it is. Views of one picture stay in one fold.
+
+    Args:
+        labels: (n,) class of every row.
+        pictures: (n,) picture of every row, where there are several views of one; None: one each.
+
+    Returns:
+        (n,) fold numbers 0 .. shots - 1.
+    """
+    owners = np.arange(len(labels)) if pictures is None else np.asarray(pictures)
+    folds = np.zeros(len(labels), np.int64)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        folds[rows] = np.unique(owners[rows], return_inverse=True)[1]
+    return folds
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the support set decided, and at what held-out log-loss."""
+
+    weights: tuple[float, ...]  # per tap
+    ridge: float
+    temperature: float  # of the kernel's term
+    prior: float  # weight of the zero-shot logits
+    loss: float
+    base: float = 0.0  # weight of the zero-shot logits in what the residuals are taken from
+
+
+@dataclass
+class Kernel:
+    """A fitted multi-tap kernel: `logits = prior * zero_shot + temperature * k(x, S) alpha`."""
+
+    choice: Choice
+    centres: list[Array]  # per tap (W,)
+    support: list[Array]  # per tap (n, W), centred and at unit length
+    scales: list[float]  # per tap: mean squared distance over the support set
+    alpha: Array  # (n, C)
+    held_out: Array | None = field(default=None, repr=False)  # (n, C) logits left out by fold
+
+    def logits(self, features: Sequence[Array], zero_shot: Array) -> Array:
+        """Class logits (m, C) of pictures, given features per tap and zero-shot logits.
+
+        A kernel on fewer taps than `features` holds reads the last ones.
+        """
+        features = features[-len(self.centres) :]
+        distance = np.zeros((len(zero_shot), len(self.alpha)))
+        for weight, scale, centre, support, given in zip(
+            self.choice.weights, self.scales, self.centres, self.support, features, strict=True
+        ):
+            if weight > 0:
+                distance += (weight / scale) * squared_distances(centred(given, centre), support)
+        term = np.exp(-distance) @ self.alpha
+        return np.asarray(self.choice.prior * zero_shot + self.choice.temperature * term)
+
+
+def centred(rows: Array, centre: Array) -> Array:
+    """Unit rows minus `centre`, at unit length again; float32, for all taps' rows are kept."""
+    return normalise(normalise(rows) - centre).astype(np.float32)
+
+
+def fit_kernel(
+    features: Sequence[Array],
+    labels: Array,
+    zero_shot: Array,
+    *,
+    folds: Array | None = None,
+    seed: int = 0,
+) -> Kernel:
+    """Choose by leaving out on the support set, then fit all of it.
+
+    Args:
+        features: per tap (n, W), the final embedding **last**.
+        labels: (n,) class indices.
+        zero_shot: (n, C) zero-shot logits; C is the number of classes.
+        folds: (n,) rows left out together, e.g. `shot_folds`; None: one by one.
+        seed: of the sample searched where there are more than SEARCH_PICTURES rows.
+
+    Returns:
+        The head. One embedding alone is fitted by leaving out wherever every class has two folds,
+        several taps where it has three or there are many pictures to judge by; else taps count
+        alike and settings are fixed.
+    """
+    labels = np.asarray(labels)
+    zero_shot = np.asarray(zero_shot, np.float64)
+    centres = [CENTRING * normalise(tap).mean(axis=0) for tap in features]
+    rows = [centred(tap, centre) for tap, centre in zip(features, centres, strict=True)]
+    onehot = np.eye(zero_shot.shape[1])[labels]
+    trust = fit_weights([zero_shot], labels)[0][0]  # zero-shot saw no label: nothing to leave out
+    bases = [0.0, float(trust)]
+    picked = balanced(labels, SEARCH_PICTURES, seed)
+    distances = [squared_distances(tap[picked], tap[picked]) for tap in rows]
+    scales = [_mean_distance(distance) for distance in distances]
+    owners = np.arange(len(labels)) if folds is None else np.asarray(folds)
+    needed = 3 if len(rows) > 1 and len(labels) < _JUDGES else 2
+    folds_of = [len(np.unique(owners[labels == label])) for label in np.unique(labels)]
+    held_out = None
+    if min(folds_of) < needed:
+        weights = [_FIXED[0] / len(rows)] * len(rows)
+        choice = Choice(tuple(weights), _FIXED[1], _FIXED[2], float(trust), float("nan"))
+    else:
+        for distance, scale in zip(distances, scales, strict=True):
+            distance /= scale  # in place: a second copy of all of them is what would count here
+        search = _Search(
+            distances,
+            bases,
+            onehot[picked],
+            labels[picked],
+            zero_shot[picked],
+            None if folds is None else owners[picked],
+        )
+        choice, held_out = search.run()
+        del search
+    del distances
+    total = np.zeros((len(labels), len(labels)))
+    for tap, scale, weight in zip(rows, scales, choice.weights, strict=True):
+        if weight > 0:  # one tap's distances at a time: they are the most that is held here
+            total += (weight / scale) * squared_distances(tap, tap)
+    kernel = np.exp(-total)
+    kernel[np.diag_indices_from(kernel)] += choice.ridge
+    alpha = np.linalg.solve(kernel, onehot - softmax(choice.base * zero_shot))
+    return Kernel(
+        choice, centres, rows, scales, alpha, held_out if len(picked) == len(labels) else None
+    )
+
+
+def fit_proker(embedding: Array, labels: Array, zero_shot: Array, **options: object) -> Kernel:
+    """ProKeR, arXiv:2501.11175: one RBF kernel on the final embedding, anchored at zero-shot."""
+    return fit_kernel([embedding], labels, zero_shot, **options)  # type: ignore[arg-type]
+
+
+def _gram(distances: Sequence[Array], weights: Sequence[float]) -> Array:
+    total = np.zeros(distances[0].shape)  # float64, whatever the distances are
+    for weight, distance in zip(weights, distances, strict=True):
+        if weight > 0:
+            total += weight * distance
+    return np.exp(-total)
+
+
+def _mean_distance(distance: Array) -> float:
+    count = len(distance)
+    return max(float(distance.sum()) / max(count * (count - 1), 1), 1e-12)
+
+
+def balanced(labels: Array, most: int, seed: int) -> Array:
+    """At most `most` row indices, classes in turn, in the rows' order."""
+    if len(labels) <= most:
+        return np.arange(len(labels))
+    generator = np.random.default_rng(seed)
+    shuffled = generator.permutation(len(labels))
+    rank = np.zeros(len(labels), np.int64)
+    for label in np.unique(labels):
+        rows = shuffled[labels[shuffled] == label]
+        rank[rows] = np.arange(len(rows))
+    order = shuffled[np.argsort(rank[shuffled], kind="stable")]
+    return np.asarray(np.sort(order[:most]))
+
+
+Found = tuple[Choice, Array]  # what was chosen, and its held-out logits
+
+
+@dataclass
+class _Search:
+    """Coordinate descent over tap weights; ridge and temperatures by the closed form inside."""
+
+    distances: list[Array]  # per tap (n, n), mean 1
+    bases: list[float]  # weights of zero-shot to take residuals from
+    onehot: Array
+    labels: Array
+    zero_shot: Array
+    folds: Array | None
+
+    def run(self) -> Found:
+        final = len(self.distances) - 1
+        best: Found | None = None
+        for scale in _SCALES:
+            for shape in ([0.0] * final + [1.0], [1.0 / (final + 1)] * (final + 1)):
+                best = self._better(best, [scale * w for w in shape], 0.0)
+                if not final:
+                    break
+        assert best is not None  # _SCALES is not empty
+        self.bases = [best[0].base]
+        for _ in range(_PASSES if final else 1):
+            before = best[0].loss
+            for tap in range(final):
+                size = sum(best[0].weights)
+                for gain in _GAINS:
+                    shape = list(best[0].weights)
+                    shape[tap] = gain * max(shape[final], 1e-3)
+                    factor = size / sum(shape)  # same bandwidth, another mixture
+                    best = self._better(best, [w * factor for w in shape], _MARGIN)
+            for factor in (0.5, 2.0):
+                best = self._better(best, [w * factor for w in best[0].weights], 0.0)
+            if best[0].loss >= before:
+                break
+        return best
+
+    def _better(self, best: Found | None, weights: list[float], margin: float) -> Found:
+        found = self._judge(weights)
+        if best is None or found[0].loss < best[0].loss * (1 - margin):
+            return found
+        return best
+
+    def _judge(self, weights: list[float]) -> Found:
+        """The best base, ridge and temperatures for given tap weights: one eigendecomposition."""
+        values, vectors = np.linalg.eigh(_gram(self.distances, weights))
+        found: Found | None = None
+        for ridge in _RIDGES:
+            inverse = (vectors / (values + ridge)) @ vectors.T
+            for base in self.bases:
+                targets = self.onehot - softmax(base * self.zero_shot)
+                term = leave_out(inverse, targets, self.folds)
+                (prior, temperature), loss = fit_weights(
+                    [self.zero_shot, term], self.labels, start=(0.3, 6.0)
+                )
+                if found is None or loss < found[0].loss:
+                    choice = Choice(
+                        tuple(weights), ridge, float(temperature), float(prior), loss, base
+                    )
+                    found = choice, prior * self.zero_shot + temperature * term
+        assert found is not None  # _RIDGES is not empty
+        return found

@@ -1,0 +1,181 @@
+"""Where the bytes of pictures come from: a folder, or a .zip read in place.
+
+A source lists relative names with forward slashes and reads one of them at a time. Lists are
+compact, because a data set of 50,000 pictures is held by a process that counts its megabytes.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zipfile
+import zlib
+from array import array
+from pathlib import Path
+from typing import Protocol
+
+from edgeladder.core.errors import DataError
+
+_LOCAL_HEADER_BYTES = 30
+_LOCAL_SIGNATURE = b"PK\x03\x04"
+_ENCRYPTED = 0x1
+_LARGEST_PICTURE_BYTES = 256 << 20  # a file beyond this is no picture a small box should open
+
+
+class UnreadableError(Exception):
+    """One picture's bytes cannot be had; the message says why."""
+
+
+class Source(Protocol):
+    """Named bytes."""
+
+    where: str  # for error messages
+    names: list[str]
+    folders: list[str]  # every folder met, whether or not anything is in it
+
+    def read(self, position: int) -> bytes:
+        """The content of `names[position]`. Raises UnreadableError."""
+
+
+class FolderSource:
+    """Files below a folder. Hidden files and folders are passed over."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.where = str(root)
+        self.names: list[str] = []
+        self.folders: list[str] = []
+        self._walk("")
+
+    def _walk(self, below: str) -> None:
+        try:
+            entries = sorted(os.scandir(self.root / below), key=lambda entry: entry.name)
+        except OSError as error:
+            raise DataError(
+                f"cannot list the folder: {error.strerror}",
+                where=str(self.root / below),
+                remedy="make it readable",
+            ) from error
+        for entry in entries:
+            name = below + entry.name
+            if entry.name.startswith((".", "__MACOSX")):
+                continue
+            if entry.is_dir():
+                self.folders.append(name)
+                self._walk(name + "/")
+            else:
+                self.names.append(name)
+
+    def read(self, position: int) -> bytes:
+        """One file's bytes."""
+        return read_file(self.root / self.names[position])
+
+
+class FileSource:
+    """Files by their own paths: a CSV's rows, or what `predict` was given."""
+
+    def __init__(self, paths: list[str], root: Path, where: str):
+        self.root = root
+        self.where = where
+        self.names = paths
+        self.folders: list[str] = []
+
+    def read(self, position: int) -> bytes:
+        """One file's bytes; a relative path starts at `root`."""
+        return read_file(self.root / self.names[position])
+
+
+def read_file(path: Path) -> bytes:
+    """All bytes of a picture's file.
+
+    Raises:
+        UnreadableError: missing, unreadable, empty or absurdly large.
+    """
+    try:
+        size = path.stat().st_size
+        if size > _LARGEST_PICTURE_BYTES:
+            raise UnreadableError(f"file of {size / 1e6:.0f} MB is too large for a picture")
+        content = path.read_bytes()
+    except OSError as error:
+        raise UnreadableError((error.strerror or str(error)).lower()) from error
+    if not content:
+        raise UnreadableError("empty file")
+    return content
+
+
+class ZipSource:
+    """Members of a .zip, read in place; the archive's directory is kept as three arrays."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.where = str(path)
+        self.names: list[str] = []
+        self.folders: list[str] = []
+        self._offsets = array("q")
+        self._packed = array("q")
+        self._sizes = array("q")
+        self._crcs = array("L")
+        self._methods = array("H")
+        try:
+            with zipfile.ZipFile(path) as archive:
+                self._list(archive)
+        except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
+            raise DataError(
+                f"cannot read the archive: {error}",
+                where=self.where,
+                remedy="copy the .zip again; it may be truncated",
+            ) from error
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def _list(self, archive: zipfile.ZipFile) -> None:
+        for member in sorted(archive.infolist(), key=lambda item: item.filename):
+            parts = [part for part in member.filename.split("/") if part not in ("", ".")]
+            if not parts or any(part.startswith((".", "__MACOSX")) for part in parts):
+                continue
+            name = "/".join(parts)
+            if member.is_dir():
+                self.folders.append(name)
+                continue
+            self.names.append(name)
+            self._offsets.append(member.header_offset)
+            self._packed.append(member.compress_size)
+            self._sizes.append(member.file_size)
+            self._crcs.append(member.CRC)
+            self._methods.append(0xFFFF if member.flag_bits & _ENCRYPTED else member.compress_type)
+
+    def read(self, position: int) -> bytes:
+        """One member's bytes, its checksum verified."""
+        size, method = self._sizes[position], self._methods[position]
+        if size > _LARGEST_PICTURE_BYTES:
+            raise UnreadableError(f"file of {size / 1e6:.0f} MB is too large for a picture")
+        if not size:
+            raise UnreadableError("empty file")
+        if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise UnreadableError("encrypted, or compressed in a way other than deflate")
+        try:
+            packed = self._packed_bytes(position)
+            content = packed if method == zipfile.ZIP_STORED else _inflate(packed, size)
+        except (OSError, zlib.error, struct.error) as error:
+            raise UnreadableError(f"damaged in the archive: {error}") from error
+        if len(content) != size or zlib.crc32(content) != self._crcs[position]:
+            raise UnreadableError("damaged in the archive: checksum differs")
+        return content
+
+    def _packed_bytes(self, position: int) -> bytes:
+        offset = self._offsets[position]
+        header = os.pread(self._descriptor, _LOCAL_HEADER_BYTES, offset)
+        if header[:4] != _LOCAL_SIGNATURE:
+            raise UnreadableError("damaged in the archive: no local header")
+        # the local header's own name and extra lengths may differ from the directory's
+        name_bytes, extra_bytes = struct.unpack_from("<HH", header, 26)
+        start = offset + _LOCAL_HEADER_BYTES + name_bytes + extra_bytes
+        return os.pread(self._descriptor, self._packed[position], start)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+
+def _inflate(packed: bytes, size: int) -> bytes:
+    # at most `size` bytes come out, whatever the archive claims: no zip bomb
+    return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, size)

@@ -1,0 +1,64 @@
+"""Lists of labelled pictures: CSV, TSV and JSONL."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+from edgeladder.core.errors import DataError
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
+
+
+def read_rows(path: Path) -> list[tuple[str, str, str]]:
+    """(path, label, split or "") of every row.
+
+    Raises:
+        DataError: a row without path or label, by its line number; an empty list.
+    """
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    rows = _json_rows(text, path) if path.suffix.lower() in SUFFIXES[2:] else _csv_rows(text, path)
+    if not rows:
+        raise DataError("the list is empty", where=str(path), remedy="give path,label a line")
+    return rows
+
+
+def _csv_rows(text: str, path: Path) -> list[tuple[str, str, str]]:
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    columns = ["path", "label", "split"]
+    rows = []
+    for number, row in enumerate(csv.reader(io.StringIO(text), delimiter=delimiter), 1):
+        if not row or not any(cell.strip() for cell in row):
+            continue
+        cells = [cell.strip() for cell in row]
+        if number == 1 and {"path", "label"} <= {cell.lower() for cell in cells}:
+            columns = [cell.lower() for cell in cells]
+            continue
+        values = dict(zip(columns, cells, strict=False))
+        if not values.get("path") or not values.get("label"):
+            raise DataError(
+                "expected path and label",
+                where=f"{path}:{number}",
+                remedy="write `path,label` or `path,label,split` in every line",
+            )
+        rows.append((values["path"], values["label"], values.get("split", "")))
+    return rows
+
+
+def _json_rows(text: str, path: Path) -> list[tuple[str, str, str]]:
+    rows = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+            rows.append((str(values["path"]), str(values["label"]), str(values.get("split") or "")))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"expected an object with path and label: {error}",
+                where=f"{path}:{number}",
+                remedy='write {"path": "a.jpg", "label": "dress"} in every line',
+            ) from error
+    return rows

@@ -1,0 +1,1 @@
+"""Frozen towers over pictures and class names."""

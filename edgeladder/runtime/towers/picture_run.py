@@ -1,0 +1,164 @@
+"""One pass over pictures: hash, look up, decode what is missing, run the image tower, cache."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgeladder.core.errors import DataError
+from edgeladder.runtime.cache.layout import EMBEDDING, TapDtype
+from edgeladder.runtime.cache.store import ActivationCache, sample_key
+from edgeladder.runtime.pictures.dataset import Picture
+from edgeladder.runtime.pictures.decode import normalize
+from edgeladder.runtime.pictures.sources import UnreadableError
+from edgeladder.runtime.pictures.views import VERSION, view_square
+from edgeladder.runtime.towers.runner import TowerRunner, TowerSizes
+from edgeladder.runtime.towers.spill import Stage
+
+if TYPE_CHECKING:
+    from edgeladder.core.bundle import Bundle
+
+SKIPPED_SHARE = 0.05  # more unreadable pictures than this is an error
+_NAMED = 5  # skipped pictures spelt out in an error
+
+Progress = Callable[[int, int, str], None]  # done, total, what
+
+
+def spell_skipped(skipped: list[dict[str, str]]) -> str:
+    """The first few skipped pictures and why."""
+    named = [f"{item['path']}: {item['reason']}" for item in skipped[:_NAMED]]
+    more = len(skipped) - len(named)
+    return "; ".join(named) + (f"; and {more} more" if more else "")
+
+
+class _Squares:
+    """Decoded pictures of one group, as the image tower's samples."""
+
+    def __init__(self, path: Path, preprocess: Any):
+        self._stage = Stage(path, half=False)
+        self._preprocess = preprocess
+        self.count = 0
+
+    def append(self, square: np.ndarray) -> None:
+        self._stage.append(square[None])
+        self.count += 1
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return normalize(self._stage.read(start, stop), self._preprocess)
+
+    def discard(self) -> None:
+        self._stage.discard()
+
+
+class PictureRun:
+    """One pass over the pictures."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        folder: Path,
+        dtype: TapDtype,
+        sizes: TowerSizes,
+        max_pixels: int,
+        workdir: Path,
+        on_group: Callable[[], None] | None,
+    ):
+        self.skipped: list[dict[str, str]] = []
+        self.new = self.reused = 0
+        self._preprocess = bundle.manifest.preprocess
+        self._sizes = sizes
+        self._max_pixels = max_pixels
+        self._workdir = workdir
+        self._on_group = on_group or (lambda: None)
+        self._cache = ActivationCache.open(folder, bundle, "image", dtype, writable=True)
+        self._runner = TowerRunner(bundle, "image", sizes, workdir)
+        self._group: _Squares | None = None
+        self._group_keys: list[bytes] = []
+        self._done = 0.0
+        self._total = 0
+        self._progress: Progress | None = None
+
+    def run(
+        self, wanted: list[tuple[Picture, int]], where: str, progress: Progress | None
+    ) -> list[list[bytes]]:
+        """Keys of each picture's views 0..n; an empty list for a picture that was skipped."""
+        self._progress = progress
+        self._total = sum(views + 1 for _, views in wanted)
+        allowed = SKIPPED_SHARE * len(wanted)
+        found: list[list[bytes]] = []
+        with self._cache.writing():
+            try:
+                for picture, views in wanted:
+                    found.append(self._one(picture, views))
+                    if len(self.skipped) > allowed:
+                        raise DataError(
+                            f"more than {SKIPPED_SHARE:.0%} of the {len(wanted)} pictures cannot "
+                            "be read",
+                            where=f"{where}: {spell_skipped(self.skipped)}",
+                            remedy="replace or remove these pictures; what is cached is kept",
+                        )
+                self._run_group()
+            finally:
+                self._discard()
+                self._runner.close()
+        return found
+
+    def _one(self, picture: Picture, views: int) -> list[bytes]:
+        """Hash, look up, decode what is missing."""
+        try:
+            content = picture.read()
+            digest = hashlib.sha256(content).digest()
+            keys = [sample_key(digest, view, VERSION) for view in range(views + 1)]
+            missing = [
+                view
+                for view, key in enumerate(keys)
+                if key not in self._cache and key not in self._group_keys
+            ]
+            # one view at a time: all of them would not fit
+            for view in missing:
+                square = view_square(content, self._preprocess, view, max_pixels=self._max_pixels)
+                self._add(keys[view], square)
+        except UnreadableError as error:
+            self.skipped.append({"path": picture.path, "reason": str(error)})
+            self._tick(views + 1, picture.path)
+            return []
+        self.reused += len(keys) - len(missing)
+        self._tick(len(keys) - len(missing), picture.path)
+        return keys
+
+    def _add(self, key: bytes, square: np.ndarray) -> None:
+        if self._group is None:
+            self._group = _Squares(self._workdir / "pixels.stage", self._preprocess)
+        self._group.append(square)
+        self._group_keys.append(key)
+        if len(self._group_keys) >= self._sizes.group:
+            self._run_group()
+
+    def _run_group(self) -> None:
+        if self._group is None:
+            return
+        keys = self._group_keys
+
+        def sink(start: int, outputs: dict[str, np.ndarray]) -> None:
+            count = len(outputs[EMBEDDING])
+            self._cache.put(keys[start : start + count], outputs)
+
+        self._runner.run(self._group, sink, lambda done: self._tick(done, "backbone"))
+        self._cache.flush()
+        self.new += len(keys)
+        self._discard()
+        self._on_group()
+
+    def _discard(self) -> None:
+        if self._group is not None:
+            self._group.discard()
+        self._group, self._group_keys = None, []
+
+    def _tick(self, samples: float, note: str) -> None:
+        self._done += samples
+        if self._progress is not None and samples:
+            self._progress(min(self._total, round(self._done)), self._total, note)

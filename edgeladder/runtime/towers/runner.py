@@ -1,0 +1,307 @@
+"""Running a frozen tower: one segment at a time over a group, or whole.
+
+Segment by segment, one block's weights are in memory at a time: each segment is opened once per
+group and run over all its samples, hidden states waiting on disk in between. The group pays for
+opening the segments; the batch decides the memory. Whole, all segments stay open and samples pass
+through without touching the disk. Which it is, and the sizes, is for `memory/plan.py` to say.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+
+from edgeladder.core.errors import IntegrityError
+from edgeladder.core.trim import trim_heap
+from edgeladder.runtime.cache.layout import EMBEDDING, EMBEDDING_PRE, Side
+from edgeladder.runtime.towers.spill import Stage
+
+if TYPE_CHECKING:
+    from edgeladder.core.bundle import Bundle, SegmentRecord, TowerRecord
+
+_SINK_SAMPLES = 16  # handed on at a time
+SOURCE_NAMES = {"image": "pixels", "text": "tokens"}
+
+
+@dataclass(frozen=True)
+class TowerSizes:
+    """How a tower is run; results do not depend on it beyond float16 hidden states."""
+
+    group: int = 128  # samples per opening of the segments; more: less time opening, more disk
+    batch: int = 1  # samples per run of a segment; more: more memory, hardly faster on few cores
+    threads: int = 2
+    whole: bool = False  # all segments open at once
+    spin: bool = True  # waiting threads spin, a sixth faster; off where other work needs the cores
+
+
+class Samples(Protocol):
+    """What a tower is fed: `read` gives the source tensor of samples start to stop."""
+
+    count: int
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """(stop - start, ..) in the dtype the first segment takes."""
+
+
+Sink = Callable[[int, dict[str, np.ndarray]], None]
+"""Called in order with the first sample's index and the wanted outputs, (n, ..) each by name:
+each tap's, `embedding` and, where the tower has one, `embedding_pre`."""
+
+OnBatch = Callable[[float], None]
+"""Called with the samples' worth of work done since the last call; may raise to stop."""
+
+
+Arena = Literal["own", "shared"]
+_shared_arena: list[bool] = []
+
+
+def share_arena() -> bool:
+    """One heap of activations for all sessions that ask for it; False if it cannot be had.
+
+    Without a heap every run asks the kernel for its pages again, a third of the time where malloc
+    gives large buffers back at once; with a heap in each of a tower's open segments, each keeps a
+    copy of the activations.
+    """
+    import onnxruntime
+
+    if not _shared_arena:
+        information = onnxruntime.OrtMemoryInfo(
+            "Cpu",
+            onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR,
+            0,
+            onnxruntime.OrtMemType.DEFAULT,
+        )
+        try:
+            onnxruntime.create_and_register_allocator(information, None)
+        except Exception:  # onnxruntime's own class: one is registered already, not by us
+            return False
+        _shared_arena.append(True)
+    return True
+
+
+def open_session(
+    path: Path, threads: int, *, spin: bool = False, arena: Arena | None = None
+) -> Any:
+    """An onnxruntime session for one segment, sparing with memory.
+
+    Args:
+        spin: waiting threads spin.
+        arena: where activations' memory is kept from one run to the next: `own`, until the session
+            closes (6 MB for one block), or `shared` with the other segments of a whole tower.
+
+    Raises:
+        IntegrityError: onnxruntime cannot load the file.
+    """
+    import onnxruntime
+
+    from edgeladder.runtime.session import compute_in_float, use_threads
+
+    options = onnxruntime.SessionOptions()
+    compute_in_float(options)
+    # with pools of their own, threads of a segment that is done spin on the cores that the next one
+    # needs: a whole tower took up to five times as long
+    joined = use_threads(options, threads, share=arena == "shared")
+    if arena == "shared" and not joined:
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.enable_mem_pattern = False  # a plan of all activations at once, never returned
+    options.enable_cpu_mem_arena = arena is not None
+    if arena == "shared":
+        options.add_session_config_entry("session.use_env_allocators", "1")
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises its own classes, none of them public
+        raise IntegrityError(
+            f"onnxruntime cannot load a backbone segment: {error}",
+            where=str(path),
+            remedy="copy or export the bundle again",
+        ) from error
+
+
+def wanted_outputs(tower: TowerRecord, side: Side) -> dict[str, str]:
+    """Tensor name -> the name it is handed on by."""
+    wanted = {tap.name: tap.name for tap in tower.taps}
+    wanted[tower.embedding] = EMBEDDING
+    if tower.embedding_pre and side == "image":
+        wanted[tower.embedding_pre] = EMBEDDING_PRE
+    return wanted
+
+
+class TowerRunner:
+    """Runs one tower of a bundle over samples, a group at a time."""
+
+    def __init__(self, bundle: Bundle, side: Side, sizes: TowerSizes, workdir: Path):
+        self.sizes = sizes
+        self.workdir = workdir
+        self._bundle = bundle
+        self._tower: TowerRecord = getattr(bundle.manifest, side)
+        self._source = SOURCE_NAMES[side]
+        self._wanted = wanted_outputs(self._tower, side)
+        self._sessions: list[Any] = []  # whole: all of them, kept between groups
+
+    def run(self, samples: Samples, sink: Sink, on_batch: OnBatch | None = None) -> None:
+        """Pass all samples through the tower, `sizes.group` at a time.
+
+        Raises:
+            StorageError: no space for the hidden states; the sink keeps what it was given.
+            IntegrityError: a segment cannot be loaded.
+        """
+        tick = on_batch or (lambda samples_done: None)
+        if self.sizes.whole:
+            self._run_whole(samples, sink, tick)
+            return
+        for start in range(0, samples.count, self.sizes.group):
+            stop = min(samples.count, start + self.sizes.group)
+            self._run_group(samples, start, stop, sink, tick)
+
+    def close(self) -> None:
+        """Close the sessions."""
+        self._sessions = []
+        trim_heap()
+
+    def _session(self, segment: SegmentRecord) -> Any:
+        from edgeladder.runtime.session import share_threads
+
+        sizes, path = self.sizes, self._bundle.path(segment.file)
+        arena: Arena | None = "own"
+        if sizes.whole:
+            share_threads(sizes.threads)  # before the heap, which makes onnxruntime's environment
+            arena = "shared" if share_arena() else None
+        return open_session(path, sizes.threads, spin=sizes.spin, arena=arena)
+
+    # ---- whole
+
+    def _run_whole(self, samples: Samples, sink: Sink, tick: OnBatch) -> None:
+        if not self._sessions:
+            self._sessions = [self._session(segment) for segment in self._tower.segments]
+        for start, stop in _windows(samples.count, self.sizes.batch):
+            tensors = {self._source: samples.read(start, stop)}
+            outputs: dict[str, np.ndarray] = {}
+            for index, segment in enumerate(self._tower.segments):
+                tensors.update(_run(self._sessions[index], segment, tensors))
+                self._collect(tensors, outputs)
+                needed = self._needed_after(index)
+                tensors = {name: array for name, array in tensors.items() if name in needed}
+            sink(start, outputs)
+            tick(stop - start)
+
+    def _collect(self, tensors: dict[str, np.ndarray], outputs: dict[str, np.ndarray]) -> None:
+        for name, handed_on in self._wanted.items():
+            if name in tensors:
+                outputs[handed_on] = tensors[name]
+
+    def _needed_after(self, index: int) -> set[str]:
+        later = self._tower.segments[index + 1 :]
+        return {item.name for segment in later for item in segment.inputs}
+
+    # ---- segment by segment
+
+    def _run_group(
+        self, samples: Samples, start: int, stop: int, sink: Sink, tick: OnBatch
+    ) -> None:
+        with _Stages(self.workdir) as stages:
+            for index, segment in enumerate(self._tower.segments):
+                self._run_segment(index, segment, samples, (start, stop), stages, tick)
+                needed = self._needed_after(index) | set(self._wanted)
+                stages.discard_all_but(needed)
+            for first, last in _windows(stop - start, _SINK_SAMPLES):
+                sink(
+                    start + first,
+                    {
+                        handed_on: stages.get(name).read(first, last)
+                        for name, handed_on in self._wanted.items()
+                    },
+                )
+
+    def _run_segment(
+        self,
+        index: int,
+        segment: SegmentRecord,
+        samples: Samples,
+        group: tuple[int, int],
+        stages: _Stages,
+        tick: OnBatch,
+    ) -> None:
+        session = self._session(segment)
+        share = 1 / len(self._tower.segments)
+        kept = self._needed_after(index) | set(self._wanted)
+        for first, last in _windows(group[1] - group[0], self.sizes.batch):
+            tensors = {}
+            for item in segment.inputs:
+                if item.name == self._source:
+                    tensors[item.name] = samples.read(group[0] + first, group[0] + last)
+                else:
+                    tensors[item.name] = stages.get(item.name).read(first, last)
+            for name, array in _run(session, segment, tensors).items():
+                if name in kept:
+                    embedding = self._wanted.get(name) in (EMBEDDING, EMBEDDING_PRE)
+                    stages.make(name, half=not embedding).append(array)
+            tick((last - first) * share)
+        del session
+        trim_heap(collect=False)  # the block's packed weights go back before the next block's come
+
+
+class _Stages:
+    """The stages of a group by tensor name; all removed at the end, whatever happens."""
+
+    def __init__(self, workdir: Path):
+        self._workdir = workdir
+        self._stages: dict[str, Stage] = {}
+        self._made = 0
+
+    def __enter__(self) -> _Stages:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.discard_all_but(set())
+
+    def make(self, name: str, *, half: bool) -> Stage:
+        if name not in self._stages:
+            self._stages[name] = Stage(self._workdir / f"{self._made:04d}.stage", half=half)
+            self._made += 1
+        return self._stages[name]
+
+    def get(self, name: str) -> Stage:
+        return self._stages[name]
+
+    def discard_all_but(self, kept: set[str]) -> None:
+        for name in set(self._stages) - kept:
+            self._stages.pop(name).discard()
+
+
+def _run(
+    session: Any, segment: SegmentRecord, tensors: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    names = [item.name for item in segment.outputs]
+    feeds = {item.name: tensors[item.name] for item in segment.inputs}
+    return dict(zip(names, session.run(names, feeds), strict=True))
+
+
+def _windows(count: int, size: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, count, size):
+        yield start, min(count, start + size)
+
+
+def run_tower(
+    bundle: Bundle,
+    side: Side,
+    samples: Samples,
+    sink: Sink,
+    *,
+    group: int,
+    batch: int,
+    threads: int,
+    whole: bool,
+    workdir: Path,
+    on_batch: OnBatch | None = None,
+) -> None:
+    """Run one tower over all samples; see `TowerRunner`."""
+    sizes = TowerSizes(group=group, batch=batch, threads=threads, whole=whole)
+    with contextlib.closing(TowerRunner(bundle, side, sizes, workdir)) as runner:
+        runner.run(samples, sink, on_batch)

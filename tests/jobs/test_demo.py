@@ -1,0 +1,65 @@
+"""The demo: what ships, start to end, in a fresh process inside its budget."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import edgeladder
+from edgeladder import demo
+from edgeladder.core.errors import IntegrityError
+
+
+def test_the_demo_learns_inside_its_budget(tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, "-c", "from edgeladder.cli.app import run; run()", "demo", "--json",
+         "--out", "run"],
+        env={**os.environ, "PYTHONPATH": str(Path(edgeladder.__file__).parents[1])},
+        capture_output=True, text=True, cwd=tmp_path, check=False, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    values = json.loads(done.stdout)
+    accuracy = values["accuracy"]
+    assert accuracy["zero_shot"] > 0.3  # ten classes; chance is 0.1
+    assert accuracy["tuned"] > accuracy["zero_shot"]
+    phases = values["memory"]["phases"]
+    assert {"precompute", "train", "evaluate"} <= set(phases)
+    for phase in phases.values():
+        assert phase["measured_peak_bytes"] <= demo.BUDGET_BYTES
+    assert (tmp_path / values["report"]).is_file()
+
+
+def test_a_package_without_its_model_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(demo, "_HERE", tmp_path)
+    with pytest.raises(IntegrityError, match="came without manifest.json"):
+        demo.run_demo(out=tmp_path / "run")
+
+
+def test_the_screen_tells_accuracy_memory_and_where_the_report_lies():
+    text = demo.say(
+        {
+            "accuracy": {"zero_shot": 0.5, "tuned": 0.75, "split": "test"},
+            "memory": {
+                "budget_bytes": 160_000_000,
+                "enforcement": "rlimit",
+                "phases": {
+                    "train": {
+                        "measured_peak_bytes": 120_000_000,
+                        "planned_peak_bytes": 130_000_000,
+                    }
+                },
+            },
+            "steps": 7,
+            "seconds": 12.5,
+            "engine": "stock",
+            "run": "runs/demo",
+            "report": "runs/demo/report.html",
+        }
+    )
+    for piece in ("50.0 %", "75.0 %", "120 MB", "160 MB", "runs/demo/report.html", "12.5 s"):
+        assert piece in text

@@ -1,0 +1,210 @@
+"""The supervisor keeps the tree below the budget, loses nothing, and says what it learnt."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from edgeladder.budget import meter
+from edgeladder.budget.watchdog import Guard
+from edgeladder.core.errors import BudgetError, ConfigError, DataError, EdgeLadderError, Interrupted
+from edgeladder.core.request import TrainRequest
+from edgeladder.jobs.run_directory import MetricsLog, RunDirectory, read_metrics
+from edgeladder.jobs.supervisor import Supervisor, train
+
+MB = 1_000_000
+
+
+def make(folder, budget_bytes, *, fence="auto", restarts=2):
+    """A supervisor whose budget is above what the testing process itself occupies."""
+    own = meter.private(os.getpid())
+    request = TrainRequest(run=str(folder / "run"), fence=fence, restarts=restarts)
+    supervisor = Supervisor(request, None)
+    supervisor.budget_bytes = own + budget_bytes
+    supervisor.run.lock()
+    supervisor.metrics = MetricsLog(supervisor.run.metrics)
+    return supervisor
+
+
+def records(supervisor, kind):
+    return [r for r in read_metrics(supervisor.run.metrics) if r["kind"] == kind]
+
+
+class Sampler(threading.Thread):
+    """Watches the tree from outside the supervisor, every 5 ms."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.peak, self.going = 0, True
+
+    def run(self):
+        while self.going:
+            self.peak = max(self.peak, meter.measure(os.getpid()).bytes)
+            time.sleep(0.005)
+
+
+def test_a_phase_returns_its_result_and_its_peak(tmp_path):
+    with make(tmp_path, 400 * MB) as supervisor:
+        result = supervisor.phase("phases:quiet", {"hold": 60 * MB})
+        assert result["answer"] == 42 and result["pid"] != os.getpid()
+        (record,) = records(supervisor, "phase")
+        grown = record["worker_high_water_bytes"]
+        assert 60 * MB < grown < 110 * MB
+        assert supervisor.measured["phases:quiet"] >= grown + 0.8 * record["supervisor_bytes"]
+        assert not records(supervisor, "memory")
+
+
+def test_the_fence_is_live_and_read_back(tmp_path):
+    with make(tmp_path, 400 * MB) as supervisor:
+        supervisor.phase("phases:quiet", {})
+        (record,) = records(supervisor, "fence")
+        assert record["layer"] == supervisor.layer != "none"
+        if record["layer"].startswith("cgroup"):
+            assert record["confirmed"] == record["limit_bytes"] <= supervisor.budget_bytes
+
+
+def test_a_leak_is_answered_line_by_line_and_never_passes_the_budget(tmp_path):
+    values = {"steps": 400, "leak": MB, "state": str(tmp_path / "step")}
+    sampler = Sampler()
+    with make(tmp_path, 220 * MB, restarts=20) as supervisor:
+        sampler.start()
+        result = supervisor.phase("phases:leak", values)
+        sampler.going = False
+        sampler.join()
+        assert result["step"] == 400
+        actions = [record["action"] for record in records(supervisor, "memory")]
+        assert actions[0] == "trim" and {"trim", "halve", "restart"} <= set(actions)
+        restarts = records(supervisor, "restart")
+        assert restarts and all(r["last_step"] - r["checkpoint_step"] <= 1 for r in restarts)
+        assert max(sampler.peak, *supervisor.measured.values()) <= supervisor.budget_bytes
+
+
+@pytest.mark.parametrize("fence", ["cgroup1", "rlimit"])
+def test_an_explosion_is_stopped_by_the_fence_and_started_again(tmp_path, fence, monkeypatch):
+    monkeypatch.setattr(Guard, "observe", lambda *a, **k: None)  # the watch sees nothing
+    state = str(tmp_path / "state")
+    try:
+        with make(tmp_path, 200 * MB, fence=fence) as supervisor:
+            floor = {"file_bytes": 8 * MB, "data_slack_bytes": 2 * MB}
+            values = {"take": 900 * MB, "state": state, "plan": {"floor": floor}}
+            result = supervisor.phase("phases:once", values)
+            (restart,) = records(supervisor, "restart")
+            assert fence in restart["cause"] or "allocation" in restart["cause"]
+            assert result == {"sizes": {}}
+            assert max(supervisor.measured.values()) <= supervisor.budget_bytes
+    except ConfigError as error:
+        pytest.skip(f"this machine has no {fence}: {error}")
+
+
+def test_exit_3_with_what_was_learnt_after_the_last_restart(tmp_path):
+    with make(tmp_path, 200 * MB, restarts=2) as supervisor:
+        with pytest.raises(BudgetError, match="3 times") as caught:
+            supervisor.phase("phases:explode", {"take": 900 * MB})
+        assert caught.value.exit_code == 3
+        assert "the last step was 7" in caught.value.message
+        assert "--budget" in caught.value.remedy and "--resume" in caught.value.remedy
+        assert len(records(supervisor, "restart")) == 3
+
+
+def test_children_of_the_worker_count(tmp_path):
+    with make(tmp_path, 600 * MB) as supervisor:
+        supervisor.phase("phases:family", {"hold": 150 * MB})
+        (record,) = records(supervisor, "phase")
+        assert record["worker_high_water_bytes"] < 80 * MB
+        assert supervisor.measured["phases:family"] > record["supervisor_bytes"] + 150 * MB
+
+
+def test_errors_cross_the_pipe_as_themselves(tmp_path):
+    with make(tmp_path, 400 * MB, restarts=0) as supervisor:
+        with pytest.raises(DataError) as caught:
+            supervisor.phase("phases:bad_data", {})
+        assert str(caught.value) == "no pictures (here); remedy: add some"
+        with pytest.raises(EdgeLadderError, match="about to fall"):
+            supervisor.phase("phases:crash", {})
+        with pytest.raises(BudgetError, match="an allocation failed: cannot allocate 9 GB"):
+            supervisor.phase("phases:no_memory", {})
+        with pytest.raises(EdgeLadderError, match="unknown phase"):
+            supervisor.phase("nonsense", {})
+
+
+def test_sigterm_lets_the_worker_save(tmp_path):
+    state = tmp_path / "saved"
+    with make(tmp_path, 400 * MB) as supervisor:
+        timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM))
+        timer.start()
+        with pytest.raises(Interrupted, match="all work so far is saved") as caught:
+            supervisor.phase("phases:wait_for_stop", {"state": str(state)})
+        assert caught.value.exit_code == 130 and "--resume" in caught.value.remedy
+    assert state.exists()
+
+
+def test_a_killed_supervisor_takes_its_worker_along(tmp_path):
+    state = tmp_path / "saved"
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from test_supervisor import make, MB\n"
+        f"s = make(Path({str(tmp_path)!r}), 400 * MB).__enter__()\n"
+        f"s.phase('phases:wait_for_stop', {{'state': {str(state)!r}}})\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script])
+    deadline = time.monotonic() + 20
+    while not meter.children(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (worker,) = meter.children(process.pid)
+    time.sleep(0.5)
+    process.kill()
+    process.wait()
+    while not state.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert state.exists()
+    while os.path.exists(f"/proc/{worker}") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not os.path.exists(f"/proc/{worker}")
+
+
+def test_one_training_per_run_directory(tmp_path):
+    first = RunDirectory(tmp_path / "run")
+    first.lock()
+    with pytest.raises(ConfigError, match="another process"):
+        RunDirectory(tmp_path / "run").lock()
+    first.unlock()
+    RunDirectory(tmp_path / "run").lock()
+
+
+def test_what_to_resume_must_exist(tmp_path):
+    with pytest.raises(ConfigError, match="no run to resume"):
+        train(TrainRequest(run=str(tmp_path / "absent"), resume=True))
+    assert not (tmp_path / "absent").exists()
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "config.yaml").write_text("a: 1\n")
+    with pytest.raises(ConfigError, match="holds a run already"):
+        train(TrainRequest(run=str(tmp_path / "old")))
+
+
+def test_the_supervisor_stays_small():
+    """It counts inside the budget: no numpy, onnxruntime, pydantic or OpenSSL in it."""
+    code = (
+        "import sys; import edgeladder.jobs.supervisor\n"
+        "heavy = {'numpy', 'onnxruntime', 'pydantic', 'yaml', 'typer', 'rich', 'psutil',"
+        " '_hashlib'} & set(sys.modules)\n"
+        "sys.exit(', '.join(heavy) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("phase", ["fit", "score", "fill"])
+def test_the_workers_that_count_stay_lean(phase):
+    """pydantic and YAML cost 20 MB, package metadata 3, numpy.random 7."""
+    code = (
+        f"import sys; import edgeladder.jobs.{phase}, edgeladder.runtime.engine.stock\n"
+        "heavy = {'pydantic', 'yaml', 'typer', 'rich', 'importlib.metadata', 'numpy.random'}"
+        " & set(sys.modules)\n"
+        "sys.exit(', '.join(heavy) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

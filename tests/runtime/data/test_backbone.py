@@ -1,0 +1,161 @@
+"""Towers by segment against the same towers whole, and against numpy."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from tiny_tower import CONTEXT, SIZE, TinyBundle
+
+import edgeladder
+from edgeladder.core.errors import IntegrityError, StorageError
+from edgeladder.runtime.session import use_threads
+from edgeladder.runtime.towers.runner import open_session, run_tower
+from edgeladder.runtime.towers.spill import Stage
+
+
+class Given:
+    """Samples from an array."""
+
+    def __init__(self, array: np.ndarray):
+        self.array = array
+        self.count = len(array)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """A window."""
+        return self.array[start:stop]
+
+
+def pixels(count: int) -> np.ndarray:
+    """Random pictures."""
+    random = np.random.default_rng(0)
+    return random.normal(size=(count, 3, SIZE, SIZE)).astype(np.float32)
+
+
+def run(bundle: TinyBundle, side: str, array: np.ndarray, workdir: Path, **sizes: object) -> dict:
+    """All outputs of a tower, in order."""
+    workdir.mkdir(exist_ok=True)
+    found: dict[str, list[np.ndarray]] = {}
+    expected_start = 0
+    done = 0.0
+
+    def sink(start: int, outputs: dict[str, np.ndarray]) -> None:
+        nonlocal expected_start
+        assert start == expected_start
+        expected_start += len(outputs["embedding"])
+        for name, values in outputs.items():
+            found.setdefault(name, []).append(values.copy())
+
+    def tick(samples: float) -> None:
+        nonlocal done
+        done += samples
+
+    options = {"group": 7, "batch": 2, "threads": 1, "whole": False, **sizes}
+    run_tower(bundle, side, Given(array), sink, workdir=workdir, on_batch=tick, **options)
+    assert abs(done - len(array)) < 1e-6
+    assert list(workdir.iterdir()) == []  # the disk is given back
+    return {name: np.concatenate(arrays) for name, arrays in found.items()}
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize(("group", "batch"), [(5, 1), (7, 2), (100, 64)])
+def test_image_tower(tiny: TinyBundle, tmp_path: Path, whole: bool, group: int, batch: int) -> None:
+    """Any group and batch give numpy's result, in order; hidden states cost float16's precision."""
+    array = pixels(17)
+    found = run(tiny, "image", array, tmp_path / "w", whole=whole, group=group, batch=batch)
+    for name, expected in tiny.image_reference(array).items():
+        np.testing.assert_allclose(found[name], expected, rtol=1e-5 if whole else 5e-3, atol=5e-3)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_text_tower(tiny: TinyBundle, tmp_path: Path, whole: bool) -> None:
+    """Tokens stay whole numbers."""
+    tokens = np.random.default_rng(1).integers(0, 11, (9, CONTEXT))
+    found = run(tiny, "text", tokens, tmp_path / "w", whole=whole)
+    for name, expected in tiny.text_reference(tokens).items():
+        np.testing.assert_allclose(found[name], expected, rtol=5e-3, atol=2e-2)
+
+
+def test_hidden_states_beyond_float16(tmp_path: Path) -> None:
+    """A backbone with massive activations: scaled by a power of two, not overflown."""
+    bundle = TinyBundle(tmp_path / "loud", gain=20_000.0)
+    array = pixels(5)
+    expected = bundle.image_reference(array)
+    assert np.abs(expected["tap_0"]).max() > 70_000
+    found = run(bundle, "image", array, tmp_path / "w")
+    np.testing.assert_allclose(found["tap_0"], expected["tap_0"], rtol=2e-3, atol=200)
+    assert np.isfinite(found["embedding"]).all()
+
+
+def test_stage_round_trip(tmp_path: Path) -> None:
+    """Bytes exactly as they came, float32 to 2^-11 where halved."""
+    squares = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
+    stage = Stage(tmp_path / "s", half=False)
+    for square in squares:
+        stage.append(square[None])
+    assert (stage.read(1, 4) == squares[1:4]).all()
+    stage.discard()
+    assert not (tmp_path / "s").exists()
+    values = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    values[2] *= 1e6
+    stage = Stage(tmp_path / "s", half=True)
+    stage.append(values[:4])
+    stage.append(values[4:])
+    np.testing.assert_allclose(stage.read(0, 6), values, rtol=1e-3, atol=1e-7)
+    np.testing.assert_allclose(stage.read(2, 3), values[2:3], rtol=1e-3, atol=100)
+    stage.discard()
+
+
+def test_no_space_for_hidden_states(
+    tiny: TinyBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One clear error, and the space that was taken is given back."""
+    written = 0
+    real = os.write
+
+    def write(descriptor: int, data: bytes) -> int:
+        nonlocal written
+        written += 1
+        if written == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(descriptor, data)
+
+    monkeypatch.setattr(os, "write", write)
+    with pytest.raises(StorageError, match="no space left") as caught:
+        run(tiny, "image", pixels(9), tmp_path / "w")
+    assert "already written is kept" in str(caught.value.remedy)
+    assert list((tmp_path / "w").iterdir()) == []
+
+
+def test_a_damaged_segment(tmp_path: Path) -> None:
+    """Named, with the remedy."""
+    bundle = TinyBundle(tmp_path / "b")
+    (tmp_path / "b" / "image" / "01.onnx").write_bytes(b"nonsense")
+    with pytest.raises(IntegrityError, match="cannot load a backbone segment") as caught:
+        run(bundle, "image", pixels(2), tmp_path / "w")
+    assert "01.onnx" in str(caught.value.where) and "export" in str(caught.value.remedy)
+
+
+def test_int8_weights_are_multiplied_in_float() -> None:
+    """The same embeddings with every onnxruntime: newer ones would quantise the activations."""
+    shipped = Path(edgeladder.__file__).parent / "_nano" / "bundle" / "backbone"
+    plain = onnxruntime.SessionOptions()
+    use_threads(plain, 1, share=False)
+    plain.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    for name in ("text/01_block", "image/08_tail"):
+        path = shipped / f"{name}.onnx"
+        session = open_session(path, 1)
+        random = np.random.default_rng(0)
+        given = {
+            item.name: random.standard_normal(
+                [n if isinstance(n, int) else 3 for n in item.shape], np.float32
+            )
+            for item in session.get_inputs()
+        }
+        expected = onnxruntime.InferenceSession(str(path), plain).run(None, given)
+        for mine, theirs in zip(session.run(None, given), expected, strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())

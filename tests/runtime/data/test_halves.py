@@ -1,0 +1,39 @@
+"""Halves by onnxruntime against halves by numpy: the same bits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edgeladder.runtime.float16 import HalfBlock, from_half, to_half
+
+
+@pytest.mark.parametrize("shape", [(3,), (5, 1000), (2, 197, 16, 3)])
+def test_same_bits_as_numpy(shape: tuple[int, ...]) -> None:
+    """Every magnitude, ties and subnormals included, in any memory order."""
+    random = np.random.default_rng(0)
+    values = (random.normal(size=shape) * 10.0 ** random.integers(-9, 4, shape)).astype(np.float32)
+    values.flat[0] = np.float32(2049)  # a tie between two halves
+    for array in (values, values.T):
+        assert (to_half(array) == array.astype(np.float16)).all()
+        assert to_half(array).shape == array.shape and to_half(array).flags.c_contiguous
+        half = array.astype(np.float16)
+        assert from_half(half).dtype == np.float32
+        assert (from_half(half) == half.astype(np.float32)).all()
+
+
+def test_all_halves_come_back() -> None:
+    """Each of the 63,488 finite halves."""
+    half = np.arange(65536, dtype=np.uint16).view(np.float16)
+    half = half[np.isfinite(half)]
+    assert (to_half(from_half(half)).view(np.uint16) == half.view(np.uint16)).all()
+
+
+def test_a_block_is_converted_in_place() -> None:
+    """Again and again into the same buffer."""
+    block = HalfBlock(1000)
+    for seed in range(3):
+        values = np.random.default_rng(seed).normal(size=1000).astype(np.float16)
+        block.half[:] = values
+        block.convert()
+        assert (block.single == values.astype(np.float32)).all()

@@ -1,0 +1,310 @@
+"""Pictures and class names to the cache and out again as a step's inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import encode, noise
+from tiny_tower import TinyBundle
+
+from edgeladder.core.errors import ConfigError, DataError, IntegrityError, StorageError
+from edgeladder.runtime.cache.inputs import open_batches, open_reader
+from edgeladder.runtime.cache.layout import l2_normalize
+from edgeladder.runtime.cache.selection import Selection
+from edgeladder.runtime.cache.store import ActivationCache
+from edgeladder.runtime.pictures.dataset import open_data, split
+from edgeladder.runtime.pictures.decode import decode
+from edgeladder.runtime.towers.fill_cache import PrecomputeResult, PrecomputeSizes, precompute
+from edgeladder.runtime.towers.runner import TowerSizes
+from edgeladder.runtime.towers.tokens import Tokenizer, class_prompts
+
+Make = Callable[..., Path]
+SIZES = PrecomputeSizes(
+    image=TowerSizes(group=5, batch=2, threads=1), text=TowerSizes(group=6, batch=4, threads=1)
+)
+FILES = {
+    f"{part}/{name}/{index}.png": None
+    for part, count in (("train", 6), ("test", 3))
+    for name in ("dress", "hat", "shirt")
+    for index in range(count)
+}
+
+
+def fill(bundle: TinyBundle, folder: Path, cache: Path, **options: object) -> PrecomputeResult:
+    """Precompute a folder with small sizes."""
+    return precompute(bundle, open_data(folder), cache, **{"sizes": SIZES, **options})
+
+
+def test_first_run_computes_second_run_reuses(
+    tiny: TinyBundle, make_folder: Make, tmp_path: Path
+) -> None:
+    """All new, then nothing; then only what was added, renamed pictures included in the old."""
+    folder, cache = make_folder(FILES), tmp_path / "cache"
+    calls: list[tuple[int, int, str]] = []
+    first = fill(tiny, folder, cache, progress=lambda *call: calls.append(call))
+    assert (first.new, first.reused, first.text_new, first.text_reused) == (27, 0, 3, 0)
+    assert first.images_per_second > 0 and first.to_dict()["skipped"] == []
+    pictures = [call for call in calls if call[2] != "class names"]
+    assert pictures[-1][:2] == (27, 27)
+    assert [done for done, _, _ in pictures] == sorted(done for done, _, _ in pictures)
+    again = fill(tiny, folder, cache)
+    assert (again.new, again.reused, again.text_new, again.text_reused) == (0, 27, 0, 3)
+    assert (again.selection.train_keys == first.selection.train_keys).all()
+    (folder / "train/hat/0.png").rename(folder / "train/hat/renamed.png")
+    (folder / "train/hat/more.png").write_bytes(encode(noise(30, 30, seed=99)))
+    third = fill(tiny, folder, cache)
+    assert (third.new, third.reused) == (1, 27)
+    assert not list(cache.glob("work-*"))
+
+
+def test_inputs_are_what_the_towers_give(
+    tiny: TinyBundle, make_folder: Make, tmp_path: Path
+) -> None:
+    """Pictures and class names through decoding, towers, cache and windows, against numpy."""
+    folder = make_folder({**FILES, "classes.yaml": b"hat: {name: red hat, aliases: [the hat]}\n"})
+    data = open_data(folder)
+    train, test = split(data, None, 0)
+    result = fill(tiny, folder, tmp_path / "cache", templates=["a photo of the {}", "{}"])
+    result.selection.save(tmp_path / "selection.safetensors")
+    selection = Selection.load(tmp_path / "selection.safetensors")
+    assert selection.class_names == ["dress", "red hat", "shirt"] and selection.views == 0
+    reader = open_reader(tiny, tmp_path / "cache", selection)
+    for side, pictures in (("train", train), ("test", test)):
+        windows = list(reader.windows(side, 4))
+        pixels = np.stack([decode(p.read(), tiny.manifest.preprocess) for p in pictures])
+        expected = tiny.image_reference(pixels)
+        taps = np.concatenate([w.image_taps(0, len(w.labels))[0] for w in windows], axis=2)
+        stacked = np.stack([expected["tap_0"], expected["tap_1"]]).transpose(0, 2, 1, 3)
+        np.testing.assert_allclose(taps, stacked, atol=1e-2)
+        embeddings = np.concatenate([w.image_embedding for w in windows])
+        np.testing.assert_allclose(embeddings, l2_normalize(expected["embedding"]), atol=5e-3)
+        extra = np.concatenate([w.image_extra["image_embedding_pre"] for w in windows])
+        length = np.linalg.norm(expected["embedding"], axis=1, keepdims=True)
+        np.testing.assert_allclose(extra, expected["embedding_pre"] / length, atol=1e-2)
+        labels = np.concatenate([w.labels for w in windows])
+        assert [data.classes[label] for label in labels] == [p.label for p in pictures]
+        assert labels.dtype == np.int64
+    prompts = class_prompts(data.names, ["a photo of the {}", "{}"])
+    assert [len(texts) for texts in prompts] == [2, 4, 2]
+    tokenizer = Tokenizer.from_bundle(tiny)
+    window = next(reader.windows("test", 4))
+    for index, texts in enumerate(prompts):
+        expected = tiny.text_reference(tokenizer.encode(texts))
+        mean = l2_normalize(l2_normalize(expected["embedding"]).mean(axis=0)[None])[0]
+        np.testing.assert_allclose(window.text_embedding[index], mean, atol=5e-3)
+        (taps,) = window.text_taps(index, index + 1)
+        np.testing.assert_allclose(taps[0, :, 0], expected["text_tap_0"].mean(axis=0), atol=1e-2)
+    reader.close()
+
+
+def test_batches_resume_exactly_and_read_views(
+    tiny: TinyBundle, make_folder: Make, tmp_path: Path
+) -> None:
+    """A step's inputs after a resume are the bits of an uninterrupted run's; views are cached."""
+    folder = make_folder(FILES)
+    result = fill(tiny, folder, tmp_path / "cache", views=2)
+    assert result.new == 18 * 3 + 9 and result.selection.views == 2
+
+    def batches(keep: int) -> object:
+        return open_batches(
+            tiny, tmp_path / "cache", result.selection, batch=4, seed=3, keep_bytes=keep
+        )
+
+    one, two = batches(1 << 20), batches(0)
+    assert one.classes == 3 and one.steps_per_epoch == 5
+    for _ in range(3):
+        one.next()
+    two.load_state(one.state())
+    different_views = set()
+    for step in range(8):
+        a, b = one.next(), two.next()
+        for x, y in (
+            (a.labels, b.labels),
+            (a.image_embedding, b.image_embedding),
+            (a.image_taps(0, 4)[0], b.image_taps(0, 4)[0]),
+            (a.text_taps(0, 3)[0], b.text_taps(0, 3)[0]),
+        ):
+            assert (x == y).all()
+        whole = a.image_taps(0, 4)[0]
+        assert (whole[:, :, 1:3] == a.image_taps(1, 3)[0]).all()
+        different_views.update(row.tobytes() for row in a.image_embedding)
+        if step == 4:
+            one.trim()
+    assert len(different_views) > 18  # more than one view of some pictures was drawn
+    assert one.next().text_taps(0, 3)[0] is one.next().text_taps(0, 3)[0]  # kept between steps
+    assert two.next().text_taps(0, 3)[0] is not two.next().text_taps(0, 3)[0]
+    one.close()
+    two.close()
+
+
+def test_sizes_do_not_change_what_is_cached(
+    tiny: TinyBundle, make_folder: Make, tmp_path: Path
+) -> None:
+    """Whole or by segment, any group: the same keys, the same samples to float16."""
+    folder = make_folder(FILES)
+    small = fill(tiny, folder, tmp_path / "a")
+    large = fill(
+        tiny,
+        folder,
+        tmp_path / "b",
+        sizes=PrecomputeSizes(
+            image=TowerSizes(group=64, batch=8, threads=1, whole=True),
+            text=TowerSizes(group=64, batch=8, threads=1, whole=True),
+        ),
+    )
+    assert (small.selection.train_keys == large.selection.train_keys).all()
+    assert (small.selection.text_keys == large.selection.text_keys).all()
+    one = next(open_reader(tiny, tmp_path / "a", small.selection).windows("train", 18))
+    two = next(open_reader(tiny, tmp_path / "b", large.selection).windows("train", 18))
+    np.testing.assert_allclose(one.image_embedding, two.image_embedding, atol=5e-3)
+    np.testing.assert_allclose(one.text_embedding, two.text_embedding, atol=5e-3)
+
+
+def test_few_bad_pictures_are_skipped_and_named(
+    tiny: TinyBundle, make_folder: Make, tmp_path: Path
+) -> None:
+    """Up to 5 %: the others are used, and the result says which and why."""
+    whole = encode(noise(60, 60), "JPEG")
+    files: dict[str, bytes | None] = {f"train/hat/{i}.png": None for i in range(20)}
+    files |= {f"train/dress/{i}.png": None for i in range(20)}
+    files |= {"train/hat/cut.jpg": whole[: len(whole) // 2], "train/hat/text.png": b"not at all"}
+    result = fill(tiny, make_folder(files), tmp_path / "cache")
+    assert result.new == 40 and len(result.selection.train_labels) == 40
+    assert [item["path"] for item in result.skipped] == ["train/hat/cut.jpg", "train/hat/text.png"]
+    assert "damaged" in result.skipped[0]["reason"]
+    assert "not a picture" in result.skipped[1]["reason"]
+    assert result.selection.skipped == result.to_dict()["skipped"] == result.skipped
+
+
+def test_many_bad_pictures_are_an_error(
+    tiny: TinyBundle, make_folder: Make, tmp_path: Path
+) -> None:
+    """Beyond 5 %: exit 4, naming them; what was computed is used when they are replaced."""
+    files: dict[str, bytes | None] = {f"train/hat/{i:02}.png": None for i in range(20)}
+    files |= {f"train/hat/bad{i}.png": b"x" for i in range(3)}
+    folder = make_folder(files)
+    with pytest.raises(DataError, match="more than 5% of the 23 pictures") as caught:
+        fill(tiny, folder, tmp_path / "cache")
+    assert caught.value.exit_code == 4
+    assert "bad0.png: not a picture" in str(caught.value.where)
+    assert "what is cached is kept" in str(caught.value.remedy)
+    for index in range(3):
+        (folder / f"train/hat/bad{index}.png").unlink()
+    again = fill(tiny, folder, tmp_path / "cache")
+    assert again.reused >= 15 and again.new + again.reused == 20
+
+
+def test_a_class_lost_to_bad_pictures(tiny: TinyBundle, make_folder: Make, tmp_path: Path) -> None:
+    """Few enough to skip, but all of one class: an error that names it."""
+    files: dict[str, bytes | None] = {f"train/hat/{i}.png": None for i in range(30)}
+    files["train/dress/only.png"] = b"x"
+    with pytest.raises(DataError, match="class 'dress' can be read") as caught:
+        fill(tiny, make_folder(files), tmp_path / "cache")
+    assert "only.png" in str(caught.value.where)
+
+
+def test_labels_the_adapter_does_not_know(
+    tiny: TinyBundle, make_folder: Make, tmp_path: Path
+) -> None:
+    """Said before anything is computed."""
+    with pytest.raises(DataError, match="'shirt' is not among the 2 known classes"):
+        fill(tiny, make_folder(FILES), tmp_path / "cache", classes=["dress", "hat"])
+    assert not list(tmp_path.rglob("0*.safetensors"))
+
+
+def test_an_adapters_classes_give_the_labels(
+    tiny: TinyBundle, make_folder: Make, tmp_path: Path
+) -> None:
+    """Labels and text follow the order given, classes without pictures included."""
+    order = ["shirt", "coat", "hat", "dress"]
+    result = fill(tiny, make_folder(FILES), tmp_path / "cache", classes=order)
+    assert len(result.selection.text_keys) == 4
+    assert sorted(set(result.selection.train_labels.tolist())) == [0, 2, 3]
+
+
+class StopError(Exception):
+    """Raised by a test's on_group."""
+
+
+def test_a_stop_keeps_every_group(tiny: TinyBundle, make_folder: Make, tmp_path: Path) -> None:
+    """The supervisor's stop comes between groups; the next run goes on from there."""
+    folder, groups = make_folder(FILES), 0
+
+    def stop() -> None:
+        nonlocal groups
+        groups += 1
+        if groups == 6:  # three of class names (6 prompts each), three of pictures
+            raise StopError
+
+    with pytest.raises(StopError):
+        fill(tiny, folder, tmp_path / "cache", on_group=stop)
+    assert not list((tmp_path / "cache").glob("work-*"))
+    again = fill(tiny, folder, tmp_path / "cache")
+    assert again.text_reused == 3 and again.reused == 15 and again.new == 12
+
+
+def test_no_space_in_the_middle(
+    tiny: TinyBundle, make_folder: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk fills up at the third group: a StorageError; the two before it are kept."""
+    from edgeladder.runtime.cache import store as module
+
+    real, calls = module.write_shard, 0
+
+    def write(*arguments: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            raise StorageError("no space left on the device", where="cache", remedy="free some")
+        return real(*arguments)
+
+    folder = make_folder(FILES)
+    monkeypatch.setattr(module, "write_shard", write)
+    with pytest.raises(StorageError):
+        fill(tiny, folder, tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("work-*"))
+    monkeypatch.setattr(module, "write_shard", real)
+    again = fill(tiny, folder, tmp_path / "cache")
+    assert again.text_reused == 3 and again.reused == 15 and again.new == 12
+
+
+def test_missing_samples_and_selections(
+    tiny: TinyBundle, make_folder: Make, tmp_path: Path
+) -> None:
+    """A cache that lost samples, and a selection that is none: integrity errors with remedies."""
+    result = fill(tiny, make_folder(FILES), tmp_path / "cache")
+    for path in (tmp_path / "cache").glob("image-*/0*.safetensors"):
+        path.unlink()
+    with pytest.raises(IntegrityError, match="18 of 18 samples are not in the cache") as caught:
+        open_reader(tiny, tmp_path / "cache", result.selection)
+    assert "edgeladder precompute" in str(caught.value.remedy)
+    (tmp_path / "broken").write_bytes(b"x" * 30)
+    for path in (tmp_path / "broken", tmp_path / "absent"):
+        with pytest.raises(IntegrityError, match="selection"):
+            Selection.load(path)
+
+
+def test_a_ladder_that_wants_what_no_tower_gives(
+    tiny: TinyBundle, make_folder: Make, tmp_path: Path
+) -> None:
+    """No embedding before a projection: said, instead of a KeyError in the first step."""
+    result = fill(tiny, make_folder(FILES), tmp_path / "cache")
+    cache = ActivationCache.open(tmp_path / "cache", tiny, "text")
+    with pytest.raises(ConfigError, match="no embedding before a projection"):
+        cache.pre_embeddings(cache.find(result.selection.text_keys))
+
+
+def test_int8_runs_through(tiny: TinyBundle, make_folder: Make, tmp_path: Path) -> None:
+    """The 8-bit store gives nearly the inputs of the 16-bit one."""
+    folder = make_folder(FILES)
+    half = fill(tiny, folder, tmp_path / "cache").selection
+    eight = fill(tiny, folder, tmp_path / "cache", dtype="int8").selection
+    assert eight.dtype == "int8"
+    one = next(open_reader(tiny, tmp_path / "cache", half).windows("train", 18))
+    two = next(open_reader(tiny, tmp_path / "cache", eight).windows("train", 18))
+    assert (one.image_embedding == two.image_embedding).all()
+    taps = one.image_taps(0, 18)[0]
+    assert 0 < np.abs(taps - two.image_taps(0, 18)[0]).max() < 0.02 * np.abs(taps).max()

@@ -1,0 +1,215 @@
+"""Predicting, evaluating and deploying a run, on the tiny bundle."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeladder.core.bundle import Bundle
+from edgeladder.core.errors import ConfigError, DataError, IntegrityError
+from edgeladder.runtime.adapter import RECORD, load_adapter, save_adapter
+from edgeladder.runtime.classifier import Classifier
+from edgeladder.runtime.deployment import deploy
+from edgeladder.runtime.evaluation import EVALUATION, evaluate
+from edgeladder.runtime.heads.closed_form import fit_head, head_arrays
+from edgeladder.runtime.heads.kernel import normalise
+from edgeladder.runtime.pictures.decode import decode_square
+from edgeladder.runtime.prediction import predict
+from edgeladder.runtime.scoring import head_features
+from edgeladder.runtime.session import open_session
+from tests.runtime.infer.conftest import CLASSES
+
+KINDS = [None, "gda", "proker", "kernel", "blend"]
+
+
+def give_head(run: Path, kind: str | None) -> None:
+    """Fit a head on random activations of the bundle's shapes and store it in the adapter."""
+    if kind is None:
+        return
+    adapter = load_adapter(run)
+    with Classifier.open(run) as classifier:
+        manifest = classifier.bundle.manifest
+        generator = np.random.default_rng(0)
+        taps = [
+            generator.normal(size=(len(g.taps), g.tokens, 12, g.width))
+            for g in manifest.ladder.groups
+            if g.side == "image"
+        ]
+        embedding = generator.normal(size=(12, manifest.model.embedding_dim))
+    features = head_features(taps, embedding)
+    head = fit_head(kind, features, np.repeat(np.arange(3), 4), generator.normal(size=(12, 3)))
+    adapter.head_arrays, values = head_arrays(head)
+    adapter.head = {**values, "eta": 0.7}
+    if kind == "kernel":  # every tap takes part
+        adapter.head["weights"] = [0.3] * len(features)
+        full = {f"centre.{t}": normalise(f).mean(0) for t, f in enumerate(features)}
+        full |= {f"support.{t}": np.float16(normalise(f)) for t, f in enumerate(features)}
+        adapter.head_arrays |= full
+    save_adapter(run, adapter)
+
+
+def squares_of(folder: Path, bundle: Bundle) -> np.ndarray:
+    paths = sorted(folder.rglob("*.png"))
+    return np.stack([decode_square(p.read_bytes(), bundle.manifest.preprocess) for p in paths])
+
+
+def test_labels_for_files_folders_and_archives(run_folder, picture_folder, tmp_path):
+    archive = tmp_path / "more.zip"
+    with zipfile.ZipFile(archive, "w") as stream:
+        stream.write(picture_folder / "class0" / "picture0.png", "in/a.png")
+        stream.writestr("in/notes.txt", "no picture")
+    one = picture_folder / "class1" / "picture3.png"
+    found = predict(run_folder, [one, picture_folder, archive], top=2)["predictions"]
+    assert len(found) == 1 + 24 + 1
+    assert found[0]["path"] == str(one) and found[-1]["path"] == f"{archive}/in/a.png"
+    for item in found:
+        assert item["error"] is None
+        shares = [entry["probability"] for entry in item["labels"]]
+        assert len(shares) == 2 and shares == sorted(shares, reverse=True)
+        assert {entry["label"] for entry in item["labels"]} <= set(CLASSES)
+    same = [i for i in found if i["path"].endswith(("class0/picture0.png", "in/a.png"))]
+    assert same[0]["labels"][0]["probability"] == pytest.approx(
+        same[1]["labels"][0]["probability"], abs=1e-5
+    )
+
+
+def test_a_bad_picture_does_not_stop_the_others(run_folder, picture_folder):
+    good = picture_folder / "class0" / "picture0.png"
+    cut = picture_folder / "class0" / "cut.png"
+    cut.write_bytes(good.read_bytes()[:80])
+    missing = picture_folder / "gone.png"
+    found = predict(run_folder, [cut, good, missing], top=99)["predictions"]
+    assert [bool(item["error"]) for item in found] == [True, False, True]
+    assert found[0]["labels"] == []
+    assert len(found[1]["labels"]) == 3
+    assert sum(e["probability"] for e in found[1]["labels"]) == pytest.approx(1, abs=1e-5)
+
+
+def test_predict_refuses_what_it_cannot_do(run_folder, picture_folder, tmp_path):
+    with pytest.raises(ConfigError, match="--top 0"):
+        predict(run_folder, [picture_folder], top=0)
+    with pytest.raises(ConfigError, match="no pictures were named"):
+        predict(run_folder, [])
+    with pytest.raises(ConfigError, match="adapter.safetensors is missing"):
+        predict(tmp_path, [picture_folder])
+    (tmp_path / "text.png").write_text("hello")
+    with pytest.raises(DataError, match="none of the 1 pictures"):
+        predict(run_folder, [tmp_path / "text.png"])
+    empty = tmp_path / "empty.zip"
+    zipfile.ZipFile(empty, "w").close()
+    with pytest.raises(DataError, match="no pictures in this archive"):
+        predict(run_folder, [empty])
+
+
+def test_another_bundle_is_refused(run_folder, bundle_copy, picture_folder):
+    manifest = bundle_copy / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"licence": "', '"licence": "changed '))
+    with pytest.raises(IntegrityError, match="belongs to another bundle"):
+        predict(run_folder, [picture_folder], bundle=bundle_copy)
+
+
+def test_the_run_whose_bundle_is_gone_says_so(run_folder, picture_folder):
+    config = run_folder / "config.yaml"
+    config.write_text("request: {bundle: /nowhere/bundle}")
+    with pytest.raises(ConfigError, match="not at /nowhere/bundle") as caught:
+        predict(run_folder, [picture_folder])
+    assert "--bundle" in caught.value.remedy
+
+
+def test_evaluation_agrees_with_prediction(run_folder, picture_folder):
+    result = evaluate(run_folder, data=picture_folder, split_name="train")
+    assert result["split"] == "train"
+    whole = evaluate(run_folder)
+    assert whole["split"] == "test" and whole["count"] + result["count"] == 24
+    assert json.loads((run_folder / EVALUATION).read_text()) == whole
+    found = predict(run_folder, [picture_folder])["predictions"]
+    hits = sum(i["labels"][0]["label"] == Path(i["path"]).parent.name for i in found)
+    right = sum(r["accuracy"] * r["count"] for r in (whole, result))
+    assert right == pytest.approx(hits)
+    assert sum(map(sum, whole["confusion"])) == whole["count"]
+
+
+def test_foreign_pictures_are_judged_whole_and_unknown_labels_refused(run_folder, tmp_path):
+    from tests.conftest import make_pictures
+
+    other = make_pictures(tmp_path / "other", classes=2, count=3)
+    result = evaluate(run_folder, data=other)
+    assert (result["split"], result["count"]) == ("all", 6)
+    assert result["per_class"]["class2"] == {
+        "count": 0,
+        "accuracy": None,
+        "zero_shot_accuracy": None,
+    }
+    (other / "class1").rename(other / "class_1")
+    with pytest.raises(DataError, match="'class_1' is not among the 3 known classes") as caught:
+        evaluate(run_folder, data=other)
+    assert "class1" in caught.value.remedy
+
+
+def test_too_many_unreadable_pictures_are_an_error(run_folder, tmp_path):
+    from tests.conftest import make_pictures
+
+    other = make_pictures(tmp_path / "other", classes=3, count=8)
+    (other / "class0" / "picture0.png").write_bytes(b"nothing")
+    result = evaluate(run_folder, data=other)
+    assert [item["path"] for item in result["skipped"]] == ["class0/picture0.png"]
+    assert result["count"] == 23
+    (other / "class0" / "picture1.png").write_bytes(b"nothing")
+    with pytest.raises(DataError, match="2 of 24 pictures cannot be read"):
+        evaluate(run_folder, data=other)
+
+
+def test_an_unknown_split_is_refused(run_folder):
+    with pytest.raises(ConfigError, match="unknown split 'tset'"):
+        evaluate(run_folder, split_name="tset")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_deployed_file_is_predict(run_folder, bundle_folder, picture_folder, tmp_path, kind):
+    give_head(run_folder, kind)
+    out = tmp_path / "model.onnx"
+    result = deploy(run_folder, out)
+    assert result["bytes"] == out.stat().st_size
+    session = open_session(out, threads=1)
+    squares = squares_of(picture_folder, Bundle.open(bundle_folder))[:7]
+    (given,) = session.run(None, {"picture": squares})
+    expected = predict(run_folder, sorted(picture_folder.rglob("*.png"))[:7], top=3)
+    for shares, item in zip(given, expected["predictions"], strict=True):
+        for entry in item["labels"]:
+            index = CLASSES.index(entry["label"])
+            assert shares[index] == pytest.approx(entry["probability"], abs=1e-4)
+    described = session.get_modelmeta().custom_metadata_map
+    assert json.loads(described["classes"]) == CLASSES
+    np.testing.assert_allclose(given.sum(axis=1), 1, atol=1e-5)
+    assert np.abs(given - 1 / 3).max() > 1e-3  # not the same answer for everything
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("fp16", 0.01), ("int8", 0.1)])
+def test_small_weights_stay_close(run_folder, tmp_path, dtype, tolerance):
+    whole = deploy(run_folder, tmp_path / "whole.onnx")
+    small = deploy(run_folder, tmp_path / "small.onnx", dtype=dtype)
+    assert small["weights"] > 0
+    assert small["bytes"] < whole["bytes"]
+    assert small["difference"] < tolerance
+
+
+def test_an_unknown_dtype_is_refused_and_a_failed_file_never_appears(
+    run_folder, tmp_path, monkeypatch
+):
+    with pytest.raises(ConfigError, match="unknown dtype 'fp61'") as caught:
+        deploy(run_folder, tmp_path / "model.onnx", dtype="fp61")
+    assert "'fp16'" in caught.value.remedy
+    monkeypatch.setattr("edgeladder.runtime.deployment.TOLERANCE", -1.0)
+    with pytest.raises(Exception, match="differ from predict's"):
+        deploy(run_folder, tmp_path / "model.onnx")
+    assert not list(tmp_path.glob("*.onnx")) and not list(tmp_path.glob(".model*"))
+
+
+def test_an_adapter_without_a_record_is_no_run(run_folder, picture_folder):
+    (run_folder / RECORD).unlink()
+    with pytest.raises(ConfigError, match="adapter.json is missing"):
+        evaluate(run_folder, data=picture_folder)

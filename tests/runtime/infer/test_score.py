@@ -1,0 +1,99 @@
+"""Accuracy, confusion and zero-shot from cached inputs, in chunks."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from edgeladder.runtime.scoring import Score, evaluate_cached, head_features
+
+NAMES = ["hat", "shoe", "dress"]
+
+
+class Inputs:
+    """A window of pictures as the cache gives it."""
+
+    def __init__(self, count: int = 11, seed: int = 0):
+        generator = np.random.default_rng(seed)
+        self.labels = generator.integers(0, 3, count)
+        self.text_embedding = np.eye(3, 5, dtype=np.float32)
+        noise = generator.normal(size=(count, 5)).astype(np.float32)
+        self.image_embedding = self.text_embedding[self.labels] + 0.6 * noise
+        self.image_extra: dict[str, np.ndarray] = {}
+        self.taps = generator.normal(size=(2, 4, count, 6)).astype(np.float32)
+        self.reads: list[int] = []
+
+    def image_taps(self, start, stop):
+        self.reads.append(stop - start)
+        return [self.taps[:, :, start:stop]]
+
+    def text_taps(self, start, stop):
+        return [np.zeros((2, 4, stop - start, 6), np.float32)]
+
+
+class Engine:
+    """Tuned embeddings that favour class 0, so that tuned and zero-shot differ."""
+
+    name = "fake"
+
+    def encode_image(self, taps, embedding, extra):
+        return embedding + np.float32([0.5, 0, 0, 0, 0])
+
+    def encode_text(self, taps, embedding):
+        return embedding
+
+
+MODEL = SimpleNamespace(logit_scale=10.0, logit_bias=-1.0)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 64])
+def test_counts_match_brute_force_whatever_the_chunk(chunk):
+    windows = [Inputs(11, 0), Inputs(7, 1)]
+    result = evaluate_cached(Engine(), MODEL, windows, NAMES, chunk=chunk)
+    labels = np.concatenate([w.labels for w in windows])
+    embedding = np.concatenate([w.image_embedding for w in windows])
+    zero = (embedding[:, :3]).argmax(1)
+    tuned = (embedding + np.float32([0.5, 0, 0, 0, 0]))[:, :3].argmax(1)
+    assert result["count"] == 18 and result["split"] == "test"
+    assert result["accuracy"] == pytest.approx((tuned == labels).mean())
+    assert result["zero_shot_accuracy"] == pytest.approx((zero == labels).mean())
+    for true in range(3):
+        for taken in range(3):
+            expected = int(((labels == true) & (tuned == taken)).sum())
+            assert result["confusion"][true][taken] == expected
+    assert list(result["per_class"]) == NAMES
+    for k, entry in enumerate(result["per_class"].values()):
+        assert entry["accuracy"] == pytest.approx((tuned[labels == k] == k).mean())
+        assert entry["zero_shot_accuracy"] == pytest.approx((zero[labels == k] == k).mean())
+    assert max(windows[0].reads) <= chunk
+
+
+def test_a_head_is_a_term():
+    class Oracle:
+        def logits(self, features, zero_shot):
+            assert [f.shape[1] for f in features] == [24, 24, 5]
+            return np.tile(np.float64([0, 1, 0]), (len(zero_shot), 1))
+
+    inputs = Inputs()
+    plain = evaluate_cached(Engine(), MODEL, [inputs], NAMES, head=Oracle(), eta=0.0)
+    assert plain["confusion"] == evaluate_cached(Engine(), MODEL, [inputs], NAMES)["confusion"]
+    swamped = evaluate_cached(Engine(), MODEL, [inputs], NAMES, head=Oracle(), eta=1e6)
+    assert sum(row[1] for row in swamped["confusion"]) == 11
+
+
+def test_no_pictures_is_no_accuracy_rather_than_an_error():
+    result = evaluate_cached(Engine(), MODEL, [], NAMES)
+    assert result["accuracy"] is None and result["count"] == 0
+    score = Score(NAMES)
+    score.add(np.array([0]), np.eye(3)[:1], np.eye(3)[:1])
+    per_class = score.to_dict("test")["per_class"]
+    assert [c["accuracy"] for c in per_class.values()] == [1.0, None, None]
+
+
+def test_head_features_flatten_taps_picture_by_picture():
+    taps = np.arange(2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 3, 4, 5)
+    features = head_features([taps], np.ones((4, 2)))
+    assert [f.shape for f in features] == [(4, 15), (4, 15), (4, 2)]
+    np.testing.assert_array_equal(features[1][2], taps[1, :, 2].reshape(-1))
