@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Tables and a plot of few-shot results; SVG written by hand, so that nothing need be installed.
 
-    tools/bench/figures.py docs/few-shot.csv --plot docs/few-shot.svg \
+    tools/bench/figures.py tools/bench/results/few-shot.csv --plot docs/notes/few-shot.svg \
         --methods "zero-shot" "ProLIP" "default" --datasets flowers5 rsscn7 clothing
 
     tools/bench/figures.py rows/results.csv --against plain    # differences to one row
