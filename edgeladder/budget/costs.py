@@ -1,6 +1,6 @@
 """What things cost in memory: coefficients fitted with `tools/bench/memory_grid.py`.
 
-The grid's table, and which of its rows they were fitted on, are in docs/memory.md.
+The grid's table, and which of its rows they were fitted on, are in docs/notes/memory.md.
 """
 
 from __future__ import annotations
