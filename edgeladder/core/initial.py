@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
 
+from edgeladder.core.tensors import TensorFile
+
+if TYPE_CHECKING:
     from edgeladder.core.bundle import Bundle
 
 
@@ -17,15 +19,10 @@ def initial_values(bundle: Bundle) -> Iterator[tuple[str, np.ndarray]]:
     A residual ladder starts with its ways out at zero. Parameters that are all zero are not stored
     in a bundle (they are most of what would be) and come as zeros here.
     """
-    import numpy as np
-    from safetensors import safe_open
-
     ladder = bundle.manifest.ladder
-    with safe_open(bundle.path(ladder.initial), framework="numpy") as stored:
-        names = set(stored.keys())
-        for parameter in ladder.parameters:
-            name = parameter.name
-            there = name in names
-            yield name, stored.get_tensor(name) if there else np.zeros(parameter.shape, np.float32)
-        for buffer in ladder.buffers:
-            yield buffer.name, stored.get_tensor(buffer.name)
+    stored = TensorFile(bundle.path(ladder.initial), remedy="copy or export the bundle again")
+    for parameter in ladder.parameters:
+        name = parameter.name
+        yield name, stored[name] if name in stored else np.zeros(parameter.shape, np.float32)
+    for buffer in ladder.buffers:
+        yield buffer.name, stored[buffer.name]

@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from edgeladder.core.errors import ConfigError, DataError, IntegrityError
 from edgeladder.core.files import building, read_json, sha256_file, write_json
-from edgeladder.fleet.tensors import Tensor, read_header, read_values
+from edgeladder.core.tensors import TensorEntry, read_header, read_values, write_tensors
 
 ADAPTER = "adapter.safetensors"
 CARD = "adapter.json"
@@ -133,7 +132,7 @@ def aggregate(
             name: _combine(kept, headers, name, tensor, weights, method, trim)
             for name, tensor in header.items()
         }
-        save_file(tensors, str(folder / ADAPTER))
+        write_tensors(folder / ADAPTER, tensors)
         card = dict(cards[kept[0].name] or {})
         card["head"] = None  # a closed-form head is fitted to one box's own features
         card["sha256"] = sha256_file(folder / ADAPTER)
@@ -205,10 +204,10 @@ def _refuse_mixed(
         result.refused[name] = "of other classes"
 
 
-def _read_tensors(contribution: Contribution, result: AggregateResult) -> dict[str, Tensor]:
+def _read_tensors(contribution: Contribution, result: AggregateResult) -> dict[str, TensorEntry]:
     path = contribution.folder / ADAPTER
     try:
-        header = read_header(path)
+        header = read_header(path).entries
         for name, tensor in header.items():
             if tensor.is_float:
                 for first, last in _blocks(tensor, 1):
@@ -221,7 +220,7 @@ def _read_tensors(contribution: Contribution, result: AggregateResult) -> dict[s
 
 
 def _refuse_odd_tensors(
-    kept: list[Contribution], headers: dict[str, dict[str, Tensor]], result: AggregateResult
+    kept: list[Contribution], headers: dict[str, dict[str, TensorEntry]], result: AggregateResult
 ) -> None:
     """Refuse adapters whose tensors or integer values differ from the commonest."""
     if not kept:
@@ -246,14 +245,14 @@ def _refuse_odd_tensors(
             )
 
 
-def _blocks(tensor: Tensor, boxes: int) -> list[tuple[int, int]]:
+def _blocks(tensor: TensorEntry, boxes: int) -> list[tuple[int, int]]:
     step = max(1, _BLOCK_VALUES // max(1, boxes))
     return [(first, min(first + step, tensor.size)) for first in range(0, tensor.size, step)]
 
 
 def _stack(
     kept: list[Contribution],
-    headers: dict[str, dict[str, Tensor]],
+    headers: dict[str, dict[str, TensorEntry]],
     name: str,
     first: int,
     last: int,
@@ -265,13 +264,13 @@ def _stack(
 
 def _distances(
     kept: list[Contribution],
-    headers: dict[str, dict[str, Tensor]],
-    header: dict[str, Tensor],
+    headers: dict[str, dict[str, TensorEntry]],
+    header: dict[str, TensorEntry],
     start: Path | None,
     zeros: Collection[str],
 ) -> dict[str, float]:
     squares = np.zeros(len(kept))
-    origin = read_header(start) if start is not None else {}
+    origin = read_header(start).entries if start is not None else {}
     for name, tensor in header.items():
         if not tensor.is_float:
             continue
@@ -302,9 +301,9 @@ def _refuse_far(kept: list[Contribution], result: AggregateResult, bound: float)
 
 def _combine(
     kept: list[Contribution],
-    headers: dict[str, dict[str, Tensor]],
+    headers: dict[str, dict[str, TensorEntry]],
     name: str,
-    tensor: Tensor,
+    tensor: TensorEntry,
     weights: np.ndarray,
     method: Method,
     trim: float,

@@ -22,11 +22,11 @@ from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordD
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
-from safetensors.numpy import load_file
 
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.errors import ConfigError, EdgeLadderError
 from edgeladder.core.initial import initial_values
+from edgeladder.core.tensors import TensorFile
 from edgeladder.fleet.aggregate import HEADLESS
 from edgeladder.runtime.adapter import adapter_of, save_adapter
 
@@ -67,7 +67,7 @@ def train(message: Message, context: Context) -> Message:
         if done.returncode != 0:
             raise EdgeLadderError((done.stdout or done.stderr)[-2000:])
         result = json.loads(done.stdout)
-        values = load_file(f"{folder}/run/adapter.safetensors")
+        values = dict(TensorFile(f"{folder}/run/adapter.safetensors"))
     exact = [name for name, value in values.items() if value.dtype.kind != "f"]
     if exact:
         raise ConfigError(

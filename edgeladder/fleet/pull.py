@@ -15,9 +15,9 @@ from typing import Any
 
 from edgeladder.core.bundle import Manifest
 from edgeladder.core.files import building, read_json, sha256_file, write_json
+from edgeladder.core.tensors import read_header
 from edgeladder.fleet.account import Account, HostError, HostResult
 from edgeladder.fleet.box.jobs import PULLABLE, shows_pictures
-from edgeladder.fleet.tensors import read_header
 from edgeladder.fleet.transport import Box
 
 ADAPTER_LIMIT_BYTES = 1 << 30
@@ -169,7 +169,7 @@ def check_adapter(path: Path, manifest: Manifest | None) -> None:
     Raises:
         ValueError: unreadable, or a tensor that is missing, unknown or of another shape.
     """
-    header = read_header(path)
+    header = read_header(path).entries
     if manifest is None:
         return
     ladder = manifest.ladder

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeladder.core.files import replacing
+from edgeladder.core.tensors import TensorFile, write_tensors
 from edgeladder.runtime.heads.kernel import shot_folds
 from edgeladder.runtime.scoring import class_embeddings
 
@@ -64,7 +64,7 @@ def train_folds(
         return "done"
     total = int(folds.max()) + 1
     for fold in range(total):
-        target = run / "folds" / f"{fold}.npz"
+        target = run / "folds" / f"{fold}.safetensors"
         if target.is_file():
             continue
         checkpoints = run / "checkpoints" / f"fold-{fold}"
@@ -77,8 +77,7 @@ def train_folds(
         rows = np.flatnonzero(folds == fold)
         found = logits_of(engine, reader.part(rows), scale, bias, chunk)
         engine.close()
-        with replacing(target) as temporary, open(temporary, "wb") as stream:
-            np.savez(stream, rows=rows, logits=found)
+        write_tensors(target, {"rows": rows, "logits": found})
         shutil.rmtree(checkpoints)
         hits = float((found.argmax(1) == reader.train_labels[rows]).mean())
         record({"kind": "fold", "fold": fold, "of": total, "accuracy": round(hits, 6)})
@@ -113,13 +112,14 @@ def held_out(run: Path, count: int) -> np.ndarray | None:
         run: run directory.
         count: training pictures.
     """
-    files = sorted((run / "folds").glob("*.npz"))
+    files = sorted((run / "folds").glob("*.safetensors"))
     whole: np.ndarray | None = None
     for path in files:
-        with np.load(path, allow_pickle=False) as part:
-            if whole is None:
-                whole = np.full((count, part["logits"].shape[1]), np.nan)
-            whole[part["rows"]] = part["logits"]
+        part = TensorFile(path, remedy="delete this file and resume the run")
+        logits = part["logits"]
+        if whole is None:
+            whole = np.full((count, logits.shape[1]), np.nan)
+        whole[part["rows"]] = logits
     return whole if whole is not None and np.isfinite(whole).all() else None
 
 

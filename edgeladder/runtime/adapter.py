@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeladder.core.errors import ConfigError, IntegrityError
-from edgeladder.core.files import read_json, replacing, sha256_file, write_json
+from edgeladder.core.files import read_json, sha256_file, write_json
+from edgeladder.core.tensors import TensorFile, write_tensors
 from edgeladder.runtime.prompt_storage import pack, unpack
 
 if TYPE_CHECKING:
@@ -107,14 +108,10 @@ def save_adapter(folder: Path, adapter: Adapter) -> dict[str, Any] | None:
     Raises:
         StorageError: no space left.
     """
-    from safetensors.numpy import save_file
-
     folder = Path(folder)
     packed, prompts = pack(adapter.parameters)
-    tensors = {name: np.ascontiguousarray(v) for name, v in packed.items()}
-    tensors |= {_HEAD + n: np.ascontiguousarray(v) for n, v in adapter.head_arrays.items()}
-    with replacing(folder / WEIGHTS) as temporary:
-        save_file(tensors, temporary)
+    head_arrays = {_HEAD + name: array for name, array in adapter.head_arrays.items()}
+    write_tensors(folder / WEIGHTS, {**packed, **head_arrays})
     write_json(
         folder / RECORD,
         {
@@ -226,19 +223,11 @@ def _model_name(model: Any) -> str:
 
 def _tensors(path: Path) -> tuple[dict[str, Array], dict[str, Array]]:
     """The ladder's tensors, and the head's arrays."""
-    from safetensors import SafetensorError, safe_open
-
     ladder: dict[str, Array] = {}
     head: dict[str, Array] = {}
-    try:
-        with safe_open(path, framework="numpy") as stream:
-            for name in stream.keys():  # noqa: SIM118 - a safetensors handle, not a mapping
-                if name.startswith(_HEAD):
-                    head[name.removeprefix(_HEAD)] = stream.get_tensor(name)
-                else:
-                    ladder[name] = stream.get_tensor(name)
-    except SafetensorError as error:
-        raise IntegrityError(
-            f"not a whole safetensors file: {error}", where=str(path), remedy=_AGAIN
-        ) from error
+    for name, array in TensorFile(path, remedy=_AGAIN).items():
+        if name.startswith(_HEAD):
+            head[name.removeprefix(_HEAD)] = array
+        else:
+            ladder[name] = array
     return ladder, head

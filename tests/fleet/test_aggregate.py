@@ -15,7 +15,6 @@ from safetensors.numpy import load_file, save_file
 from edgeladder.core.errors import ConfigError, DataError, IntegrityError
 from edgeladder.fleet import aggregate as module
 from edgeladder.fleet.aggregate import Contribution, aggregate, combine
-from edgeladder.fleet.tensors import read_header, read_values
 
 
 def adapter(folder: Path, name: str, values: dict[str, np.ndarray], **card: Any) -> Contribution:
@@ -178,38 +177,3 @@ def test_options_out_of_range(tmp_path: Path, options: dict[str, float]) -> None
     made = [adapter(tmp_path, "a", {"w": np.ones(1, np.float32)})]
     with pytest.raises(ConfigError):
         aggregate(made, tmp_path / "out", **options)  # type: ignore[arg-type]
-
-
-def test_reading_by_pieces_is_the_librarys_reading(tmp_path: Path) -> None:
-    rng = np.random.default_rng(1)
-    values = {
-        "a": rng.normal(size=(3, 4)).astype(np.float16),
-        "empty": np.zeros((0, 4), np.float32),
-        "scalar": np.array(2.5, np.float64),
-        "n": np.arange(5),
-    }
-    path = tmp_path / "x.safetensors"
-    save_file(values, str(path))
-    header = read_header(path)
-    assert set(header) == set(values)
-    for name, expected in load_file(path).items():
-        found = read_values(path, header[name]).reshape(header[name].shape)
-        np.testing.assert_array_equal(found, expected)
-        assert found.dtype == expected.dtype
-
-
-@pytest.mark.parametrize("damage", ["hidden", "overlap", "short", "text"])
-def test_files_with_bytes_of_no_tensor_are_refused(tmp_path: Path, damage: str) -> None:
-    path = tmp_path / "x.safetensors"
-    save_file({"a": np.ones(4, np.float32), "b": np.ones(4, np.float32)}, str(path))
-    data = path.read_bytes()
-    broken = {
-        "hidden": data + b"picture",
-        "overlap": data.replace(b"[16,32]", b"[0,16] "),
-        "short": data[:-4],
-        "text": b"just some text, long enough",
-    }[damage]
-    assert broken != data
-    path.write_bytes(broken)
-    with pytest.raises(ValueError, match="no tensor|safetensors"):
-        read_header(path)

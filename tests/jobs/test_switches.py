@@ -130,11 +130,11 @@ def test_the_heads_weight_comes_from_ladders_that_saw_less(ask):
     for name, value in load_adapter(folder).parameters.items():  # the run's own ladder saw all
         np.testing.assert_array_equal(load_adapter(folder.parent / "fixed").parameters[name], value)
     # a fold's logits are those of a ladder trained on the others alone
-    (folder / "folds" / "1.npz").unlink()
-    kept = (folder / "folds" / "0.npz").stat().st_mtime_ns
+    (folder / "folds" / "1.safetensors").unlink()
+    kept = (folder / "folds" / "0.safetensors").stat().st_mtime_ns
     assert held_out(folder, count) is None
     outcome, _ = phase(fit, result["prepared"])
-    assert outcome == "done" and (folder / "folds" / "0.npz").stat().st_mtime_ns == kept
+    assert outcome == "done" and (folder / "folds" / "0.safetensors").stat().st_mtime_ns == kept
     np.testing.assert_array_equal(held_out(folder, count), left)
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from safetensors.numpy import save_file
 from torch import Tensor
 from torch.nn import functional
 
 from edgeladder.core.bundle import GraphRecord, LadderRecord, ParameterRecord, TensorRecord
 from edgeladder.core.config import TrainConfig
+from edgeladder.core.tensors import write_tensors
 from edgeladder.host.compile import (
     optimizer_graphs as optimizer,
 )
@@ -132,7 +132,7 @@ def write_ladder(
     buffers = {n: tuple(b.shape) for n, b in ladder.named_buffers() if n in forward.inputs}
     initial = {n: v.detach().numpy() for n, v in ladder.state_dict().items() if n in forward.inputs}
     stored = {n: np.ascontiguousarray(v) for n, v in initial.items() if n in buffers or v.any()}
-    save_file(stored, target / "init.safetensors")  # `initial_values` fills in the zeros
+    write_tensors(target / "init.safetensors", stored)  # `initial_values` fills in the zeros
     trained = step.Trained(list(named), list(buffers))
     built: dict[str, Graph] = {}
     for name, make in _recipes(forward, trained).items():

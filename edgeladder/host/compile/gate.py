@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from safetensors.numpy import save_file
 
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.config import LossConfig
+from edgeladder.core.tensors import write_tensors
 from edgeladder.core.errors import EdgeLadderError
 from edgeladder.host.compile.artifact import arguments, examples
 from edgeladder.host.model.ladder import Ladder, Objective
@@ -83,7 +83,7 @@ def check_ladder(ladder: Ladder, logit_scale: float, bundle: Bundle) -> GateRepo
     golden["losses"] = np.array(losses)
     for kind, tensors in (("gradient", gradients), ("state", states)):
         golden |= {f"{kind}/{name}": value for name, value in fingerprint(tensors).items()}
-    save_file(golden, bundle.path(bundle.manifest.ladder.golden))
+    write_tensors(bundle.path(bundle.manifest.ladder.golden), golden)
     return GateReport(gradient_errors, state_errors, floor)
 
 

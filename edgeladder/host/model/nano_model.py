@@ -23,6 +23,7 @@ from torch.nn import functional
 from edgeladder.core.bundle import TokenizerRecord
 from edgeladder.core.errors import DataError
 from edgeladder.core.files import sha256_file
+from edgeladder.core.tensors import TensorFile
 from edgeladder.host.model.backbone import Backbone, wrap
 
 WIDTH = 160
@@ -196,9 +197,7 @@ def write_tokenizer(target: Path) -> TokenizerRecord:
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """A weights file as float32: int8 tensors times their `.scale` along the first axis."""
-    from safetensors.torch import load_file
-
-    stored = load_file(path)
+    stored = {name: torch.from_numpy(array) for name, array in TensorFile(path).items()}
     found = {}
     for name, value in stored.items():
         if name.endswith(_SCALE):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from edgeladder.core.errors import IntegrityError
-from edgeladder.core.files import replacing
+from edgeladder.core.tensors import TensorFile, write_tensors
 from edgeladder.runtime.cache.layout import KEY_BYTES, TapDtype
 
 _TENSORS = ("train_keys", "train_labels", "test_keys", "test_labels", "text_keys")
@@ -43,12 +43,8 @@ class Selection:
 
     def save(self, path: Path) -> None:
         """Write atomically. Raises StorageError."""
-        from safetensors.numpy import save_file
-
         texts = {name: json.dumps(getattr(self, name)) for name in _TEXTS}
-        tensors = {name: np.ascontiguousarray(getattr(self, name)) for name in _TENSORS}
-        with replacing(Path(path)) as temporary:
-            save_file(tensors, str(temporary), metadata=texts)
+        write_tensors(Path(path), {name: getattr(self, name) for name in _TENSORS}, texts)
 
     @classmethod
     def load(cls, path: str | Path) -> Selection:
@@ -57,13 +53,11 @@ class Selection:
         Raises:
             IntegrityError: missing, or not a selection.
         """
-        from safetensors import SafetensorError, safe_open
-
         try:
-            with safe_open(str(path), framework="numpy") as stored:
-                texts = {name: json.loads(stored.metadata()[name]) for name in _TEXTS}
-                tensors = {name: stored.get_tensor(name) for name in _TENSORS}
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            stored = TensorFile(path)
+            texts = {name: json.loads(stored.metadata[name]) for name in _TEXTS}
+            tensors = {name: stored[name] for name in _TENSORS}
+        except (IntegrityError, KeyError, TypeError, ValueError) as error:
             raise IntegrityError(
                 f"cannot read the run's selection of pictures: {error}",
                 where=str(path),

@@ -19,6 +19,7 @@ import numpy as np
 
 from edgeladder.core.errors import IntegrityError, StorageError
 from edgeladder.core.files import replacing
+from edgeladder.core.tensors import CHECKSUM, encode_header
 from edgeladder.runtime.cache.layout import KEY_BYTES, Field, Layout
 
 HEADER_BYTES = 4096
@@ -27,7 +28,6 @@ ROW_BITS = 20  # a location is shard << ROW_BITS | row
 DAMAGED = ".damaged"  # after the name of a shard that was set aside
 _OPEN_SHARDS = 32
 _CHECKED_BYTES = 1 << 16  # at a time
-_TYPES = {"uint8": "U8", "int8": "I8", "float16": "F16", "float32": "F32"}
 
 
 def shard_path(folder: Path, shard: int) -> Path:
@@ -43,22 +43,12 @@ def shard_header(layout: Layout, count: int, check: int | None) -> bytes:
     """
     metadata = {"layout": layout.name}
     if check is not None:
-        metadata["crc32"] = str(check)
-    entries: dict[str, object] = {"__metadata__": metadata}
-    offset = 0
-    for field in layout.fields:
-        size = field.sample_bytes * count
-        entries[field.name] = {
-            "dtype": _TYPES[field.dtype],
-            "shape": [count, *field.shape],
-            "data_offsets": [offset, offset + size],
-        }
-        offset += size
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    room = HEADER_BYTES - 8
-    if len(text) > room:
-        raise StorageError(f"too many kinds of taps for a shard's header: {len(text)} bytes")
-    return room.to_bytes(8, "little") + text.ljust(room)
+        metadata[CHECKSUM] = str(check)
+    fields = ((field.name, field.dtype, (count, *field.shape)) for field in layout.fields)
+    try:
+        return encode_header(fields, metadata, HEADER_BYTES)
+    except ValueError as error:
+        raise StorageError(f"too many kinds of taps for a shard: {error}") from None
 
 
 def write_shard(
@@ -207,6 +197,6 @@ class ShardReader:
 def _stored_check(page: bytes) -> int | None:
     """The checksum a header tells; None if it tells none, or is no header."""
     try:
-        return int(json.loads(page[8:])["__metadata__"]["crc32"])
+        return int(json.loads(page[8:])["__metadata__"][CHECKSUM])
     except (ValueError, KeyError, TypeError):
         return None

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgeladder.core.errors import ConfigError, StorageError
-from edgeladder.core.files import replacing, storage_errors
+from edgeladder.core.errors import ConfigError, IntegrityError, StorageError
+from edgeladder.core.files import storage_errors
+from edgeladder.core.tensors import TensorFile, write_tensors
 from edgeladder.runtime.cache.layout import (
     KEY_BYTES,
     KEYS,
@@ -160,16 +161,9 @@ class ActivationCache:
     def _read_index(self) -> tuple[np.ndarray, np.ndarray]:
         nothing = np.empty((0, KEY_BYTES), np.uint8), np.empty(0, np.int64)
         try:
-            content = (self.folder / INDEX).read_bytes()
-        except OSError:
-            return nothing
-        from safetensors import SafetensorError
-        from safetensors.numpy import load
-
-        try:
-            tensors = load(content)
-            keys, locations = tensors["keys"], tensors["locations"]
-        except (SafetensorError, KeyError, ValueError):
+            stored = TensorFile(self.folder / INDEX)
+            keys, locations = stored["keys"], stored["locations"]
+        except (IntegrityError, KeyError):
             return nothing
         if keys.shape != (len(locations), KEY_BYTES) or locations.dtype != np.int64:
             return nothing
@@ -313,11 +307,8 @@ class ActivationCache:
         self._writable = False
 
     def _write_index(self) -> None:
-        from safetensors.numpy import save_file
-
         self._merge()
-        with replacing(self.folder / INDEX) as temporary:
-            save_file({"keys": self._keys, "locations": self._locations}, str(temporary))
+        write_tensors(self.folder / INDEX, {"keys": self._keys, "locations": self._locations})
         self._stale = False
 
     # ---- reading

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file
 
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.config import LossConfig, TrainConfig
+from edgeladder.core.tensors import TensorFile
 from edgeladder.runtime.engine.protocol import Engine, StepPlan
 
 STEPS = 3
@@ -100,8 +100,8 @@ def replay(bundle: Bundle, engine: str = "auto", threads: int = 2) -> dict[str, 
     from edgeladder.runtime.engine import open_engine
 
     path: Path = bundle.path(bundle.manifest.ladder.golden)
-    golden = load_file(path)
-    arrays = {n.partition("/")[2]: v for n, v in golden.items() if n.startswith("input/")}
+    golden = TensorFile(path, remedy="copy or export the bundle again")
+    arrays = {n.partition("/")[2]: golden[n] for n in golden if n.startswith("input/")}
     opened = open_engine(engine, bundle, StepPlan(threads=threads), golden_train(), LossConfig())
     found = run_steps(opened, ArrayInputs(arrays, groups_of(bundle)))
     name = opened.name
