@@ -24,7 +24,7 @@ _NEEDED_PACKAGES = (
 )  # fmt: skip
 _LEAST_DISK_BYTES = 500_000_000  # cache of some thousand pictures, a run and its checkpoints
 _LEAST_BUDGET_BYTES = 160_000_000  # interpreter, runtime and the smallest useful windows
-_PROBE_FENCE_BYTES = 512_000_000  # any limit will do to see whether the kernel takes one
+_PROBE_LIMIT_BYTES = 512_000_000  # any limit will do to see whether the kernel takes one
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def examine(bundle: Path | None = None) -> Examination:
             f"{format_size(machine['available_bytes'])} available",
         )
     )
-    for check in (_device, _python, _packages, _engines, _memory, _fence, _disk):
+    for check in (_device, _python, _packages, _engines, _memory, _limit, _disk):
         found.checks.append(check(machine))
     if bundle is not None:
         found.checks.extend(_bundle(bundle, found))
@@ -207,24 +207,24 @@ def _memory(machine: dict[str, Any]) -> Check:
     return Check("memory", "ok", f"{format_size(available)} available")
 
 
-def _fence(machine: dict[str, Any]) -> Check:
-    from edgeladder.budget.limits import open_fence
+def _limit(machine: dict[str, Any]) -> Check:
+    from edgeladder.budget.limits import open_limit
 
-    fence = open_fence("auto", _PROBE_FENCE_BYTES)
+    limit = open_limit("auto", _PROBE_LIMIT_BYTES)
     try:
-        machine["fence"] = fence.layer
+        machine["limit"] = limit.layer
     finally:
-        fence.close()
-    why = "; ".join(fence.notes)
-    if fence.layer in ("cgroup2", "cgroup1", "systemd-run"):
-        return Check("fence", "ok", f"{fence.layer} bounds memory in the kernel")
+        limit.close()
+    why = "; ".join(limit.notes)
+    if limit.layer in ("cgroup2", "cgroup1", "systemd-run"):
+        return Check("limit", "ok", f"{limit.layer} bounds memory in the kernel")
     remedy = (
         "run as root or under a user systemd with the memory controller delegated; on Raspberry "
         "Pi OS add cgroup_enable=memory to /boot/firmware/cmdline.txt and reboot"
     )
-    if fence.layer == "rlimit":
-        return Check("fence", "warning", f"only RLIMIT_DATA bounds memory ({why})", remedy)
-    return Check("fence", "warning", f"no kernel limit on memory, only watching ({why})", remedy)
+    if limit.layer == "rlimit":
+        return Check("limit", "warning", f"only RLIMIT_DATA bounds memory ({why})", remedy)
+    return Check("limit", "warning", f"no kernel limit on memory, only watching ({why})", remedy)
 
 
 def _disk(machine: dict[str, Any]) -> Check:

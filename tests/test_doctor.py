@@ -22,7 +22,7 @@ def test_a_healthy_machine(capfd):
     assert found["healthy"]
     assert found["machine"]["cores"] >= 1
     assert "stock" in found["machine"]["engines"]
-    assert {check["name"] for check in found["checks"]} >= {"python", "engines", "fence", "disk"}
+    assert {check["name"] for check in found["checks"]} >= {"python", "engines", "limit", "disk"}
 
 
 def test_clashing_packages_fail_with_the_repair(monkeypatch, capfd):
@@ -83,13 +83,13 @@ def test_no_bundle_is_exit_2(tmp_path):
 
 
 @pytest.mark.parametrize("layer", ["rlimit", "none"])
-def test_a_weak_fence_is_a_warning_that_says_how_to_get_a_better_one(monkeypatch, layer):
-    from edgeladder.budget import limits as fence
+def test_a_weak_limit_is_a_warning_that_says_how_to_get_a_better_one(monkeypatch, layer):
+    from edgeladder.budget import limits
 
     monkeypatch.setattr(
-        fence, "open_fence", lambda *_: fence.Fence(layer, notes=["cgroup2: not mounted"])
+        limits, "open_limit", lambda *_: limits.MemoryLimit(layer, notes=["cgroup2: not mounted"])
     )
-    check = line(doctor.examine(), "fence")
+    check = line(doctor.examine(), "limit")
     assert check.status == "warning"
     assert "cgroup2: not mounted" in check.detail
     assert "cgroup_enable=memory" in str(check.remedy)

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True)
-class MachineFloor:
+class MachineBaseline:
     """Bytes of processes that do nothing yet."""
 
     supervisor_bytes: int  # the bare supervisor, pages shared with a worker left out

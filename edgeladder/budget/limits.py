@@ -7,7 +7,7 @@ Tried in this order, each read back before it is trusted:
     systemd-run  a user scope with MemoryMax, where systemd delegates the memory controller
     rlimit       RLIMIT_DATA; weaker: it bounds writable address space, not resident pages
 
-The fence holds the workers, not the supervisor: that one must live to restart them. Its limit is
+The limit holds the workers, not the supervisor: that one must live to restart them. Its limit is
 the budget less what the supervisor itself occupies.
 """
 
@@ -48,7 +48,7 @@ def _number(text: str) -> int | None:
 
 
 @dataclass
-class Fence:
+class MemoryLimit:
     """A live limit, or none."""
 
     layer: str  # one of LAYERS, or "none"
@@ -59,7 +59,7 @@ class Fence:
     enter: Callable[[], None] | None = None  # run in the child between fork and exec
 
     def kills(self) -> int:
-        """How many processes the kernel killed at this fence."""
+        """How many processes the kernel killed at this limit."""
         if self.layer == "cgroup1":
             lines = _read(f"{self.folder}/memory.oom_control")
         elif self.layer == "cgroup2":
@@ -73,7 +73,7 @@ class Fence:
         return 0
 
     def peak_bytes(self) -> int | None:
-        """The kernel's high-water mark inside the fence, page cache included."""
+        """The kernel's high-water mark inside the limit, page cache included."""
         name = {"cgroup1": "memory.max_usage_in_bytes", "cgroup2": "memory.peak"}.get(self.layer)
         return _number(_read(f"{self.folder}/{name}")) if name else None
 
@@ -106,15 +106,15 @@ class Fence:
         return {"layer": self.layer, "limit_bytes": self.limit_bytes, "notes": self.notes}
 
 
-def open_fence(
+def open_limit(
     wanted: str,
     limit_bytes: int,
     *,
     data_slack_bytes: int = 0,
     root: str = "/sys/fs/cgroup",
     proc: str = "/proc",
-) -> Fence:
-    """Build the strongest fence this machine allows.
+) -> MemoryLimit:
+    """Build the strongest limit this machine allows.
 
     Args:
         wanted: `auto`, `none`, or the one layer to use.
@@ -128,30 +128,30 @@ def open_fence(
         ConfigError: an unknown layer, or the wanted one cannot be had.
     """
     if wanted == "none":
-        return Fence("none")
+        return MemoryLimit("none")
     if wanted != "auto" and wanted not in LAYERS:
         raise ConfigError(
-            f"unknown fence {wanted!r}", remedy=f"use auto, none or one of {', '.join(LAYERS)}"
+            f"unknown limit {wanted!r}", remedy=f"use auto, none or one of {', '.join(LAYERS)}"
         )
     notes: list[str] = []
     limit = limit_bytes - limit_bytes % _PAGE
     for layer in LAYERS if wanted == "auto" else (wanted,):
-        fence: Fence | str
+        kernel_limit: MemoryLimit | str
         if layer == "cgroup2":
-            fence = _cgroup2(limit, root, proc)
+            kernel_limit = _cgroup2(limit, root, proc)
         elif layer == "cgroup1":
-            fence = _cgroup1(limit, root, proc)
+            kernel_limit = _cgroup1(limit, root, proc)
         elif layer == "systemd-run":
-            fence = _systemd_run(limit, root)
+            kernel_limit = _systemd_run(limit, root)
         else:
-            fence = _rlimit(limit + data_slack_bytes)
-        if isinstance(fence, Fence):
-            fence.notes = notes
-            return fence
-        notes.append(f"{layer}: {fence}")
+            kernel_limit = _rlimit(limit + data_slack_bytes)
+        if isinstance(kernel_limit, MemoryLimit):
+            kernel_limit.notes = notes
+            return kernel_limit
+        notes.append(f"{layer}: {kernel_limit}")
     if wanted != "auto":
-        raise ConfigError(f"no {wanted} fence here", where=notes[0], remedy="use --fence auto")
-    return Fence("none", notes=notes)
+        raise ConfigError(f"no {wanted} limit here", where=notes[0], remedy="ask for auto instead")
+    return MemoryLimit("none", notes=notes)
 
 
 def _own_paths(proc: str) -> dict[str, str]:
@@ -200,7 +200,7 @@ def _joiner(folder: str) -> Callable[[], None]:
     return join
 
 
-def _cgroup2(limit: int, root: str, proc: str) -> Fence | str:
+def _cgroup2(limit: int, root: str, proc: str) -> MemoryLimit | str:
     mount = root if os.path.exists(f"{root}/cgroup.controllers") else f"{root}/unified"
     available = _read(f"{mount}/cgroup.controllers").split()
     if "memory" not in available:
@@ -223,20 +223,20 @@ def _cgroup2(limit: int, root: str, proc: str) -> Fence | str:
         if folder is None:
             reason = "may not make a cgroup"
             continue
-        fence = Fence("cgroup2", folder=folder)
+        kernel_limit = MemoryLimit("cgroup2", folder=folder)
         _write(f"{folder}/memory.swap.max", "0")
         _write(f"{folder}/memory.oom.group", "1")
         if _write(f"{folder}/memory.max", str(limit)):
-            fence.limit_bytes = _number(_read(f"{folder}/memory.max"))
-        if fence.limit_bytes is not None and fence.limit_bytes <= limit:
-            fence.enter = _joiner(folder)
-            return fence
-        fence.close()
+            kernel_limit.limit_bytes = _number(_read(f"{folder}/memory.max"))
+        if kernel_limit.limit_bytes is not None and kernel_limit.limit_bytes <= limit:
+            kernel_limit.enter = _joiner(folder)
+            return kernel_limit
+        kernel_limit.close()
         reason = "memory.max did not take the limit"
     return reason
 
 
-def _cgroup1(limit: int, root: str, proc: str) -> Fence | str:
+def _cgroup1(limit: int, root: str, proc: str) -> MemoryLimit | str:
     mount = f"{root}/memory"
     if not os.path.exists(f"{mount}/memory.limit_in_bytes"):
         return "the memory controller is not mounted"
@@ -246,16 +246,16 @@ def _cgroup1(limit: int, root: str, proc: str) -> Fence | str:
     folder = _new_group(parent)
     if folder is None:
         return "may not make a cgroup"
-    fence = Fence("cgroup1", folder=folder)
+    kernel_limit = MemoryLimit("cgroup1", folder=folder)
     if _write(f"{folder}/memory.limit_in_bytes", str(limit)):
-        fence.limit_bytes = _number(_read(f"{folder}/memory.limit_in_bytes"))
+        kernel_limit.limit_bytes = _number(_read(f"{folder}/memory.limit_in_bytes"))
     # memory and swap together: without it the group would swap past the budget
     _write(f"{folder}/memory.memsw.limit_in_bytes", str(limit))
-    if fence.limit_bytes is None or fence.limit_bytes > limit:
-        fence.close()
+    if kernel_limit.limit_bytes is None or kernel_limit.limit_bytes > limit:
+        kernel_limit.close()
         return "memory.limit_in_bytes did not take the limit"
-    fence.enter = _joiner(folder)
-    return fence
+    kernel_limit.enter = _joiner(folder)
+    return kernel_limit
 
 
 # inside the scope: the limit of the cgroup it is in, as the kernel tells it
@@ -265,7 +265,7 @@ cat "$0$path/memory.max" 2>/dev/null || cat "$0/unified$path/memory.max"
 """
 
 
-def _systemd_run(limit: int, root: str) -> Fence | str:
+def _systemd_run(limit: int, root: str) -> MemoryLimit | str:
     import shutil
     import subprocess
 
@@ -285,7 +285,7 @@ def _systemd_run(limit: int, root: str) -> Fence | str:
     told = _number(probe.stdout.strip())
     if told is None or told > limit:
         return "a user scope does not get the limit: the memory controller is not delegated"
-    return Fence("systemd-run", limit_bytes=told, prefix=scope)
+    return MemoryLimit("systemd-run", limit_bytes=told, prefix=scope)
 
 
 def _cgroup2_limit_of(pid: int) -> int | None:
@@ -298,7 +298,7 @@ def _cgroup2_limit_of(pid: int) -> int | None:
     return None
 
 
-def _rlimit(limit: int) -> Fence | str:
+def _rlimit(limit: int) -> MemoryLimit | str:
     try:
         import resource
     except ImportError:
@@ -310,7 +310,7 @@ def _rlimit(limit: int) -> Fence | str:
     def set_limit() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
-    return Fence("rlimit", limit_bytes=limit, enter=set_limit)
+    return MemoryLimit("rlimit", limit_bytes=limit, enter=set_limit)
 
 
 def _rlimit_of(pid: int) -> int | None:

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from edgeladder.budget.baseline import MachineFloor
+from edgeladder.budget.baseline import MachineBaseline
 from edgeladder.budget.step_costs import evaluate_phases, train_phases
 from edgeladder.budget.tower_costs import larger_pictures, precompute_phases
 from edgeladder.budget.watchdog import PLANNED
@@ -32,7 +32,7 @@ class Plan:
     phases: dict[str, PhasePlan]
     classes: int
     pictures: int
-    floor: MachineFloor
+    baseline: MachineBaseline
     least: dict[str, int]  # smallest peak each phase can be brought to
 
     def to_dict(self) -> dict[str, Any]:
@@ -44,7 +44,7 @@ class Plan:
             "phases": {name: phase.to_dict() for name, phase in self.phases.items()},
             "classes": self.classes,
             "pictures": self.pictures,
-            "floor": self.floor.to_dict(),
+            "baseline": self.baseline.to_dict(),
         }
 
     def only(self, name: str) -> Plan:
@@ -81,7 +81,7 @@ class Plan:
 
 def plan(
     workload: Workload,
-    floor: MachineFloor,
+    baseline: MachineBaseline,
     budget_bytes: int,
     *,
     supervisor_bytes: int = 0,
@@ -95,19 +95,19 @@ def plan(
 
     Args:
         workload: model, data and recipe sizes.
-        floor: of this machine.
+        baseline: of this machine.
         budget_bytes: for the whole process tree.
         supervisor_bytes: of the waiting process; 0 takes the bare supervisor's.
         mode, chunk, arena, hold: asked for by the user; the choice is then only checked.
         planning_bytes: what deciding this took, which no budget can be below.
     """
-    base = supervisor_bytes or floor.supervisor_bytes
+    base = supervisor_bytes or baseline.supervisor_bytes
     room = int(PLANNED * budget_bytes)
-    training = train_phases(workload, floor, base, room, mode=mode, chunk=chunk, hold=hold)
+    training = train_phases(workload, baseline, base, room, mode=mode, chunk=chunk, hold=hold)
     choices = {
-        "precompute": list(precompute_phases(workload, floor, base)),
+        "precompute": list(precompute_phases(workload, baseline, base)),
         "train": [phase for phase in training if arena in (None, phase.arena)],
-        "evaluate": list(evaluate_phases(workload, floor, base)),
+        "evaluate": list(evaluate_phases(workload, baseline, base)),
     }
     phases, least = {}, {}
     for name, candidates in choices.items():
@@ -125,6 +125,6 @@ def plan(
         phases=phases,
         classes=workload.classes,
         pictures=workload.pictures,
-        floor=floor,
+        baseline=baseline,
         least=least,
     )

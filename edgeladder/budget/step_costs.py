@@ -1,6 +1,6 @@
 """What training and evaluation need, for each way a step can be computed.
 
-peak = supervisor + floor + loaded graphs + parameters, gradients, moments
+peak = supervisor + baseline + loaded graphs + parameters, gradients, moments
      + inputs of a step (windows of one side where chunked) + activations of a window
      + activations held from the first pass for the second
 """
@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from edgeladder.budget.baseline import MachineFloor
+from edgeladder.budget.baseline import MachineBaseline
 from edgeladder.budget.costs import COSTS
 from edgeladder.budget.head_costs import head_bytes, head_pictures
 from edgeladder.budget.windows import Windows
@@ -24,7 +24,7 @@ _EVALUATED = ("encode_image", "encode_text")
 
 def train_phases(
     workload: Workload,
-    floor: MachineFloor,
+    baseline: MachineBaseline,
     base: int,
     room: int,
     *,
@@ -46,14 +46,14 @@ def train_phases(
     for moments in kinds:
         for way, arena in ways:
             if mode in (None, way):
-                yield _train_phase(workload, floor, base, way, moments, arena=arena)
+                yield _train_phase(workload, baseline, base, way, moments, arena=arena)
         if mode in (None, "chunked") and workload.engine != "ort-training":
-            yield from _chunked(workload, floor, base, room, moments, chunk, hold)
+            yield from _chunked(workload, baseline, base, room, moments, chunk, hold)
 
 
 def _chunked(
     workload: Workload,
-    floor: MachineFloor,
+    baseline: MachineBaseline,
     base: int,
     room: int,
     moments: str,
@@ -66,7 +66,7 @@ def _chunked(
     found: list[tuple[float, PhasePlan]] = []
     for size in sizes:
         windows = Windows(workload.manifest.ladder, workload.batch, workload.classes, size)
-        bare = _train_phase(workload, floor, base, "chunked", moments, windows=windows)
+        bare = _train_phase(workload, baseline, base, "chunked", moments, windows=windows)
         found.append((windows.seconds(0), bare))
         if hold is False:
             continue
@@ -76,7 +76,7 @@ def _chunked(
             if not held:
                 break
             phase = _train_phase(
-                workload, floor, base, "chunked", moments, windows=windows, hold=held
+                workload, baseline, base, "chunked", moments, windows=windows, hold=held
             )
             if hold or phase.planned_peak_bytes <= room:
                 found.append((windows.seconds(held), phase))
@@ -101,7 +101,7 @@ def _state_parts(workload: Workload, moments: str) -> dict[str, float]:
 
 def _train_phase(
     workload: Workload,
-    floor: MachineFloor,
+    baseline: MachineBaseline,
     base: int,
     mode: str,
     moments: str,
@@ -129,7 +129,7 @@ def _train_phase(
         activation = activation * COSTS.arena_share + COSTS.arena
     parts: dict[str, float] = {
         "supervisor": base,
-        "floor": floor.settled_bytes + COSTS.hot_code,
+        "baseline": baseline.settled_bytes + COSTS.hot_code,
         "graphs": graph_bytes(workload, used) + 2 * COSTS.session,  # the optimiser's two
         **_state_parts(workload, moments),
         "inputs": inputs + embeddings + logits,
@@ -139,10 +139,10 @@ def _train_phase(
         "heap": COSTS.heap,
     }
     if workload.engine == "ort-training":
-        parts["floor"] += floor.training_bytes
+        parts["baseline"] += baseline.training_bytes
         parts["activations"] *= COSTS.training_share
     # before the first step nothing has settled yet, but parameters are all there is
-    start = base + floor.worker_bytes + parts["parameters"] + COSTS.start
+    start = base + baseline.worker_bytes + parts["parameters"] + COSTS.start
     short = start - sum(parts.values())
     if short > 0:
         parts["start"] = short
@@ -181,14 +181,16 @@ def activation_bytes(
     )
 
 
-def evaluate_phases(workload: Workload, floor: MachineFloor, base: int) -> Iterator[PhasePlan]:
+def evaluate_phases(
+    workload: Workload, baseline: MachineBaseline, base: int
+) -> Iterator[PhasePlan]:
     """Best first: ever fewer pictures or classes at a time, then fewer for the head to fit."""
     manifest: Any = workload.manifest
     count = parameter_count(manifest)
     for pictures, chunk in itertools.product(head_pictures(workload), (64, *_CHUNKS[2:])):
         parts = {
             "supervisor": base,
-            "floor": floor.worker_bytes,  # too short a phase to count on settling
+            "baseline": baseline.worker_bytes,  # too short a phase to count on settling
             "graphs": graph_bytes(workload, _EVALUATED) + 2 * COSTS.session,
             "parameters": 8.0 * count,
             "inputs": chunk * max(tap_bytes(manifest, "image"), tap_bytes(manifest, "text"))
@@ -198,8 +200,9 @@ def evaluate_phases(workload: Workload, floor: MachineFloor, base: int) -> Itera
             "heap": COSTS.heap,
         }
         fitting, judging = head_bytes(workload, pictures)
-        # it is fitted before the graphs are loaded, and for long enough that the floor has settled
+        # it is fitted before the graphs are loaded, and for long enough that the start-up code is
+        # gone by then
         later = parts["graphs"] + parts["inputs"] + parts["activations"]
-        later += floor.worker_bytes - floor.settled_bytes
+        later += baseline.worker_bytes - baseline.settled_bytes
         parts["head"] = max(judging, fitting - later, 0.0)
         yield phase_of(parts, chunk=chunk, head_pictures=pictures or None)

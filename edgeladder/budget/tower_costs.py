@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from edgeladder.budget.baseline import MachineFloor
+from edgeladder.budget.baseline import MachineBaseline
 from edgeladder.budget.costs import COSTS
 from edgeladder.budget.workload import PhasePlan, Workload, phase_of
 
@@ -20,11 +20,13 @@ _FEWEST_PIXELS = 2_000_000
 _GROUP = 128  # costs disk only: large enough that loading a segment's weights is amortised
 
 
-def precompute_phases(workload: Workload, floor: MachineFloor, base: int) -> Iterator[PhasePlan]:
+def precompute_phases(
+    workload: Workload, baseline: MachineBaseline, base: int
+) -> Iterator[PhasePlan]:
     """Fastest first: whole towers, then segment by segment with ever smaller batches."""
     for whole in (True, False):
         for batch in (8, 4, 2, 1):
-            yield _phase(workload, floor, base, batch, whole=whole)
+            yield _phase(workload, baseline, base, batch, whole=whole)
 
 
 def larger_pictures(phase: PhasePlan, room: int) -> PhasePlan:
@@ -35,7 +37,7 @@ def larger_pictures(phase: PhasePlan, room: int) -> PhasePlan:
 
 
 def _phase(
-    workload: Workload, floor: MachineFloor, base: int, batch: int, *, whole: bool
+    workload: Workload, baseline: MachineBaseline, base: int, batch: int, *, whole: bool
 ) -> PhasePlan:
     manifest = workload.manifest
     pixels = 3 * manifest.preprocess.size**2 * 4
@@ -48,7 +50,7 @@ def _phase(
     work = towers + before if whole else max(towers, before)
     parts = {
         "supervisor": base,
-        "floor": floor.worker_bytes + floor.pictures_bytes + COSTS.tower_code,
+        "baseline": baseline.worker_bytes + baseline.pictures_bytes + COSTS.tower_code,
         "backbone": work,
         "cache": COSTS.shard_buffer,
     }

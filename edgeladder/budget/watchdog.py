@@ -34,7 +34,7 @@ class Action:
 
 
 @dataclass
-class Guard:
+class Watchdog:
     """Turns measurements into actions; remembers when it last asked for each."""
 
     budget_bytes: int

@@ -1,7 +1,7 @@
 """How a chunked step is cut into windows of pictures and of classes, and what that costs.
 
-A chunked step encodes every window, takes the loss, and goes through the windows again to pull
-gradients back. A window whose activations are held from the first pass is not encoded twice.
+A chunked step encodes every window, takes the loss, and goes through the windows again
+backward. A window whose activations are held from the first pass is not encoded twice.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def class_chunk(ladder: LadderRecord, chunk: int) -> int:
 
     def per_sample(side: str, place: int) -> float:
         taps = sum(len(g.taps) * g.tokens * g.width for g in ladder.groups if g.side == side)
-        lines = ladder.graphs[f"pull_{side}"].peaks
+        lines = ladder.graphs[f"backward_{side}"].peaks
         return 4.0 * taps + max((line[place] for line in lines), default=0.0)
 
     return max(1, int(chunk * per_sample("image", 1) / max(1.0, per_sample("text", 2))))
@@ -54,7 +54,7 @@ class Windows:
 
     def _window_bytes(self, side: str) -> float:
         """What one window's activations take when held; infinite where no graph can hold them."""
-        record = self._graphs.get(f"keep_{side}")
+        record = self._graphs.get(f"forward_saved_{side}")
         if record is None:
             return math.inf
         return record.residual_bytes * math.ceil(self._samples[side] / self._count[side])
@@ -82,9 +82,9 @@ class Windows:
         names = ["loss"]
         for side in _SIDES:
             if held[side]:
-                names += [f"keep_{side}", f"back_{side}"]
+                names += [f"forward_saved_{side}", f"backward_saved_{side}"]
             if held[side] < self._count[side]:
-                names += [f"encode_{side}", f"pull_{side}"]
+                names += [f"encode_{side}", f"backward_{side}"]
         return tuple(names)
 
     def seconds(self, hold_bytes: int) -> float:
@@ -96,8 +96,8 @@ class Windows:
             # forward once and backward; again forward where nothing was held
             total += _FLOP_SECONDS * self._flops[side] * self._samples[side] * (4 - share)
             for names, count in (
-                (("keep", "back"), held[side]),
-                (("encode", "pull"), self._count[side] - held[side]),
+                (("forward_saved", "backward_saved"), held[side]),
+                (("encode", "backward"), self._count[side] - held[side]),
             ):
                 if count:
                     nodes = sum(self._graphs[f"{name}_{side}"].nodes for name in names)

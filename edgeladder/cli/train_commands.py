@@ -204,7 +204,7 @@ def trained(values: dict[str, Any]) -> str:
             f"{name}: peak {_size(phase.get('measured_peak_bytes'))} "
             f"(planned {_size(phase.get('planned_peak_bytes'))})"
         )
-    lines.append(f"budget {_size(memory.get('budget_bytes'))}, fence: {memory['enforcement']}")
+    lines.append(f"budget {_size(memory.get('budget_bytes'))}, limit: {memory['enforcement']}")
     lines.append(f"run: {values['run']} ({values['steps']} steps, engine {values['engine']})")
     lines.append(f"report: {values['report']}")
     return "\n".join(lines)

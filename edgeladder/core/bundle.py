@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from edgeladder.core.config import Profile, nearest, validate
 from edgeladder.core.errors import ConfigError, IntegrityError
 from edgeladder.core.files import building, read_json, sha256_file, write_json
+from edgeladder.core.old_words import modern_manifest
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -244,7 +245,7 @@ def _read_manifest(folder: Path) -> Manifest:
             remedy="export the bundle with the same edgeladder version as the device's",
         )
     try:
-        return validate(Manifest, values, where=where)
+        return validate(Manifest, modern_manifest(values), where=where)
     except ConfigError as error:
         raise IntegrityError(error.message, where=where, remedy=_AGAIN) from error
 

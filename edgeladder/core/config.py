@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edgeladder.core.errors import ConfigError
+from edgeladder.core.old_words import modern_profile, modern_setting
 from edgeladder.core.sizes import format_size as format_size  # part of this module's public face
 from edgeladder.core.sizes import parse_size as parse_size
 
@@ -130,11 +131,11 @@ class HeadConfig(Strict):
 class LossConfig(Strict):
     """What the ladder minimises."""
 
-    anchor: float = Field(default=0.0, ge=0)  # KL to zero-shot logits: pulls back to the floor
+    anchor: float = Field(default=0.0, ge=0)  # KL to zero-shot logits: pulls back to zero-shot
     smoothing: float = Field(default=0.0, ge=0, lt=1)  # label smoothing
     # ProLIP's lambda |W - W0|^2, in units of 1 / (pictures per class), on the projection's change
     # and on the ladder's way out: 1 is the paper's lambda = 1/N
-    pull: float = Field(default=0.0, ge=0)
+    proximal: float = Field(default=0.0, ge=0)
 
 
 class TrainConfig(Strict):
@@ -288,7 +289,7 @@ def _load(kind: Literal["devices", "profiles"], model: type[Model], name: str) -
             f"unknown {noun} {name!r}",
             remedy=f"{hint}`edgeladder {kind}` lists them; a .yaml file of yours works too",
         )
-    return validate(model, read_yaml(path), where=str(path))
+    return validate(model, modern_profile(read_yaml(path)), where=str(path))
 
 
 def load_device(name: str) -> DeviceProfile:
@@ -320,7 +321,7 @@ def override(profile: Profile, overrides: Iterable[str]) -> Profile:
                 f"--set {assignment!r} has no '='", remedy="write --set train.batch=16"
             )
         target = values
-        *parents, last = key.strip().split(".")
+        *parents, last = modern_setting(key.strip()).split(".")
         for part in parents:
             if target.get(part, 0) is None:
                 target[part] = {}

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from edgeladder.core.files import read_json, sha256_file
+from edgeladder.core.old_words import modern_manifest
 
 # fields that are mappings by key rather than records
 _MAPPINGS = {"ort_training", "options", "versions", "activation_bytes", "files", "sources"}
@@ -35,7 +36,7 @@ class PlainBundle:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        values = read_json(self.folder / "manifest.json")
+        values = modern_manifest(read_json(self.folder / "manifest.json"))
         values.pop("files", None)  # thousands of entries nobody reads again
         self.manifest = plain(values)
 

@@ -32,12 +32,12 @@ class TrainRequest:
     threads: int | None = None  # None: the device's cores, at most this machine's
     cache_dtype: str = "fp16"
     views: int | None = None  # None: the profile's; precompute may ask for more
-    fence: str = "auto"  # auto, none, or one layer by name
+    limit: str = "auto"  # auto, none, or one layer by name
     restarts: int = 4  # of a worker that was killed or ran out of memory, with less each time
     mode: str | None = None  # None: the plan chooses fused, recompute or chunked
     chunk: int | None = None  # None: the plan chooses
     verify: bool = True  # hash the bundle's files before use
-    floor: dict[str, Any] | None = None  # measured machine floor, filled in by the supervisor
+    baseline: dict[str, Any] | None = None  # measured machine baseline, filled in by the supervisor
     bare: bool = False  # whether to plan for a bare supervisor, though this process is larger
     supervisor_bytes: int = 0  # memory of the process that waits, filled in by the supervisor
 

@@ -59,7 +59,7 @@ def drop_clean_pages() -> int:
     return dropped
 
 
-def settle() -> None:
+def release_startup_memory() -> None:
     """After the start: free heap and start-up code go before the work that counts begins."""
     trim_heap()
     drop_clean_pages()

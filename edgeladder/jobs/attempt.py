@@ -8,14 +8,14 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from edgeladder.budget import meter
-from edgeladder.budget.watchdog import Action, Guard
+from edgeladder.budget.watchdog import Action, Watchdog
 from edgeladder.core import errors
 from edgeladder.core.errors import BudgetError, EdgeLadderError, Interrupted
 from edgeladder.jobs.child import Child
 from edgeladder.jobs.control import RESTART_CODE
 
 if TYPE_CHECKING:
-    from edgeladder.budget.limits import Fence
+    from edgeladder.budget.limits import MemoryLimit
     from edgeladder.jobs.supervisor import Supervisor
 
 _CALM_SECONDS, _CLOSE_SECONDS = 0.05, 0.005  # between two measurements
@@ -30,18 +30,18 @@ class Attempt:
     """One life of a phase's worker."""
 
     def __init__(
-        self, supervisor: Supervisor, phase: str, values: dict[str, Any], fence: Fence
+        self, supervisor: Supervisor, phase: str, values: dict[str, Any], limit: MemoryLimit
     ) -> None:
         self.supervisor = supervisor
         self.phase = phase
-        self.fence = fence
+        self.limit = limit
         self.cause = ""
         self.last_step = 0
         self.checkpoint_step = 0
         self.sizes: dict[str, Any] = {}
         run = supervisor.run
         log = str(run.log) if run is not None and run.folder.is_dir() else None
-        self.child = Child(phase, values, fence, log)
+        self.child = Child(phase, values, limit, log)
         self._outcome: str | None = None
         self._result: dict[str, Any] = {}
         self._error: EdgeLadderError | None = None
@@ -70,9 +70,9 @@ class Attempt:
         guard = None
         if budget:
             shrinkable = self.phase not in ("precompute", "evaluate")
-            guard = Guard(budget, expected_bytes, meter.total_bytes(), shrinkable)
+            guard = Watchdog(budget, expected_bytes, meter.total_bytes(), shrinkable)
         surroundings_at, available, stall = 0.0, None, 0.0
-        confirmed = self.fence.layer == "none"
+        confirmed = self.limit.layer == "none"
         wait = _CLOSE_SECONDS
         while True:
             events = child.events(wait)
@@ -103,7 +103,7 @@ class Attempt:
             wait = _CLOSE_SECONDS if guard.watch_closely(used) else _CALM_SECONDS
             wait = max(wait, _WATCH_SHARE * (now - began))
 
-    def _measure(self, guard: Guard | None) -> int:
+    def _measure(self, guard: Watchdog | None) -> int:
         """The tree's memory now; exact near the lines that matter and at every new height.
 
         An exact measurement makes the kernel walk the page tables, a millisecond or more that the
@@ -128,11 +128,11 @@ class Attempt:
         return usage.bytes
 
     def _confirm(self) -> bool:
-        limit = self.fence.confirm(self.child.pid)
+        limit = self.limit.confirm(self.child.pid)
         if limit is None:
             return False
         self.supervisor.record(
-            {"kind": "fence", "phase": self.phase, **self.fence.to_dict(), "confirmed": limit}
+            {"kind": "limit", "phase": self.phase, **self.limit.to_dict(), "confirmed": limit}
         )
         return True
 
@@ -186,8 +186,8 @@ class Attempt:
                 "sampled_peak_bytes": self._peak,
                 "worker_high_water_bytes": self.child.high_water,
                 "supervisor_bytes": own,
-                "fence_peak_bytes": self.fence.peak_bytes(),
-                "fence_kills": self.fence.kills(),
+                "limit_peak_bytes": self.limit.peak_bytes(),
+                "limit_kills": self.limit.kills(),
             }
         )
 
@@ -209,8 +209,8 @@ class Attempt:
             return "again", {}
         if code == -signal.SIGKILL:
             self.cause = (
-                f"killed by the {self.fence.layer} fence"
-                if self.fence.kills()
+                f"killed by the {self.limit.layer} limit"
+                if self.limit.kills()
                 else "killed from outside, by the system's memory killer or by hand"
             )
             return "again", {}
@@ -223,7 +223,7 @@ class Attempt:
 
 
 class _OutOfMemory(EdgeLadderError):
-    """An allocation failed inside the worker: the RLIMIT_DATA fence, or the system's limit."""
+    """An allocation failed inside the worker: the RLIMIT_DATA limit, or the system's limit."""
 
 
 def rebuild_error(values: dict[str, Any]) -> EdgeLadderError:

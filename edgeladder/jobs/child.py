@@ -1,4 +1,4 @@
-"""One worker process: started behind the fence, listened to, measured, ordered about, ended."""
+"""One worker process: started behind the limit, listened to, measured, ordered about, ended."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 from edgeladder.budget import meter
-from edgeladder.budget.limits import Fence
+from edgeladder.budget.limits import MemoryLimit
 
 _TAIL_BYTES = 4000
 WORKER_ENVIRONMENT = {
@@ -31,13 +31,13 @@ WORKER_ENVIRONMENT = {
 class Child:
     """A running worker."""
 
-    def __init__(self, phase: str, request: dict[str, Any], fence: Fence, log: str | None):
+    def __init__(self, phase: str, request: dict[str, Any], limit: MemoryLimit, log: str | None):
         """Start `python -m edgeladder.jobs.worker PHASE` and hand it the request.
 
         Args:
             phase: plan, precompute, train or evaluate.
             request: JSON values, the worker's first line of stdin.
-            fence: entered between fork and exec, so that every page is charged to it.
+            limit: entered between fork and exec, so that every page is charged to it.
             log: file the worker's stderr is appended to; None keeps only its tail.
         """
         environment = {**WORKER_ENVIRONMENT, **os.environ}
@@ -45,12 +45,12 @@ class Child:
         path = [package, *environment.get("PYTHONPATH", "").split(os.pathsep)]
         environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(part for part in path if part))
         self.process = subprocess.Popen(
-            [*fence.prefix, sys.executable, "-m", "edgeladder.jobs.worker", phase],
+            [*limit.prefix, sys.executable, "-m", "edgeladder.jobs.worker", phase],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environment,
-            preexec_fn=fence.enter,  # writes one byte or sets one limit: safe after fork
+            preexec_fn=limit.enter,  # writes one byte or sets one limit: safe after fork
             start_new_session=True,  # Ctrl-C reaches the supervisor alone, which gives the order
         )
         assert self.process.stdin and self.process.stdout and self.process.stderr

@@ -9,7 +9,7 @@ import numpy as np
 
 from edgeladder.core.files import write_json
 from edgeladder.core.plain import PlainBundle
-from edgeladder.core.trim import settle
+from edgeladder.core.trim import release_startup_memory
 from edgeladder.jobs.folds import held_out
 from edgeladder.jobs.run_directory import RunDirectory
 from edgeladder.jobs.train_phase import open_engine_named
@@ -18,7 +18,12 @@ from edgeladder.runtime.cache.inputs import open_reader
 from edgeladder.runtime.cache.selection import Selection
 from edgeladder.runtime.heads.blend import choose_eta
 from edgeladder.runtime.heads.closed_form import Head, head_arrays, head_from
-from edgeladder.runtime.heads.fit_head import DEFAULT_ETA, fit_term, fixed_eta, pictures_to_fit
+from edgeladder.runtime.heads.fit_head import (
+    DEFAULT_HEAD_WEIGHT,
+    fit_cached_head,
+    fixed_head_weight,
+    pictures_to_fit,
+)
 from edgeladder.runtime.heads.kernel import balanced
 from edgeladder.runtime.scoring import evaluate_cached
 
@@ -45,13 +50,13 @@ def score(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]
     adapter = load_adapter(run.folder, bundle)
     adapter.apply(engine)
     reader = open_reader(bundle, request["cache"], selection, keep_bytes=0)
-    settle()
+    release_startup_memory()
     # a data set too small to hold pictures out still gets an answer, named as what it is
     side = "test" if len(selection.test_labels) else "train"
     total = len(selection.test_labels if side == "test" else selection.train_labels)
 
     head_config = values["profile"].get("head") or {}
-    head, eta, ladder = None, DEFAULT_ETA, 1.0
+    head, eta, ladder = None, DEFAULT_HEAD_WEIGHT, 1.0
     if head_config.get("kind", "none") != "none":
         labels, kind = selection.train_labels, head_config["kind"]
         most = values["sizes"].get("head_pictures") or pictures_to_fit(
@@ -59,7 +64,7 @@ def score(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]
         )
         rows = balanced(labels, most, values["seed"])
         windows = reader.part(rows).windows("train", _WINDOW)
-        head = fit_term(bundle.manifest.model, windows, kind, chunk=chunk)
+        head = fit_cached_head(bundle.manifest.model, windows, kind, chunk=chunk)
         eta, ladder = _weights(head_config, head, run, labels, rows, len(selection.classes))
         adapter.head_arrays, described = head_arrays(head)
         adapter.head = {**described, "eta": eta, "ladder": ladder}
@@ -113,4 +118,4 @@ def _weights(
         left = held_out(run.folder, len(labels))
         if left is not None:  # folds were asked for, and there were pictures enough for them
             return choose_eta(left[rows], head.held_out, labels[rows]), 1.0
-    return fixed_eta(config["weight"], config.get("full_at"), len(labels), classes), 1.0
+    return fixed_head_weight(config["weight"], config.get("full_at"), len(labels), classes), 1.0

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 import numpy as np
 
 from edgeladder.core.errors import EdgeLadderError
-from edgeladder.core.trim import settle, trim_heap
+from edgeladder.core.trim import release_startup_memory, trim_heap
 from edgeladder.jobs.schedule import learning_rate
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Batches(Protocol):
         """Drop windows and caches that can be read again."""
 
 
-class Habit(Protocol):
+class Callback(Protocol):
     """Something that is done between steps; its state is part of the checkpoint."""
 
     name: str
@@ -109,7 +109,7 @@ class TrainLoop:
         checkpoints: Checkpoints,
         record: Callable[[dict[str, Any]], None],
         control: Control,
-        habits: Sequence[Habit] = (),
+        callbacks: Sequence[Callback] = (),
     ):
         self.engine = engine
         self.batches = batches
@@ -117,7 +117,7 @@ class TrainLoop:
         self.checkpoints = checkpoints
         self.record = record
         self.control = control
-        self.habits = habits
+        self.callbacks = callbacks
         self.step = 0
         self.loss = math.nan
         self.chunk = settings.chunk
@@ -144,8 +144,8 @@ class TrainLoop:
         self.batches.load_state(loop["batches"])
         self.step = self._saved_step = int(loop["step"])
         self.loss = float(loop["loss"])
-        for habit in self.habits:
-            habit.load_state(loop["habits"][habit.name])
+        for callback in self.callbacks:
+            callback.load_state(loop["callbacks"][callback.name])
         self.record({"kind": "resume", "step": self.step, "checkpoint": tensors.path.name})
         return self.step
 
@@ -164,15 +164,15 @@ class TrainLoop:
             if leave:
                 outcome = leave
                 break
-            for habit in self.habits:
-                habit.before(self)
+            for callback in self.callbacks:
+                callback.before(self)
             self._one_step()
             if len(self._seconds) == 1:
-                settle()  # code that only the first step runs, e.g. to open the sessions
+                release_startup_memory()  # code that only the first step runs: opening sessions
             self._checkpoint_when_due()
         if outcome == "done":
-            for habit in self.habits:
-                habit.finish(self)
+            for callback in self.callbacks:
+                callback.finish(self)
         self.checkpoint()
         return self._result(outcome)
 
@@ -191,7 +191,7 @@ class TrainLoop:
         loop = {
             "batches": self.batches.state(),
             "loss": self.loss,
-            "habits": {habit.name: habit.state() for habit in self.habits},
+            "callbacks": {callback.name: callback.state() for callback in self.callbacks},
         }
         path = self.checkpoints.save(self.step, tensors, loop)
         self._saved_step, self._saved_at = self.step, time.monotonic()
@@ -215,8 +215,8 @@ class TrainLoop:
         self.step += 1
         self.loss = float(result.loss)
         self._seconds.append(seconds)
-        for habit in self.habits:
-            habit.after(self)
+        for callback in self.callbacks:
+            callback.after(self)
         self._update_average()
         self.record(
             {
@@ -277,7 +277,7 @@ class TrainLoop:
                 leave = leave or "restart"
             elif order == "trim":
                 self.batches.trim()
-                settle()
+                release_startup_memory()
             elif order == "checkpoint":
                 self._be_careful()
             elif order == "halve":

@@ -1,6 +1,6 @@
 """What a process costs before it does any work: measured once per machine and remembered.
 
-The floor depends on the interpreter, numpy and onnxruntime builds, the C library and the page
+The baseline depends on the interpreter, numpy and onnxruntime builds, the C library and the page
 size, so it is measured rather than assumed: a fresh process imports what a worker imports, opens
 a one-node session, runs it and reads its own marks. The result is kept under the user's cache
 folder, keyed by versions, and measured again when one of them changes.
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from edgeladder.budget.baseline import MachineFloor
+from edgeladder.budget.baseline import MachineBaseline
 from edgeladder.core.errors import EdgeLadderError
 
 _VERSION = 3  # of what is measured
@@ -27,8 +27,8 @@ _IDENTITY = bytes.fromhex(
 _DISTRIBUTIONS = ("numpy", "onnxruntime", "onnxruntime-training-cpu", "onnxruntime-training")
 
 
-def machine_floor(folder: Path | None = None) -> MachineFloor:
-    """The floor of this machine, measured now if it was not before.
+def machine_baseline(folder: Path | None = None) -> MachineBaseline:
+    """The baseline of this machine, measured now if it was not before.
 
     Args:
         folder: where to remember it; default `$XDG_CACHE_HOME/edgeladder`.
@@ -39,7 +39,7 @@ def machine_floor(folder: Path | None = None) -> MachineFloor:
     if folder is None:
         base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         folder = Path(base) / "edgeladder"
-    path = folder / "floor.json"
+    path = folder / "baseline.json"
     key = _key()
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
@@ -47,27 +47,27 @@ def machine_floor(folder: Path | None = None) -> MachineFloor:
         known = {}
     if isinstance(known, dict) and key in known:
         try:
-            return MachineFloor(**known[key])
+            return MachineBaseline(**known[key])
         except TypeError:
             pass  # written by another version
-    floor = measure_floor()
+    baseline = measure_baseline()
     try:
         from edgeladder.core.files import write_json
 
         kept = known if isinstance(known, dict) else {}
-        write_json(path, {**kept, key: floor.to_dict()})
+        write_json(path, {**kept, key: baseline.to_dict()})
     except (OSError, EdgeLadderError):
         pass  # a read-only home: measured again next time
-    return floor
+    return baseline
 
 
-def measure_floor() -> MachineFloor:
+def measure_baseline() -> MachineBaseline:
     """Measure in fresh processes (about a second)."""
     supervisor = _measured("supervisor")
     worker = _measured("worker")
     pictures = _measured("pictures")
     training = _measured("training")
-    return MachineFloor(
+    return MachineBaseline(
         supervisor_bytes=supervisor["private"],
         worker_bytes=worker["high_water"],
         settled_bytes=worker["settled"],
@@ -82,7 +82,7 @@ def _key() -> str:
     import platform
     from importlib import metadata
 
-    parts = [f"floor {_VERSION}", platform.machine(), platform.python_version(), sys.prefix]
+    parts = [f"baseline {_VERSION}", platform.machine(), platform.python_version(), sys.prefix]
     parts += list(platform.libc_ver())
     for name in _DISTRIBUTIONS:
         try:
@@ -107,7 +107,7 @@ def _measured(kind: str) -> dict[str, int]:
     )
     if done.returncode:
         raise EdgeLadderError(
-            f"cannot measure the memory floor: {done.stderr.strip().splitlines()[-1:]}",
+            f"cannot measure the memory baseline: {done.stderr.strip().splitlines()[-1:]}",
             where=f"python -m edgeladder.jobs.machine_baseline {kind}",
             remedy="run `edgeladder doctor`",
         )
@@ -145,7 +145,7 @@ def main() -> None:
     """Entry point of the measuring process: prints JSON."""
     kept = _become(sys.argv[1])
     from edgeladder.budget import meter
-    from edgeladder.core.trim import settle
+    from edgeladder.core.trim import release_startup_memory
 
     pid = os.getpid()
     values = {
@@ -155,7 +155,7 @@ def main() -> None:
         "file": meter.file_bytes(pid),
         "data": meter.data_bytes(pid),
     }
-    settle()
+    release_startup_memory()
     values["settled"] = meter.resident(pid)
     print(json.dumps(values))
     del kept

@@ -19,7 +19,7 @@ import yaml
 
 from edgeladder import __version__
 from edgeladder.budget import meter
-from edgeladder.budget.baseline import MachineFloor
+from edgeladder.budget.baseline import MachineBaseline
 from edgeladder.budget.planner import Plan, plan
 from edgeladder.budget.workload import Workload
 from edgeladder.core.bundle import Bundle
@@ -34,7 +34,7 @@ from edgeladder.core.config import (
 from edgeladder.core.errors import ConfigError, IntegrityError
 from edgeladder.core.files import write_json, write_text
 from edgeladder.core.request import TrainRequest
-from edgeladder.jobs.machine_baseline import machine_floor
+from edgeladder.jobs.machine_baseline import machine_baseline
 from edgeladder.jobs.run_directory import RunDirectory
 from edgeladder.runtime import engine as engines
 from edgeladder.runtime.adapter import load_adapter
@@ -44,7 +44,9 @@ from edgeladder.runtime.pictures.dataset import Dataset, open_data, split
 if TYPE_CHECKING:
     from edgeladder.jobs.control import Control
 
-_FLOOR_WORKER_BYTES = 16_000_000  # of the worker that measures the floor, beside what it measures
+_FLOOR_WORKER_BYTES = (
+    16_000_000  # of the worker that measures the baseline, beside what it measures
+)
 _DEFAULT_SHARE = 0.8  # of available memory, where neither a budget nor a device is named
 
 
@@ -107,7 +109,7 @@ def prepare(values: dict[str, Any], control: Control) -> tuple[str, dict[str, An
         "steps": condense["until"] if condense else steps,
         "condense": condense,
         # ProLIP's lambda is 1 / shots: here the pictures per class on average
-        "pull": profile.loss.pull * len(dataset.classes) / len(train),
+        "proximal": profile.loss.proximal * len(dataset.classes) / len(train),
         "folds": profile.head.folds,
         "batch": batch,
         "warmup_steps": math.ceil(profile.train.warmup_epochs * steps_per_epoch),
@@ -131,7 +133,7 @@ def _resume(request: TrainRequest, run: RunDirectory) -> tuple[TrainRequest, dic
             resume=True,
             budget_bytes=request.budget_bytes or saved.budget_bytes,
             threads=request.threads or saved.threads,
-            fence=request.fence,
+            limit=request.limit,
             restarts=request.restarts,
             supervisor_bytes=request.supervisor_bytes,
         ),
@@ -162,9 +164,9 @@ def _condensing(request: TrainRequest, run: RunDirectory) -> TrainRequest:
         budget_bytes=request.budget_bytes or saved.budget_bytes,
         device=request.device or saved.device,
         threads=request.threads or saved.threads,
-        fence=request.fence,
+        limit=request.limit,
         restarts=request.restarts,
-        floor=request.floor,
+        baseline=request.baseline,
         supervisor_bytes=request.supervisor_bytes,
         resume=False,
     )
@@ -228,7 +230,7 @@ def _decide(
     request: TrainRequest, bundle: Bundle, profile: Profile, dataset: Dataset, pictures: int
 ) -> tuple[Plan, str]:
     """The plan, and the engine it is for: `auto` takes the faster one that fits."""
-    floor = MachineFloor(**request.floor) if request.floor else machine_floor()
+    baseline = MachineBaseline(**request.baseline) if request.baseline else machine_baseline()
     names = [request.engine]
     if request.engine == "auto":
         available = engines.installed_engines()
@@ -257,13 +259,13 @@ def _decide(
         )
         decided = plan(
             workload,
-            floor,
+            baseline,
             request.budget_bytes,
             supervisor_bytes=request.supervisor_bytes,
             mode=request.mode,
             chunk=request.chunk,
             planning_bytes=request.supervisor_bytes
-            + max(meter.high_water(os.getpid()), _FLOOR_WORKER_BYTES + floor.worker_bytes),
+            + max(meter.high_water(os.getpid()), _FLOOR_WORKER_BYTES + baseline.worker_bytes),
         )
         if decided.fits:
             return decided, name
@@ -314,5 +316,5 @@ def _environment(prepared: dict[str, Any]) -> dict[str, Any]:
         "bundle_digest": prepared["bundle_digest"],
         "engine": prepared["engine"],
         "threads": prepared["threads"],
-        "floor": prepared["plan"]["floor"],
+        "baseline": prepared["plan"]["baseline"],
     }

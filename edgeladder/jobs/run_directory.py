@@ -2,7 +2,7 @@
 
 config.yaml          the resolved configuration
 plan.json            predicted peak per phase and the sizes chosen
-environment.json     machine, versions, bundle, fence
+environment.json     machine, versions, bundle, limit
 metrics.jsonl        one line per step and per event, only ever appended to
 checkpoints/         two generations
 adapter.safetensors  the trained parameters, adapter.json says of what

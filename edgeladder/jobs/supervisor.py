@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from edgeladder.budget import meter
-from edgeladder.budget.limits import Fence, open_fence
+from edgeladder.budget.limits import MemoryLimit, open_limit
 from edgeladder.core import errors
 from edgeladder.core.errors import BudgetError, EdgeLadderError, Interrupted
 from edgeladder.core.request import TrainRequest
@@ -204,7 +204,7 @@ class Supervisor:
         return filled
 
     def memory(self, plan_values: dict[str, Any]) -> dict[str, Any]:
-        """The `memory` object: planned against measured peak per phase, and which fence held."""
+        """The `memory` object: planned against measured peak per phase, and which limit held."""
         phases = {}
         for name in ("precompute", "train", "evaluate"):
             if name in self.measured:
@@ -225,9 +225,9 @@ class Supervisor:
             self.metrics(values)
 
     def _told_request(self) -> dict[str, Any]:
-        self.request.floor = self.phase("floor", {})
+        self.request.baseline = self.phase("baseline", {})
         own = meter.private(os.getpid())
-        bare = self.request.floor["supervisor_bytes"] if self.request.bare else own
+        bare = self.request.baseline["supervisor_bytes"] if self.request.bare else own
         self.request.supervisor_bytes = min(own, bare)
         return self.request.to_dict()
 
@@ -250,7 +250,7 @@ class Supervisor:
         A budget too small even to plan in must still be refused by name, and what planning needs
         is part of the smallest budget that fits.
         """
-        return 0 if phase in ("floor", "plan") else self.budget_bytes
+        return 0 if phase in ("baseline", "plan") else self.budget_bytes
 
     # -- one phase --------------------------------------------------------------------------
 
@@ -265,8 +265,8 @@ class Supervisor:
         causes: list[str] = []
         self.progress(name, 0, None, "")
         while True:
-            with self._fence(name, values) as fence:
-                attempt = Attempt(self, name, {**values, "sizes": sizes}, fence)
+            with self._limit(name, values) as limit:
+                attempt = Attempt(self, name, {**values, "sizes": sizes}, limit)
                 outcome, result = attempt.run(planned.get("planned_peak_bytes", 0))
             if outcome == "done":
                 return result
@@ -307,25 +307,25 @@ class Supervisor:
         )
 
     @contextlib.contextmanager
-    def _fence(self, name: str, values: dict[str, Any]) -> Iterator[Fence]:
+    def _limit(self, name: str, values: dict[str, Any]) -> Iterator[MemoryLimit]:
         if not self.enforced_bytes(name):
-            yield Fence("none")
+            yield MemoryLimit("none")
             return
-        floor = values.get("plan", {}).get("floor", {})
-        limit = self.budget_bytes - meter.private(os.getpid())
-        limit -= int(_MARGIN_SHARE * self.budget_bytes)
+        baseline = values.get("plan", {}).get("baseline", {})
+        room = self.budget_bytes - meter.private(os.getpid())
+        room -= int(_MARGIN_SHARE * self.budget_bytes)
         # library pages that others read first are charged to others, yet count as resident here
-        limit -= floor.get("file_bytes", 0)
-        fence = open_fence(
-            self.request.fence,
-            max(limit, 1 << 20),
-            data_slack_bytes=floor.get("data_slack_bytes", 96 << 20),
+        room -= baseline.get("file_bytes", 0)
+        limit = open_limit(
+            self.request.limit,
+            max(room, 1 << 20),
+            data_slack_bytes=baseline.get("data_slack_bytes", 96 << 20),
         )
-        self.layer = fence.layer
+        self.layer = limit.layer
         try:
-            yield fence
+            yield limit
         finally:
-            fence.close()
+            limit.close()
 
 
 PHASE_SIZES = {

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from edgeladder.core.plain import PlainBundle, plain
-from edgeladder.core.trim import settle
+from edgeladder.core.trim import release_startup_memory
 from edgeladder.jobs.checkpoint import Checkpoints
 from edgeladder.jobs.codebook import Codebook
 from edgeladder.jobs.condensation import PICTURES, Condense
 from edgeladder.jobs.folds import train_folds
-from edgeladder.jobs.loop import Habit, LoopSettings, TrainLoop
+from edgeladder.jobs.loop import Callback, LoopSettings, TrainLoop
 from edgeladder.jobs.prototypes import initial_prompts
 from edgeladder.jobs.run_directory import MetricsLog, RunDirectory
 from edgeladder.runtime.adapter import adapter_of, load_adapter, save_adapter
@@ -21,9 +21,7 @@ from edgeladder.runtime.cache.inputs import CacheBatches, open_batches
 from edgeladder.runtime.cache.sampler import Sampler
 from edgeladder.runtime.cache.selection import Selection
 from edgeladder.runtime.engine.protocol import Engine, StepPlan
-from edgeladder.runtime.prompt_storage import CODEBOOK
-from edgeladder.runtime.prompt_storage import revive as revived
-from edgeladder.runtime.prompt_storage import settle as settled
+from edgeladder.runtime.prompt_storage import CODEBOOK, finalize, reactivate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,7 +62,7 @@ def fit(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]]:
             return outcome, {}
     engine = open_engine_named(values, bundle, sizes)
     begin(engine, bundle, batches, values)
-    settle()
+    release_startup_memory()
     loop = _loop(engine, bundle, batches, values, run.checkpoints, metrics, control)
     resumed_from = loop.resume()
     done = loop.run()
@@ -74,10 +72,10 @@ def fit(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]]:
         # what is saved is copied: in the place of what only training needed
         batches.trim()
         engine.close()
-        settle()
+        release_startup_memory()
         adapter = adapter_of(
             bundle,
-            settled({**engine.parameters(), **engine.buffers()}),
+            finalize({**engine.parameters(), **engine.buffers()}),
             classes=selection.classes,
             class_names=selection.class_names,
             templates=selection.templates,
@@ -130,7 +128,7 @@ def _loop(
         Checkpoints(checkpoints),
         record,
         control,
-        habits(engine, bundle, batches, values, settings.restart_at),
+        callbacks(engine, bundle, batches, values, settings.restart_at),
     )
 
 
@@ -174,12 +172,12 @@ def _folds(
 
 def begin(engine: Engine, bundle: Bundle, batches: CacheBatches, values: dict[str, Any]) -> None:
     """What a run starts from: the bundle's ladder, another run's adapter, or prototypes."""
-    if values["pull"]:
-        engine.set_pull(values["pull"])
+    if values["proximal"]:
+        engine.set_proximal(values["proximal"])
     start = values["request"]["start"]
     if start:
         adapter = load_adapter(Path(start), bundle)
-        adapter.parameters = revived(adapter.parameters)
+        adapter.parameters = reactivate(adapter.parameters)
         adapter.apply(engine)
         return
     prompts = values["profile"]["ladder"]["prompts"]
@@ -191,15 +189,15 @@ def begin(engine: Engine, bundle: Bundle, batches: CacheBatches, values: dict[st
         engine.set_parameters(made)
 
 
-def habits(
+def callbacks(
     engine: Engine,
     bundle: Bundle,
     batches: CacheBatches,
     values: dict[str, Any],
     at: int | None,
-) -> list[Habit]:
+) -> list[Callback]:
     """What the profile asks for between the steps; `at`: the step that condenses."""
-    found: list[Habit] = []
+    found: list[Callback] = []
     if CODEBOOK in engine.buffers():
         found.append(Codebook())
     condense = values["condense"]

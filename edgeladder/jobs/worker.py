@@ -23,8 +23,8 @@ _OUT_OF_MEMORY = ("failed to allocate memory", "bad_alloc", "bad allocation", "c
 
 
 def _phase(name: str) -> Phase:
-    if name == "floor":
-        return _floor
+    if name == "baseline":
+        return _baseline
     if name == "plan":
         from edgeladder.jobs.plan_phase import prepare
 
@@ -48,11 +48,11 @@ def _phase(name: str) -> Phase:
     return phase
 
 
-def _floor(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]]:
+def _baseline(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]]:
     """Measured in a worker of its own: inside the plan worker the measuring would add to it."""
-    from edgeladder.jobs.machine_baseline import machine_floor
+    from edgeladder.jobs.machine_baseline import machine_baseline
 
-    return "done", machine_floor().to_dict()
+    return "done", machine_baseline().to_dict()
 
 
 def main() -> int:

@@ -56,7 +56,7 @@ def render(record: RunRecord) -> str:
         _section("Memory", _memory(record)),
         _section("Per class", _per_class(record)),
         _section("Confusion", _confusion(record)),
-        _section("Fence and watch", _events(record)),
+        _section("MemoryLimit and watch", _events(record)),
         _section("Configuration", _configuration(record)),
         _section("Environment", _pairs(record.environment)),
     ]
@@ -234,8 +234,8 @@ def _confusion(record: RunRecord) -> str:
 
 
 def _events(record: RunRecord) -> str:
-    fence = record.environment.get("fence") or (memory_of(record).get("enforcement"))
-    body = f"<p>Fence: {escape(_words(fence))}.</p>"
+    limit = record.environment.get("limit") or (memory_of(record).get("enforcement"))
+    body = f"<p>Limit: {escape(_words(limit))}.</p>"
     if not record.events:
         return body + _none("nothing had to be done: no threshold was crossed")
     rows = [
@@ -273,7 +273,7 @@ def _label(key: str) -> str:
 
 
 def _value(key: str, value: Any) -> str:
-    size = key.endswith("_bytes") or key == "confirmed"  # a fence tells its limit by that name
+    size = key.endswith("_bytes") or key == "confirmed"  # the kernel's limit, as read back
     if size and isinstance(value, int | float) and not isinstance(value, bool):
         return format_size(value)
     return _words(value)

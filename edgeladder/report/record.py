@@ -14,7 +14,7 @@ from typing import Any
 from edgeladder.core.config import read_yaml
 from edgeladder.core.errors import ConfigError
 
-_EVENT_KINDS = ("fence", "memory", "watch", "chunk", "restart", "resume", "stop")
+_EVENT_KINDS = ("limit", "memory", "watch", "chunk", "restart", "resume", "stop")
 
 
 @dataclass

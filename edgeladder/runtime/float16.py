@@ -15,14 +15,14 @@ _FLOAT, _FLOAT16 = 1, 10  # onnx.TensorProto.DataType
 _SMALL = 4096  # below this many values a session's overhead is more than it saves
 
 
-def to_half(values: np.ndarray) -> np.ndarray:
+def to_float16(values: np.ndarray) -> np.ndarray:
     """float32 -> float16, to nearest even, C-contiguous and of the same shape."""
     if values.size < _SMALL:
         return values.astype(np.float16, order="C")
     return _cast(_FLOAT, _FLOAT16, values)
 
 
-def from_half(values: np.ndarray) -> np.ndarray:
+def from_float16(values: np.ndarray) -> np.ndarray:
     """float16 -> float32, exact, C-contiguous and of the same shape."""
     if values.size < _SMALL:
         return values.astype(np.float32, order="C")
@@ -36,7 +36,7 @@ def _cast(source: int, target: int, values: np.ndarray) -> np.ndarray:
     return shaped
 
 
-class HalfBlock:
+class Float16Block:
     """Two buffers of one size, halves and singles, and the conversion between them.
 
     For loops that convert block after block: fresh buffers would cost more in page faults, where

@@ -24,7 +24,7 @@ TOKENS = ("prompts.tokens", "prompts.image_tokens")
 MASK, CODEBOOK = "prompts.mask", "prompts.codebook"
 LIVE, STATISTICS = "prompts.live", "prompts.statistics"
 _BY_PLACE = ("prompts.memory_key", "prompts.memory_value")  # (m, d), shared by all rungs
-_TURNS = 50  # of `revive`
+_TURNS = 50  # of `reactivate`
 PACKED = "packed:"  # before the name of a tensor that is not stored as the ladder takes it
 
 
@@ -48,15 +48,15 @@ def nearest(normal: Array, codebook: Array) -> Array:
     return np.searchsorted((codebook[1:] + codebook[:-1]) * np.float32(0.5), normal)
 
 
-def settle(parameters: Mapping[str, Array]) -> dict[str, Array]:
+def finalize(parameters: Mapping[str, Array]) -> dict[str, Array]:
     """A trained ladder's arrays as they will be stored: quantized values in place of the trained.
 
     The ladder computes the same with them, to rounding. What condensation left out, and nothing
     reads, is zero. Other arrays pass as they are.
     """
-    settled = _drop(parameters)
+    final = _drop(parameters)
     if CODEBOOK not in parameters or not parameters[LIVE].any():
-        return settled
+        return final
     codebook = parameters[CODEBOOK].astype(np.float16).astype(np.float32)
     statistics = np.empty_like(parameters[STATISTICS])
     for which, name in enumerate(_sets(parameters)):
@@ -64,21 +64,21 @@ def settle(parameters: Mapping[str, Array]) -> dict[str, Array]:
         mean, deviation = spread(tokens, parameters.get(MASK))
         statistics[which] = np.stack([mean, deviation])
         indices = nearest((tokens - mean) / deviation, codebook)
-        settled[name] = _values(indices, codebook, statistics[which])
-    settled |= {CODEBOOK: codebook, STATISTICS: statistics, LIVE: np.zeros_like(parameters[LIVE])}
-    return _drop(settled)
+        final[name] = _values(indices, codebook, statistics[which])
+    final |= {CODEBOOK: codebook, STATISTICS: statistics, LIVE: np.zeros_like(parameters[LIVE])}
+    return _drop(final)
 
 
-def revive(parameters: Mapping[str, Array]) -> dict[str, Array]:
+def reactivate(parameters: Mapping[str, Array]) -> dict[str, Array]:
     """Stored arrays ready to train on: values that quantizing turns into the stored ones.
 
     Quantized values have another mean and deviation than those that were trained. They are moved
     to the mean and deviation that were stored, and back into the cells of their codebook entries
     where that took them out, in turns until both hold or nearly so.
     """
-    revived = dict(parameters)
+    active = dict(parameters)
     if CODEBOOK not in parameters or parameters[LIVE].all():
-        return revived
+        return active
     mask, codebook = parameters.get(MASK), parameters[CODEBOOK]
     middle = (codebook[1:] + codebook[:-1]) * np.float32(0.5)
     room = np.float32(1e-3) * np.diff(codebook).min()
@@ -92,17 +92,17 @@ def revive(parameters: Mapping[str, Array]) -> dict[str, Array]:
             centre, width = spread(values, mask)
             values = np.clip((values - centre) / width, low[indices], high[indices])
         centre, width = spread(values, mask)
-        revived[name] = ((values - centre) / width * deviation + mean).astype(np.float32)
-    revived[LIVE] = np.ones_like(parameters[LIVE])
-    revived[STATISTICS] = np.zeros_like(parameters[STATISTICS])
-    return _drop(revived)
+        active[name] = ((values - centre) / width * deviation + mean).astype(np.float32)
+    active[LIVE] = np.ones_like(parameters[LIVE])
+    active[STATISTICS] = np.zeros_like(parameters[STATISTICS])
+    return _drop(active)
 
 
 def pack(parameters: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str, Any] | None]:
     """Arrays to store, and what they are in words; None where they are stored as they are.
 
     Args:
-        parameters: by name, `settle`d; a ladder's parameters and buffers.
+        parameters: by name, `finalize`d; a ladder's parameters and buffers.
     """
     mask = parameters.get(MASK)
     quantized = CODEBOOK in parameters and not parameters[LIVE].any()

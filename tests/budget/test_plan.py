@@ -5,7 +5,7 @@ from types import SimpleNamespace as Plain
 
 import pytest
 
-from edgeladder.budget.baseline import MachineFloor
+from edgeladder.budget.baseline import MachineBaseline
 from edgeladder.budget.planner import plan
 from edgeladder.budget.watchdog import PLANNED
 from edgeladder.budget.windows import Windows
@@ -13,7 +13,7 @@ from edgeladder.budget.workload import Workload
 from edgeladder.core.errors import BudgetError
 
 MB = 1_000_000
-FLOOR = MachineFloor(
+FLOOR = MachineBaseline(
     supervisor_bytes=9 * MB,
     worker_bytes=58 * MB,
     settled_bytes=30 * MB,
@@ -57,12 +57,12 @@ def manifest(parameters=3_000_000, segment=28 * MB):
                 "encode_image": graph(302, 0, 46e3),
                 "encode_text": graph(302, 0, 0, 28e3),
                 "loss": graph(23),
-                "pull_image": graph(1125, 23e3, 417e3),
-                "pull_text": graph(1125, 23e3, 0, 251e3),
-                "keep_image": graph(302, 0, 46e3, 0, 264e3),
-                "keep_text": graph(302, 0, 0, 28e3, 160e3),
-                "back_image": graph(872, 23e3, 348e3),
-                "back_text": graph(872, 23e3, 0, 209e3),
+                "backward_image": graph(1125, 23e3, 417e3),
+                "backward_text": graph(1125, 23e3, 0, 251e3),
+                "forward_saved_image": graph(302, 0, 46e3, 0, 264e3),
+                "forward_saved_text": graph(302, 0, 0, 28e3, 160e3),
+                "backward_saved_image": graph(872, 23e3, 348e3),
+                "backward_saved_text": graph(872, 23e3, 0, 209e3),
             },
         ),
     )
@@ -139,7 +139,8 @@ def test_what_a_chunked_step_has_room_for_is_held_for_its_second_pass():
     assert plenty.hold_bytes == windows.most_held(1e12)
     # everything held: no graph that encodes again is kept loaded
     assert set(windows.graphs(plenty.hold_bytes)) == {
-        "loss", "keep_image", "back_image", "keep_text", "back_text"
+        "loss", "forward_saved_image", "backward_saved_image",
+        "forward_saved_text", "backward_saved_text",
     }  # fmt: skip
     assert windows.seconds(plenty.hold_bytes) < windows.seconds(0)
     times = [
@@ -203,14 +204,14 @@ def test_what_planning_takes_is_part_of_the_smallest_budget():
     assert decided.minimum_budget_bytes == 1000 * MB
 
 
-def test_the_machines_floor_is_measured_once_and_remembered(tmp_path):
-    from edgeladder.jobs.machine_baseline import machine_floor
+def test_the_machines_baseline_is_measured_once_and_remembered(tmp_path):
+    from edgeladder.jobs.machine_baseline import machine_baseline
 
-    first = machine_floor(tmp_path)
+    first = machine_baseline(tmp_path)
     assert 5 * MB < first.supervisor_bytes < 30 * MB
     assert 30 * MB < first.settled_bytes + 5 * MB < first.worker_bytes < 150 * MB
-    before = os.stat(tmp_path / "floor.json").st_mtime_ns
-    assert machine_floor(tmp_path) == first
-    assert os.stat(tmp_path / "floor.json").st_mtime_ns == before
-    (tmp_path / "floor.json").write_text("{")
-    assert machine_floor(tmp_path).worker_bytes > 30 * MB
+    before = os.stat(tmp_path / "baseline.json").st_mtime_ns
+    assert machine_baseline(tmp_path) == first
+    assert os.stat(tmp_path / "baseline.json").st_mtime_ns == before
+    (tmp_path / "baseline.json").write_text("{")
+    assert machine_baseline(tmp_path).worker_bytes > 30 * MB

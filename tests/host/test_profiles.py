@@ -103,7 +103,7 @@ def test_every_method_has_a_profile():
     assert {"importance", "fisher"} <= {item.initialize for item in ladders}
     assert any(item.project for item in ladders) and any(item.fuse == "gate" for item in ladders)
     assert {"gda", "proker", "kernel"} <= {p.head.kind for p in profiles if p.head.alone}
-    assert any(p.loss.pull and p.loss.anchor for p in profiles)
+    assert any(p.loss.proximal and p.loss.anchor for p in profiles)
     assert any(p.train.average for p in profiles) and any(p.train.views for p in profiles)
 
 

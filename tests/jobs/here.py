@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgeladder.budget.baseline import MachineFloor
+from edgeladder.budget.baseline import MachineBaseline
 from edgeladder.core.request import TrainRequest
 from edgeladder.jobs.control import Control
 from edgeladder.jobs.evaluate_phase import score
@@ -14,12 +14,12 @@ from edgeladder.jobs.supervisor import PHASE_SIZES
 from edgeladder.jobs.train_phase import fit
 
 MB = 1_000_000
-_FLOOR = MachineFloor(20 * MB, 60 * MB, 50 * MB, 10 * MB, 0, 0, 0)
+_FLOOR = MachineBaseline(20 * MB, 60 * MB, 50 * MB, 10 * MB, 0, 0, 0)
 
 
 def prepared(request: TrainRequest) -> dict[str, Any]:
     """What the plan worker decides."""
-    request.floor = _FLOOR.to_dict()
+    request.baseline = _FLOOR.to_dict()
     return prepare({"request": request.to_dict()}, Control())[1]
 
 

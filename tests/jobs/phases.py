@@ -55,7 +55,7 @@ def leak(values, control):
 
 
 def explode(values, control):
-    """Takes far more than the fence allows, in one go, faster than any sampling."""
+    """Takes far more than the limit allows, in one go, faster than any sampling."""
     control.tell("progress", step=7, steps=9)
     hold(values["take"])
     return "done", {"took": values["take"]}

@@ -49,19 +49,19 @@ def test_it_clusters_at_first_and_then_only_after_a_drift():
     random = np.random.default_rng(2)
     tokens = random.normal(size=(2, 3, 64)).astype(np.float32)
     loop, records, buffers = loop_with(tokens, np.float32([-9, -8, 8, 9]))
-    habit = Codebook()
-    habit.before(loop)
+    callback = Codebook()
+    callback.before(loop)
     first = buffers["prompts.codebook"]
     assert abs(first).max() < 3 and records[0]["drift"] is None
     loop.step = 40
-    habit.before(loop)
+    callback.before(loop)
     assert len(records) == 1, "nothing has moved"
     tokens[...] = np.sign(tokens) * (1 + 0.05 * random.random(tokens.shape))  # two clusters now
     loop.step = 41
-    habit.before(loop)
+    callback.before(loop)
     assert len(records) == 1, "too soon after the last look"
     again = Codebook()
-    again.load_state(habit.state())
+    again.load_state(callback.state())
     loop.step = 60
     again.before(loop)
     assert len(records) == 2 and records[1]["drift"] > 0.01

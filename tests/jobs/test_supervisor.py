@@ -10,7 +10,7 @@ import time
 import pytest
 
 from edgeladder.budget import meter
-from edgeladder.budget.watchdog import Guard
+from edgeladder.budget.watchdog import Watchdog
 from edgeladder.core.errors import BudgetError, ConfigError, DataError, EdgeLadderError, Interrupted
 from edgeladder.core.request import TrainRequest
 from edgeladder.jobs.run_directory import MetricsLog, RunDirectory, read_metrics
@@ -19,10 +19,10 @@ from edgeladder.jobs.supervisor import Supervisor, train
 MB = 1_000_000
 
 
-def make(folder, budget_bytes, *, fence="auto", restarts=2):
+def make(folder, budget_bytes, *, limit="auto", restarts=2):
     """A supervisor whose budget is above what the testing process itself occupies."""
     own = meter.private(os.getpid())
-    request = TrainRequest(run=str(folder / "run"), fence=fence, restarts=restarts)
+    request = TrainRequest(run=str(folder / "run"), limit=limit, restarts=restarts)
     supervisor = Supervisor(request, None)
     supervisor.budget_bytes = own + budget_bytes
     supervisor.run.lock()
@@ -58,10 +58,10 @@ def test_a_phase_returns_its_result_and_its_peak(tmp_path):
         assert not records(supervisor, "memory")
 
 
-def test_the_fence_is_live_and_read_back(tmp_path):
+def test_the_limit_is_live_and_read_back(tmp_path):
     with make(tmp_path, 400 * MB) as supervisor:
         supervisor.phase("phases:quiet", {})
-        (record,) = records(supervisor, "fence")
+        (record,) = records(supervisor, "limit")
         assert record["layer"] == supervisor.layer != "none"
         if record["layer"].startswith("cgroup"):
             assert record["confirmed"] == record["limit_bytes"] <= supervisor.budget_bytes
@@ -83,21 +83,21 @@ def test_a_leak_is_answered_line_by_line_and_never_passes_the_budget(tmp_path):
         assert max(sampler.peak, *supervisor.measured.values()) <= supervisor.budget_bytes
 
 
-@pytest.mark.parametrize("fence", ["cgroup1", "rlimit"])
-def test_an_explosion_is_stopped_by_the_fence_and_started_again(tmp_path, fence, monkeypatch):
-    monkeypatch.setattr(Guard, "observe", lambda *a, **k: None)  # the watch sees nothing
+@pytest.mark.parametrize("limit", ["cgroup1", "rlimit"])
+def test_an_explosion_is_stopped_by_the_limit_and_started_again(tmp_path, limit, monkeypatch):
+    monkeypatch.setattr(Watchdog, "observe", lambda *a, **k: None)  # the watch sees nothing
     state = str(tmp_path / "state")
     try:
-        with make(tmp_path, 200 * MB, fence=fence) as supervisor:
-            floor = {"file_bytes": 8 * MB, "data_slack_bytes": 2 * MB}
-            values = {"take": 900 * MB, "state": state, "plan": {"floor": floor}}
+        with make(tmp_path, 200 * MB, limit=limit) as supervisor:
+            baseline = {"file_bytes": 8 * MB, "data_slack_bytes": 2 * MB}
+            values = {"take": 900 * MB, "state": state, "plan": {"baseline": baseline}}
             result = supervisor.phase("phases:once", values)
             (restart,) = records(supervisor, "restart")
-            assert fence in restart["cause"] or "allocation" in restart["cause"]
+            assert limit in restart["cause"] or "allocation" in restart["cause"]
             assert result == {"sizes": {}}
             assert max(supervisor.measured.values()) <= supervisor.budget_bytes
     except ConfigError as error:
-        pytest.skip(f"this machine has no {fence}: {error}")
+        pytest.skip(f"this machine has no {limit}: {error}")
 
 
 def test_exit_3_with_what_was_learnt_after_the_last_restart(tmp_path):
@@ -197,7 +197,7 @@ def test_the_supervisor_stays_small():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("phase", ["fit", "score", "fill"])
+@pytest.mark.parametrize("phase", ["train_phase", "evaluate_phase", "precompute_phase"])
 def test_the_workers_that_count_stay_lean(phase):
     """pydantic and YAML cost 20 MB, package metadata 3, numpy.random 7."""
     code = (

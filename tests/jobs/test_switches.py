@@ -22,7 +22,7 @@ from edgeladder.runtime.deployment import deploy
 from edgeladder.runtime.engine import StepPlan, installed_engines, open_engine
 from edgeladder.runtime.engine.golden import perturbed
 from edgeladder.runtime.heads.closed_form import head_from
-from edgeladder.runtime.heads.fit_head import fit_term
+from edgeladder.runtime.heads.fit_head import fit_cached_head
 from tests.runtime.engine.problem import problem
 
 STEPS = ["train.steps=5"]
@@ -59,7 +59,7 @@ def test_the_pull_is_a_square_in_the_loss(bundle_folder, name, plan):
     engine.set_parameters(perturbed(engine.parameters()))
     inputs, strength = problem(bundle), 0.25
     free = engine.gradients(inputs), {k: v.copy() for k, v in engine.gradient_views.items()}
-    engine.set_pull(strength)
+    engine.set_proximal(strength)
     pulled = engine.gradients(inputs), engine.gradient_views
     values = engine.parameters()
     held = {"image_up", "text_up"}
@@ -71,9 +71,9 @@ def test_the_pull_is_a_square_in_the_loss(bundle_folder, name, plan):
 
 
 def test_the_pull_is_in_units_of_one_over_shots(ask):
-    values = prepared(ask("run", "loss.pull=2", shots=4))
-    assert values["pull"] == pytest.approx(2 / 4)
-    assert prepared(ask("free"))["pull"] == 0
+    values = prepared(ask("run", "loss.proximal=2", shots=4))
+    assert values["proximal"] == pytest.approx(2 / 4)
+    assert prepared(ask("free"))["proximal"] == 0
 
 
 def test_a_head_alone_trains_nothing(ask, bundle_folder):
@@ -86,7 +86,7 @@ def test_a_head_alone_trains_nothing(ask, bundle_folder):
         np.testing.assert_array_equal(adapter.parameters[name], value)
     bundle = Bundle.open(bundle_folder)
     reader = open_reader(bundle, request.cache, Selection.load(folder / "selection.safetensors"))
-    head = fit_term(bundle.manifest.model, reader.windows("train", 64), "kernel")
+    head = fit_cached_head(bundle.manifest.model, reader.windows("train", 64), "kernel")
     stored = head_from(adapter.head_arrays, adapter.head)
     squares = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     with Classifier.open(folder, bundle) as classifier:
@@ -153,7 +153,7 @@ def test_an_order_to_leave_a_fold_is_obeyed_and_resumed(ask):
 
 
 def test_views_averaging_and_pulls_train_together(ask):
-    loss = ["loss.pull=1", "loss.anchor=0.3", "loss.smoothing=0.1"]
+    loss = ["loss.proximal=1", "loss.anchor=0.3", "loss.smoothing=0.1"]
     train = ["train.views=2", "train.average=0.9", "train.optimizer=sgd"]
     result = run(ask("all", *loss, *train))
     assert np.isfinite(result["loss"]) and result["accuracy"]["tuned"] >= 0

@@ -23,8 +23,8 @@ STEPS = ["train.steps=12", "train.checkpoint_steps=4"]
 
 
 @pytest.fixture(scope="module")
-def floor_folder(tmp_path_factory):
-    """The floor is measured once for this file, and not into the user's own cache."""
+def baseline_folder(tmp_path_factory):
+    """The baseline is measured once for this file, and not into the user's own cache."""
     folder = tmp_path_factory.mktemp("xdg")
     before = os.environ.get("XDG_CACHE_HOME")
     os.environ["XDG_CACHE_HOME"] = str(folder)
@@ -36,7 +36,7 @@ def floor_folder(tmp_path_factory):
 
 
 @pytest.fixture
-def ask(bundle_folder, picture_folder, tmp_path, floor_folder):
+def ask(bundle_folder, picture_folder, tmp_path, baseline_folder):
     """A request on the tiny bundle."""
 
     def make(run="run", **changes):
@@ -49,7 +49,7 @@ def ask(bundle_folder, picture_folder, tmp_path, floor_folder):
             "overrides": STEPS,
             "engine": "stock",
             "threads": 1,
-            "fence": "none",
+            "limit": "none",
             **changes,
         }
         return TrainRequest(**values)
@@ -66,7 +66,7 @@ def same(left, right):
 
 
 def test_a_run_from_pictures_to_accuracy(ask):
-    request = ask(fence="auto")
+    request = ask(limit="auto")
     phases = []
     result = supervisor.train(request, lambda phase, *more: phases.append(phase))
     assert result.keys() >= {
@@ -87,7 +87,7 @@ def test_a_run_from_pictures_to_accuracy(ask):
         *("adapter.safetensors", "adapter.json", "evaluation.json", "result.json"),
     }
     kinds = {record["kind"] for record in read_metrics(folder / "metrics.jsonl")}
-    assert kinds >= {"start", "fence", "step", "checkpoint", "phase", "result"}
+    assert kinds >= {"start", "limit", "step", "checkpoint", "phase", "result"}
     assert json.loads((folder / "result.json").read_text())["accuracy"] == result["accuracy"]
     again = supervisor.train(ask("second"), None)
     assert again["cache"]["new"] == 0 and same(adapter(request), adapter(ask("second")))
@@ -126,7 +126,7 @@ def test_resumed_after_sigterm_and_kill_nine_equals_uninterrupted(ask, tmp_path)
         for pid in meter.tree(process.pid)[::-1]:  # worker and supervisor, as a power cut would
             os.kill(pid, signal.SIGKILL)
         process.communicate()
-        result = supervisor.train(TrainRequest(run=cut.run, resume=True, fence="none"))
+        result = supervisor.train(TrainRequest(run=cut.run, resume=True, limit="none"))
         assert result["resumed_from"] is not None and result["steps"] == 60
     assert same(adapter(cut), adapter(ask("whole")))
 
@@ -178,7 +178,7 @@ def test_a_leaking_engine_under_budgets_just_above_the_smallest(ask, tmp_path, m
         monkeypatch.setenv("EDGELADDER_LEAK", str(leak * MB))
         monkeypatch.setenv("EDGELADDER_BALLOON", str(10 * MB))
         request = ask(f"run{number}", engine="troubled_engine:open", budget_bytes=budget)
-        request.fence, request.restarts = "auto", 4
+        request.limit, request.restarts = "auto", 4
         try:
             supervisor.train(request)
         except BudgetError as error:

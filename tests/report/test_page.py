@@ -110,7 +110,7 @@ def test_a_report_is_well_formed_and_shows_the_run(tmp_path):
 
 
 def test_a_report_shows_the_evidence_for_the_budget(tmp_path):
-    """Peaks of every phase, which fence was live and read back, and all that the watch did."""
+    """Peaks of every phase, which limit was live and read back, and all that the watch did."""
     run = a_run(tmp_path / "run")
     memory = {
         "budget_bytes": 192_000_000,
@@ -121,12 +121,12 @@ def test_a_report_shows_the_evidence_for_the_budget(tmp_path):
     }
     (run / "result.json").write_text(json.dumps({"memory": memory}))
     records = [
-        {"kind": "fence", "phase": "train", "layer": "cgroup2", "confirmed": 170_000_000},
+        {"kind": "limit", "phase": "train", "layer": "cgroup2", "confirmed": 170_000_000},
         {"kind": "memory", "phase": "train", "action": "halve", "reason": "80 % of the budget"},
         {
             "kind": "restart",
             "phase": "train",
-            "cause": "killed by the cgroup2 fence",
+            "cause": "killed by the cgroup2 limit",
             "last_step": 8,
         },
     ]
@@ -135,7 +135,7 @@ def test_a_report_shows_the_evidence_for_the_budget(tmp_path):
     page = Page(write(run).read_text(encoding="utf-8"))
     for words in ("151 MB", "143 MB", "enforcement: cgroup2", "170 MB", "80 % of the budget"):
         assert words in page.text, words
-    assert "killed by the cgroup2 fence" in page.text
+    assert "killed by the cgroup2 limit" in page.text
 
 
 def test_a_report_needs_nothing_from_elsewhere(tmp_path):

@@ -39,7 +39,7 @@ from edgeladder.runtime.heads.closed_form import (  # noqa: E402
     head_arrays,
     head_from,
 )
-from edgeladder.runtime.heads.fit_head import fixed_eta  # noqa: E402
+from edgeladder.runtime.heads.fit_head import fixed_head_weight  # noqa: E402
 
 Array = np.ndarray
 Row = dict[str, object]
@@ -104,7 +104,7 @@ def works(task: Task, ladders: Ladders, parts: set[str]) -> Iterator[tuple[str, 
     for name, (bundle, profile) in ladders.items():
         kind = profile.head.kind
         given = profile.head
-        eta = fixed_eta(given.weight, given.full_at, len(task.support.labels), task.classes)
+        eta = fixed_head_weight(given.weight, given.full_at, len(task.support.labels), task.classes)
 
         def ladder(name: str = name, bundle: Bundle = bundle, profile: Profile = profile) -> Array:
             return once(f"ladder {name}", lambda: train_ladder(task, bundle, profile)[0])

@@ -17,7 +17,7 @@ from edgeladder.budget.tower_costs import precompute_phases
 from edgeladder.budget.workload import PhasePlan, Workload
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.request import TrainRequest
-from edgeladder.jobs.machine_baseline import machine_floor
+from edgeladder.jobs.machine_baseline import machine_baseline
 from edgeladder.jobs.run_directory import MetricsLog, read_metrics
 from edgeladder.jobs.supervisor import PHASE_SIZES, Supervisor
 
@@ -44,7 +44,7 @@ class Phases:
     def __init__(self, folder: Path, steps: int):
         self.folder = folder
         self.steps = steps
-        self.floor = machine_floor()
+        self.baseline = machine_baseline()
 
     def measure(self, config: dict[str, Any]) -> dict[str, Any]:
         """Run one configuration; the plan's peak and the worker's, both without a supervisor."""
@@ -72,7 +72,7 @@ class Phases:
             "bundle": Path(config["bundle"]).name,
             "planned_mb": planned / MB,
             "measured_mb": measured / MB,
-            "error": (planned - measured) / (measured + self.floor.supervisor_bytes),
+            "error": (planned - measured) / (measured + self.baseline.supervisor_bytes),
             "step_ms": done.get("step_ms_median"),
             "parts": {name: round(size / MB, 1) for name, size in phase.parts.items()},
         }
@@ -97,7 +97,7 @@ class Phases:
         selection.save(run / "selection.safetensors")
         decided = plan(
             self._workload(config, bundle),
-            self.floor,
+            self.baseline,
             _PLENTY,
             supervisor_bytes=meter.private(os.getpid()),
             mode=config["mode"],
@@ -108,7 +108,7 @@ class Phases:
         profile = bundle.manifest.profile.model_dump(mode="json")
         profile["train"]["moments"] = config["moments"]
         request = TrainRequest(
-            bundle=str(bundle.folder), cache=str(cache), run=str(run), fence="none"
+            bundle=str(bundle.folder), cache=str(cache), run=str(run), limit="none"
         )
         return decided.phases["train"], {
             "request": request.to_dict(),
@@ -116,7 +116,7 @@ class Phases:
             "steps": self.steps,
             "condense": None,
             "folds": 0,
-            "pull": None,
+            "proximal": None,
             "batch": config["batch"],
             "warmup_steps": 1,
             "profile": profile,
@@ -130,7 +130,7 @@ class Phases:
             count = max(2, config["batch"])  # of either class: two batches at least
             subprocess.run([sys.executable, "-c", _PICTURES, str(pictures), str(count)], check=True)
         phases = precompute_phases(
-            self._workload(config, bundle), self.floor, meter.private(os.getpid())
+            self._workload(config, bundle), self.baseline, meter.private(os.getpid())
         )
         (phase,) = (p for p in phases if (p.whole, p.batch) == (config["whole"], config["batch"]))
         request = TrainRequest(
@@ -138,6 +138,6 @@ class Phases:
             data=str(pictures),
             cache=str(run / "cache"),
             run=str(run),
-            fence="none",
+            limit="none",
         )
         return phase, {"request": request.to_dict()}

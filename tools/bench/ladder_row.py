@@ -1,6 +1,6 @@
 """A ladder trained on one task by the product's own loop, without the worker processes around it.
 
-Batches, habits, optimiser and averaging are `edgeladder.jobs`'s; so is the head that joins.
+Batches, callbacks, optimiser and averaging are `edgeladder.jobs`'s; so is the head that joins.
 What is left out is what changes no number: supervisor, plan, checkpoints while running.
 """
 
@@ -49,7 +49,7 @@ def values_of(task: Task, profile: Profile, threads: int) -> dict[str, Any]:
         "plan": {"phases": {"train": {"moments": "fp32"}}},
         "steps": condense["until"] if condense else steps,
         "condense": condense,
-        "pull": profile.loss.pull * task.classes / count,
+        "proximal": profile.loss.proximal * task.classes / count,
         "batch": batch,
         "seed": task.seed,
         "warmup_steps": math.ceil(profile.train.warmup_epochs * per_epoch),

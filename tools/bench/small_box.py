@@ -5,7 +5,7 @@
 
 Every process of the tuning, the supervisor included, is put into one cgroup whose limit is the
 budget, swap off. Within it EdgeLadder gets the same number as its --budget, so that its own plan,
-watch and fence are at work too. Pictures are generated, weights are untrained unless --bundle
+watch and limit are at work too. Pictures are generated, weights are untrained unless --bundle
 names a bundle: memory and time do not depend on either. Prints the peaks: as EdgeLadder measured
 them, as seen from outside every 50 ms, and the kernel's own mark for the cgroup (page cache of the
 files read included, which the kernel gives up before it kills).
@@ -27,7 +27,7 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
 from outside import TreeSampler  # noqa: E402
 
-from edgeladder.budget.limits import Fence, open_fence  # noqa: E402
+from edgeladder.budget.limits import MemoryLimit, open_limit  # noqa: E402
 from edgeladder.core.errors import EdgeLadderError  # noqa: E402
 from edgeladder.core.sizes import parse_size  # noqa: E402
 
@@ -72,17 +72,17 @@ def make_bundle(bundle: Path, model: str, profile: str, host_python: str) -> Non
     subprocess.run(command, check=True, env=environment, stdout=sys.stderr)
 
 
-def box(limit_bytes: int) -> Fence:
+def box(limit_bytes: int) -> MemoryLimit:
     """A cgroup with the limit; without one this demonstration proves nothing."""
     for layer in ("cgroup2", "cgroup1"):
         try:
-            return open_fence(layer, limit_bytes)
+            return open_limit(layer, limit_bytes)
         except EdgeLadderError as error:
             print(f"no {layer}: {error.where}", file=sys.stderr)
     sys.exit("small_box needs a cgroup it may make: run it as root, or under systemd-run")
 
 
-def tune(request: dict[str, Any], fence: Fence) -> dict[str, Any]:
+def tune(request: dict[str, Any], limit: MemoryLimit) -> dict[str, Any]:
     """Run the supervisor inside the box and watch it from outside."""
     told = json.dumps({"command": "train", "json": True, "request": request})
     environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
@@ -92,7 +92,7 @@ def tune(request: dict[str, Any], fence: Fence) -> dict[str, Any]:
         stdout=subprocess.PIPE,
         text=True,
         env=environment,
-        preexec_fn=fence.enter,
+        preexec_fn=limit.enter,
     )
     # often enough to see every segment and step, seldom enough to leave two cores to the work
     sampler = TreeSampler(process.pid, interval_seconds=0.05)
@@ -103,9 +103,9 @@ def tune(request: dict[str, Any], fence: Fence) -> dict[str, Any]:
         "seconds": round(time.monotonic() - started, 1),
         "seen_from_outside_peak_bytes": sampler.stop(),
         "samples": sampler.samples,
-        "kernel_peak_bytes": fence.peak_bytes(),
-        "kernel_limit_bytes": fence.limit_bytes,
-        "kernel_kills": fence.kills(),
+        "kernel_peak_bytes": limit.peak_bytes(),
+        "kernel_limit_bytes": limit.limit_bytes,
+        "kernel_kills": limit.kills(),
         "result": json.loads(output) if output.strip() else None,
     }
 
@@ -164,11 +164,11 @@ def main() -> int:
         "threads": options.threads,
         "overrides": [f"train.epochs={options.epochs}"],
     }
-    fence = box(budget)
+    limit = box(budget)
     try:
-        done = tune(request, fence)
+        done = tune(request, limit)
     finally:
-        fence.close()
+        limit.close()
     print(json.dumps(done) if options.json else show(done, budget))
     return int(done["exit_code"])
 

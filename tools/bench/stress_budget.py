@@ -147,7 +147,7 @@ def main() -> int:
                 "seconds": done["seconds"],
                 "repeated_steps": steps_of(place)[0],
                 "lost_steps": steps_of(place)[1] if done["code"] else 0,
-                "fence": (done["answer"].get("memory") or {}).get("enforcement"),
+                "limit": (done["answer"].get("memory") or {}).get("enforcement"),
                 "actions": sum(
                     record["kind"] in ("memory", "restart")
                     for record in read_metrics(place / "metrics.jsonl")
@@ -156,7 +156,7 @@ def main() -> int:
             row["kernel_peak_mb"] = (
                 max(
                     (
-                        record["fence_peak_bytes"] or 0
+                        record["limit_peak_bytes"] or 0
                         for record in read_metrics(place / "metrics.jsonl")
                         if record["kind"] == "phase"
                     ),

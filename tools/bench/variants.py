@@ -53,7 +53,7 @@ DEVICE: dict[str, list[str]] = {
     "prototypes": ["ladder.prompts.initialize=prototypes"],
     "samples": ["ladder.prompts.initialize=samples"],
     "averaging": ["train.average=0.95"],
-    "no pull": ["loss.pull=0"],
+    "no pull": ["loss.proximal=0"],
     "KL to zero-shot": ["loss.anchor=0.3"],
 }
 

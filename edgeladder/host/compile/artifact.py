@@ -164,15 +164,15 @@ def _recipes(forward: Graph, trained: step.Trained) -> dict[str, Callable[[], Gr
     kept: dict[str, Callable[[], Graph]] = {}
     for side in ("image", "text"):
         keep, back = step.kept(forward, trained, side)
-        kept[f"keep_{side}"] = lambda graph=keep: graph  # type: ignore[misc]
-        kept[f"back_{side}"] = lambda graph=back: graph  # type: ignore[misc]
+        kept[f"forward_saved_{side}"] = lambda graph=keep: graph  # type: ignore[misc]
+        kept[f"backward_saved_{side}"] = lambda graph=back: graph  # type: ignore[misc]
     return {
         "fused": lambda: step.fused(forward, trained),
         "recompute": lambda: step.fused(forward, trained, recompute=True),
         "encode_image": lambda: step.encode(forward, "image"),
         "encode_text": lambda: step.encode(forward, "text"),
-        "pull_image": lambda: step.pull(forward, trained, "image"),
-        "pull_text": lambda: step.pull(forward, trained, "text"),
+        "backward_image": lambda: step.backward(forward, trained, "image"),
+        "backward_text": lambda: step.backward(forward, trained, "text"),
         **kept,
         "loss": lambda: step.loss(forward),
         "adamw": optimizer.adamw,

@@ -3,9 +3,9 @@
 fused, recompute   taps, embeddings, targets, parameters -> loss and every gradient
 encode_*           one side's taps and embeddings -> tuned embeddings
 loss               tuned embeddings, targets -> loss and the embeddings' gradients
-pull_*             one side again and its embeddings' gradient -> gradients added to running sums
-keep_*, back_*     the same in two: encoding that hands on what the gradients will need, and the
-                   gradients from that, for chunks whose activations fit and need no second pass
+backward_*         one side again and its embeddings' gradient -> gradients, added to sums
+forward_saved_*    encoding that hands on the activations which the gradients will need
+backward_saved_*   the gradients from those, for chunks that fit and need no second pass
 
 The one-sided graphs are the joint one with no classes (or no pictures): what is empty drops out.
 """
@@ -37,12 +37,12 @@ class Trained:
 
 
 def gradient_of(parameter: str) -> str:
-    """The name of a parameter's gradient, output of fused and pull graphs."""
+    """The name of a parameter's gradient, output of fused and backward graphs."""
     return f"gradient/{parameter}"
 
 
 def sum_of(parameter: str) -> str:
-    """The name of a running sum of gradients, input of pull graphs."""
+    """The name of a running sum of gradients, input of backward graphs."""
     return f"sum/{parameter}"
 
 
@@ -69,13 +69,13 @@ def encode(forward: Graph, side: str) -> Graph:
     return graph
 
 
-def pull(forward: Graph, trained: Trained, side: str) -> Graph:
+def backward(forward: Graph, trained: Trained, side: str) -> Graph:
     """Gradients of one side from its embeddings' gradient, added to running sums."""
-    return _pull(forward, trained, side, outputs=[])
+    return _backward(forward, trained, side, outputs=[])
 
 
-def _pull(forward: Graph, trained: Trained, side: str, outputs: list[str]) -> Graph:
-    graph = _one_sided(forward, side, f"pull_{side}")
+def _backward(forward: Graph, trained: Trained, side: str, outputs: list[str]) -> Graph:
+    graph = _one_sided(forward, side, f"backward_{side}")
     simplify.before(graph)
     wanted = _reached(graph, trained.parameters)
     seed = graph.add_input(f"{side}_gradient", graph.shapes[side])
@@ -95,8 +95,8 @@ def _pull(forward: Graph, trained: Trained, side: str, outputs: list[str]) -> Gr
 
 
 def kept(forward: Graph, trained: Trained, side: str) -> tuple[Graph, Graph]:
-    """`pull` cut in two: the forward part with its residuals, and the backward part from them."""
-    whole = _pull(forward, trained, side, outputs=[side])
+    """`backward` cut in two: the forward part with its residuals, and the rest from them."""
+    whole = _backward(forward, trained, side, outputs=[side])
     given = set(whole.inputs) | set(whole.constants) | set(whole.extents)
     producers = whole.producers()
     ahead = {id(node) for node in whole.nodes if not _behind(node.scope)}
@@ -117,12 +117,12 @@ def kept(forward: Graph, trained: Trained, side: str) -> tuple[Graph, Graph]:
             again.insert(0, node)
             if carried(node.inputs[0]):
                 waiting.append(node.inputs[0])
-    first = whole.copy(f"keep_{side}")
+    first = whole.copy(f"forward_saved_{side}")
     first.nodes = [node for node in first.nodes if not _behind(node.scope)]
     first.outputs = [side, *(name for name in residuals if name != side)]
     first.prune()
     _drop_unused_inputs(first)
-    second = whole.copy(f"back_{side}")
+    second = whole.copy(f"backward_saved_{side}")
     place = {id(node): index for index, node in enumerate(whole.nodes)}
     chosen = sorted({id(n): n for n in [*again, *behind]}.values(), key=lambda n: place[id(n)])
     second.nodes = chosen
@@ -273,7 +273,7 @@ def peak_lines(graph: Graph, inputs_live: bool = False) -> list[tuple[float, flo
 
 
 def residual_bytes(graph: Graph) -> float:
-    """Bytes of a keep graph's outputs per picture or class."""
+    """Bytes of a forward_saved graph's outputs per picture or class."""
     total = 0.0
     for name in graph.outputs[1:]:
         at = [np.prod(evaluate(graph.shapes[name], {"B": n, "C": n}), dtype=float) for n in (0, 1)]

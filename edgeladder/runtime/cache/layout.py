@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from edgeladder.runtime.float16 import to_half
+from edgeladder.runtime.float16 import to_float16
 
 if TYPE_CHECKING:
     from edgeladder.core.bundle import Bundle, TowerRecord
@@ -104,7 +104,7 @@ class Layout:
             names = [self.tap_names[tap] for tap in group.taps]
             taps = np.stack([outputs[name] for name in names], axis=1)  # (n, L, T, W)
             if group.scales is None:
-                stored[group.values.name] = to_half(taps)
+                stored[group.values.name] = to_float16(taps)
             else:
                 stored[group.values.name], stored[group.scales.name] = to_int8(taps)
         return stored

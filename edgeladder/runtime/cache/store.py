@@ -35,7 +35,7 @@ from edgeladder.runtime.cache.layout import (
     from_int8,
 )
 from edgeladder.runtime.cache.shards import ROW_BITS, SUFFIX, ShardReader, shard_count, write_shard
-from edgeladder.runtime.float16 import HalfBlock
+from edgeladder.runtime.float16 import Float16Block
 
 if TYPE_CHECKING:
     from edgeladder.core.bundle import Bundle, TapGroup
@@ -68,7 +68,7 @@ class ActivationCache:
         self._pending_keys: dict[bytes, None] = {}
         self._recent: dict[bytes, int] = {}  # flushed, not yet in the sorted arrays
         self._lock_descriptor: int | None = None
-        self._blocks: dict[str, HalfBlock] = {}  # by field: where taps are converted
+        self._blocks: dict[str, Float16Block] = {}  # by field: where taps are converted
         if writable:
             self._lock()
             self._sweep()
@@ -349,11 +349,11 @@ class ActivationCache:
     def _block_samples(self, field: TapField) -> int:
         return max(1, _BLOCK_BYTES // field.values.sample_bytes)
 
-    def _half_block(self, field: TapField) -> HalfBlock:
+    def _half_block(self, field: TapField) -> Float16Block:
         name = field.values.name
         if name not in self._blocks:
             values = field.values.sample_bytes // 2
-            self._blocks[name] = HalfBlock(self._block_samples(field) * values)
+            self._blocks[name] = Float16Block(self._block_samples(field) * values)
         return self._blocks[name]
 
     def _tap_block(self, locations: np.ndarray, field: TapField, places: list[int]) -> np.ndarray:

@@ -82,7 +82,7 @@ class Engine(Protocol):
     def set_buffers(self, values: dict[str, np.ndarray]) -> None:
         """Replace buffers by name."""
 
-    def set_pull(self, strength: float) -> None:
+    def set_proximal(self, strength: float) -> None:
         """Add strength * |W|^2 over the weights that are zero at zero-shot to the loss."""
 
     def set_chunk(self, chunk: int | None) -> None:

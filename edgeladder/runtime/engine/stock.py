@@ -56,11 +56,11 @@ class StockEngine:
         self._chunk = plan.chunk if plan.mode == "chunked" else None
         # onnxruntime's own values per picture or class, where the bundle has graphs to hold them
         self._residual_bytes = {
-            side: ladder.graphs[f"keep_{side}"].residual_bytes
+            side: ladder.graphs[f"forward_saved_{side}"].residual_bytes
             for side in ("image", "text")
-            if f"keep_{side}" in ladder.graphs
+            if f"forward_saved_{side}" in ladder.graphs
         }
-        self._pull = 0.0
+        self._proximal = 0.0
         self.optimizer = Optimizer(graphs, self.layout, self._flat, self._gradients, train, plan)
 
     # -- sessions ---------------------------------------------------------------------------
@@ -95,27 +95,27 @@ class StockEngine:
             self._fused(inputs, targets)
         else:
             self._chunked(inputs, targets, self._chunk)
-        return float(self._loss) + self._add_pull()
+        return float(self._loss) + self._add_proximal()
 
-    def set_pull(self, strength: float) -> None:
+    def set_proximal(self, strength: float) -> None:
         """Add strength * |W|^2 to the loss, over the weights that are zero at zero-shot.
 
         ProLIP's lambda |W - W0|^2 (arXiv:2410.05270) on the change of CLIP's projection, and the
         same on the ladder's way out.
         """
-        self._pull = float(strength)
+        self._proximal = float(strength)
 
-    def _add_pull(self) -> float:
-        """The pull's gradient into the gradients; its share of the loss."""
-        if not self._pull:
+    def _add_proximal(self) -> float:
+        """The proximal term's gradient into the gradients; its share of the loss."""
+        if not self._proximal:
             return 0.0
         total = 0.0
         for name in _OUTWARD:
             if name in self._views:
                 weight = self._views[name]
-                self._slopes[f"gradient/{name}"] += np.float32(2 * self._pull) * weight
+                self._slopes[f"gradient/{name}"] += np.float32(2 * self._proximal) * weight
                 total += float(np.vdot(weight, weight))
-        return self._pull * total
+        return self._proximal * total
 
     @property
     def gradient_views(self) -> dict[str, np.ndarray]:
@@ -135,7 +135,7 @@ class StockEngine:
         bound.release(arrays)  # or they would still be there while the next batch is read
 
     def _chunked(self, inputs: StepInputs, targets: np.ndarray, chunk: int) -> None:
-        """Encode, loss by embedding, re-encode and pull back: exact, memory set by the chunk."""
+        """Encode, loss by embedding, re-encode and go backward: exact, memory set by the chunk."""
         tuned = {
             side: np.empty_like(getattr(inputs, f"{side}_embedding")) for side in ("image", "text")
         }
@@ -145,7 +145,7 @@ class StockEngine:
         for side, window, arrays in self._windows(inputs, chunk):
             size = self._held_bytes(side, window.stop - window.start)
             keep = size <= room
-            bound = self._session(f"{'keep' if keep else 'encode'}_{side}")
+            bound = self._session(f"{'forward_saved' if keep else 'encode'}_{side}")
             bound.bind_inputs(arrays)
             if keep:
                 room -= size
@@ -166,7 +166,7 @@ class StockEngine:
         for side, window, arrays in self._windows(inputs, chunk):
             name = f"{side}_gradient"
             residuals = held.pop((side, window.start), None)
-            bound = self._session(f"{'pull' if residuals is None else 'back'}_{side}")
+            bound = self._session(f"{'backward' if residuals is None else 'backward_saved'}_{side}")
             bound.bind_inputs({**arrays, name: slopes[name][window]})
             bound.bind_values(residuals or {})
             bound.run()

@@ -17,7 +17,7 @@ Array = np.ndarray
 
 # Both terms are log-odds at a temperature of their own choosing, so their sum is a product of
 # experts. The ladder's own support logits cannot weigh it: it was trained on them.
-DEFAULT_ETA = 1.0
+DEFAULT_HEAD_WEIGHT = 1.0
 MOST_PICTURES = 600  # that a kernel is fitted on, classes alike: its memory is theirs squared
 
 
@@ -29,7 +29,9 @@ def pictures_to_fit(kind: str, pictures: int, classes: int) -> int:
     return pictures if kind == "gda" else min(pictures, max(MOST_PICTURES, classes))
 
 
-def fixed_eta(weight: float | None, full_at: int | None, pictures: int, classes: int) -> float:
+def fixed_head_weight(
+    weight: float | None, full_at: int | None, pictures: int, classes: int
+) -> float:
     """Eta of `logits = ladder + eta * head` where nothing held out chooses it.
 
     Args:
@@ -43,13 +45,13 @@ def fixed_eta(weight: float | None, full_at: int | None, pictures: int, classes:
     that beginning is worth.
     """
     if weight is None:
-        return DEFAULT_ETA
+        return DEFAULT_HEAD_WEIGHT
     if full_at is None:
         return float(weight)
     return float(weight) * min(1.0, pictures / (classes * full_at))
 
 
-def fit_term(
+def fit_cached_head(
     model: Any,
     windows: Iterable[StepInputs],
     kind: Kind,

@@ -17,7 +17,7 @@ from edgeladder.runtime.pictures.decode import normalize
 from edgeladder.runtime.pictures.sources import UnreadableError
 from edgeladder.runtime.pictures.views import VERSION, view_square
 from edgeladder.runtime.towers.runner import TowerRunner, TowerSizes
-from edgeladder.runtime.towers.spill import Stage
+from edgeladder.runtime.towers.spill import SpillFile
 
 if TYPE_CHECKING:
     from edgeladder.core.bundle import Bundle
@@ -39,7 +39,7 @@ class _Squares:
     """Decoded pictures of one group, as the image tower's samples."""
 
     def __init__(self, path: Path, preprocess: Any):
-        self._stage = Stage(path, half=False)
+        self._stage = SpillFile(path, half=False)
         self._preprocess = preprocess
         self.count = 0
 

@@ -19,7 +19,7 @@ import numpy as np
 from edgeladder.core.errors import IntegrityError
 from edgeladder.core.trim import trim_heap
 from edgeladder.runtime.cache.layout import EMBEDDING, EMBEDDING_PRE, Side
-from edgeladder.runtime.towers.spill import Stage
+from edgeladder.runtime.towers.spill import SpillFile
 
 if TYPE_CHECKING:
     from edgeladder.core.bundle import Bundle, SegmentRecord, TowerRecord
@@ -205,16 +205,16 @@ class TowerRunner:
     def _run_group(
         self, samples: Samples, start: int, stop: int, sink: Sink, tick: OnBatch
     ) -> None:
-        with _Stages(self.workdir) as stages:
+        with _SpillFiles(self.workdir) as spills:
             for index, segment in enumerate(self._tower.segments):
-                self._run_segment(index, segment, samples, (start, stop), stages, tick)
+                self._run_segment(index, segment, samples, (start, stop), spills, tick)
                 needed = self._needed_after(index) | set(self._wanted)
-                stages.discard_all_but(needed)
+                spills.discard_all_but(needed)
             for first, last in _windows(stop - start, _SINK_SAMPLES):
                 sink(
                     start + first,
                     {
-                        handed_on: stages.get(name).read(first, last)
+                        handed_on: spills.get(name).read(first, last)
                         for name, handed_on in self._wanted.items()
                     },
                 )
@@ -225,7 +225,7 @@ class TowerRunner:
         segment: SegmentRecord,
         samples: Samples,
         group: tuple[int, int],
-        stages: _Stages,
+        spills: _SpillFiles,
         tick: OnBatch,
     ) -> None:
         session = self._session(segment)
@@ -237,42 +237,42 @@ class TowerRunner:
                 if item.name == self._source:
                     tensors[item.name] = samples.read(group[0] + first, group[0] + last)
                 else:
-                    tensors[item.name] = stages.get(item.name).read(first, last)
+                    tensors[item.name] = spills.get(item.name).read(first, last)
             for name, array in _run(session, segment, tensors).items():
                 if name in kept:
                     embedding = self._wanted.get(name) in (EMBEDDING, EMBEDDING_PRE)
-                    stages.make(name, half=not embedding).append(array)
+                    spills.make(name, half=not embedding).append(array)
             tick((last - first) * share)
         del session
         trim_heap(collect=False)  # the block's packed weights go back before the next block's come
 
 
-class _Stages:
-    """The stages of a group by tensor name; all removed at the end, whatever happens."""
+class _SpillFiles:
+    """The spills of a group by tensor name; all removed at the end, whatever happens."""
 
     def __init__(self, workdir: Path):
         self._workdir = workdir
-        self._stages: dict[str, Stage] = {}
+        self._spills: dict[str, SpillFile] = {}
         self._made = 0
 
-    def __enter__(self) -> _Stages:
+    def __enter__(self) -> _SpillFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.discard_all_but(set())
 
-    def make(self, name: str, *, half: bool) -> Stage:
-        if name not in self._stages:
-            self._stages[name] = Stage(self._workdir / f"{self._made:04d}.stage", half=half)
+    def make(self, name: str, *, half: bool) -> SpillFile:
+        if name not in self._spills:
+            self._spills[name] = SpillFile(self._workdir / f"{self._made:04d}.stage", half=half)
             self._made += 1
-        return self._stages[name]
+        return self._spills[name]
 
-    def get(self, name: str) -> Stage:
-        return self._stages[name]
+    def get(self, name: str) -> SpillFile:
+        return self._spills[name]
 
     def discard_all_but(self, kept: set[str]) -> None:
-        for name in set(self._stages) - kept:
-            self._stages.pop(name).discard()
+        for name in set(self._spills) - kept:
+            self._spills.pop(name).discard()
 
 
 def _run(

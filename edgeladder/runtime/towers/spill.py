@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from edgeladder.core.files import storage_errors
-from edgeladder.runtime.float16 import from_half, to_half
+from edgeladder.runtime.float16 import from_float16, to_float16
 
 _HALF_SAFE = 32768.0  # well inside float16's largest number, 65504
 
 
-class Stage:
+class SpillFile:
     """One tensor of a group: samples of one shape, appended in order."""
 
     def __init__(self, path: Path, *, half: bool):
@@ -57,7 +57,7 @@ class Stage:
         self._scales.extend(scales.tolist())
         if (scales > 1).any():
             samples = samples / scales.reshape(-1, *[1] * (samples.ndim - 1))
-        return to_half(samples)
+        return to_float16(samples)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Samples start to stop, in the dtype they came in."""
@@ -68,7 +68,7 @@ class Stage:
             os.preadv(self._descriptor, [flat.data], start * size)
         if self._stored == self._dtype:
             return samples
-        samples = from_half(samples)
+        samples = from_float16(samples)
         scales = np.array(self._scales[start:stop], np.float32)
         if (scales > 1).any():
             samples *= scales.reshape(-1, *[1] * (samples.ndim - 1))

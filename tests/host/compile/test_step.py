@@ -25,7 +25,7 @@ def run_fused(it: Case, feed: Arrays, *, recompute: bool) -> tuple[float, Arrays
 def run_chunked(it: Case, feed: Arrays, chunk: int) -> tuple[float, Arrays]:
     """As the engine does it: encode, loss by embedding, pull back with running sums."""
     graphs = {
-        side: (step.encode(it.forward, side), step.pull(it.forward, it.trained, side))
+        side: (step.encode(it.forward, side), step.backward(it.forward, it.trained, side))
         for side in ("image", "text")
     }
     feed = {**feed, **{step.sum_of(n): np.zeros_like(feed[n]) for n in it.trained.parameters}}
@@ -160,7 +160,7 @@ def test_an_output_on_its_input_is_allowed_where_all_readers_come_before():
 def test_pull_graphs_may_write_their_sums_in_place():
     it = case(RECIPES[0])
     for side in ("image", "text"):
-        graph = step.pull(it.forward, it.trained, side)
+        graph = step.backward(it.forward, it.trained, side)
         sums = [name for name in graph.inputs if name.startswith("sum/")]
         assert sums and len(sums) == len(graph.outputs)
         for name in sums:

@@ -27,7 +27,7 @@ from edgeladder.runtime.deployment import deploy
 from edgeladder.runtime.engine import StepPlan, open_engine
 from edgeladder.runtime.evaluation import evaluate
 from edgeladder.runtime.ladder_encoder import Encoder
-from edgeladder.runtime.prompt_storage import revive, settle
+from edgeladder.runtime.prompt_storage import finalize, reactivate
 from tests.jobs.here import run
 from tests.make_bundle import CLASSES, register_model
 from tests.runtime.engine.problem import problem
@@ -218,7 +218,7 @@ def test_a_stored_adapter_computes_what_was_trained(bundle, tmp_path):
     taps, text_taps = inputs.image_taps(0, 6), inputs.text_taps(0, 5)
     image = engine.encode_image(taps, inputs.image_embedding, {})
     text = engine.encode_text(text_taps, inputs.text_embedding)
-    values = settle(arrays(engine))
+    values = finalize(arrays(engine))
     adapter = adapter_of(bundle, values, classes=CLASSES, class_names=CLASSES, templates=[])
     (tmp_path / "adapter").mkdir()
     stored = save_adapter(tmp_path / "adapter", adapter)
@@ -236,7 +236,7 @@ def test_a_stored_adapter_computes_what_was_trained(bundle, tmp_path):
     )
     engine.set_buffers({"prompts.mask": np.ones((2, 4), np.float32)})
     assert np.abs(engine.encode_image(taps, inputs.image_embedding, {}) - image).max() > 1e-4
-    loaded.parameters = revive(loaded.parameters)  # and training may go on from it
+    loaded.parameters = reactivate(loaded.parameters)  # and training may go on from it
     loaded.apply(engine)
     again = engine.encode_image(taps, inputs.image_embedding, {})
     np.testing.assert_allclose(again, image, atol=1e-3)

@@ -15,7 +15,7 @@ import edgeladder
 from edgeladder.core.errors import IntegrityError, StorageError
 from edgeladder.runtime.session import use_threads
 from edgeladder.runtime.towers.runner import open_session, run_tower
-from edgeladder.runtime.towers.spill import Stage
+from edgeladder.runtime.towers.spill import SpillFile
 
 
 class Given:
@@ -94,7 +94,7 @@ def test_hidden_states_beyond_float16(tmp_path: Path) -> None:
 def test_stage_round_trip(tmp_path: Path) -> None:
     """Bytes exactly as they came, float32 to 2^-11 where halved."""
     squares = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
-    stage = Stage(tmp_path / "s", half=False)
+    stage = SpillFile(tmp_path / "s", half=False)
     for square in squares:
         stage.append(square[None])
     assert (stage.read(1, 4) == squares[1:4]).all()
@@ -102,7 +102,7 @@ def test_stage_round_trip(tmp_path: Path) -> None:
     assert not (tmp_path / "s").exists()
     values = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
     values[2] *= 1e6
-    stage = Stage(tmp_path / "s", half=True)
+    stage = SpillFile(tmp_path / "s", half=True)
     stage.append(values[:4])
     stage.append(values[4:])
     np.testing.assert_allclose(stage.read(0, 6), values, rtol=1e-3, atol=1e-7)

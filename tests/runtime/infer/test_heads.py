@@ -18,7 +18,7 @@ from edgeladder.runtime.heads.closed_form import (
     head_arrays,
     head_from,
 )
-from edgeladder.runtime.heads.fit_head import fixed_eta
+from edgeladder.runtime.heads.fit_head import fixed_head_weight
 from edgeladder.runtime.heads.kernel import (
     Kernel,
     fit_kernel,
@@ -181,9 +181,9 @@ def test_heads_learn_what_zero_shot_does_not_know(kind):
 
 
 def test_a_fixed_weight_counts_in_proportion_below_its_number_of_pictures():
-    assert fixed_eta(None, None, 40, 10) == 1.0
-    assert fixed_eta(32.0, None, 10, 10) == 32.0
-    assert [fixed_eta(32.0, 8, shots * 10, 10) for shots in (1, 2, 8, 16)] == [4, 8, 32, 32]
+    assert fixed_head_weight(None, None, 40, 10) == 1.0
+    assert fixed_head_weight(32.0, None, 10, 10) == 32.0
+    assert [fixed_head_weight(32.0, 8, shots * 10, 10) for shots in (1, 2, 8, 16)] == [4, 8, 32, 32]
 
 
 def test_fit_weights_reaches_the_grid_optimum():

@@ -7,7 +7,7 @@ import pytest
 
 from edgeladder.core.errors import IntegrityError
 from edgeladder.jobs.codebook import cluster, normalised
-from edgeladder.runtime.prompt_storage import nearest, pack, revive, settle, spread, unpack
+from edgeladder.runtime.prompt_storage import finalize, nearest, pack, reactivate, spread, unpack
 
 RUNGS, LENGTH, WIDTH = 3, 4, 16
 
@@ -51,32 +51,32 @@ def same(left, right):
 @pytest.mark.parametrize("kept", [None, 1, 5, 12])
 @pytest.mark.parametrize("bits", [None, 1, 2, 4, 8])
 def test_what_is_stored_comes_back_bit_for_bit(bits, kept, coupled):
-    stored = settle(trained(bits=bits, kept=kept, coupled=coupled, memory=kept == 5))
+    stored = finalize(trained(bits=bits, kept=kept, coupled=coupled, memory=kept == 5))
     tensors, described = pack(stored)
     same(stored, unpack(tensors, described))
-    same(stored, settle(stored))
+    same(stored, finalize(stored))
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_training_may_go_on_from_what_is_stored(bits):
-    stored = settle(trained(bits=bits, kept=10))
-    revived = revive(stored)
+    stored = finalize(trained(bits=bits, kept=10))
+    revived = reactivate(stored)
     assert revived["prompts.live"].all()
-    again = settle(revived)["prompts.tokens"]
+    again = finalize(revived)["prompts.tokens"]
     equal = np.isclose(again, stored["prompts.tokens"], atol=1e-3)
     assert equal.mean() > (0.99 if bits < 8 else 0.9)  # cells of 8 bits are narrow
 
 
 @pytest.mark.parametrize(("bits", "share"), [(1, 16), (2, 8), (4, 4), (8, 2)])
 def test_quantized_prompts_take_their_share_of_the_bytes(bits, share):
-    tensors, described = pack(settle(trained(bits=bits)))
+    tensors, described = pack(finalize(trained(bits=bits)))
     half = 2 * RUNGS * LENGTH * WIDTH
     assert described["bytes"] == tensors["packed:prompts.tokens"].nbytes == half // share
     assert tensors["packed:prompts.codebook"].nbytes == 2 * 2**bits
 
 
 def test_condensed_prompts_are_not_in_the_file():
-    values = settle(trained(kept=3, memory=True))
+    values = finalize(trained(kept=3, memory=True))
     tensors, described = pack(values)
     assert tensors["packed:prompts.tokens"].shape == (3, WIDTH)
     assert described["kept"] == 3 and "prompts.tokens" not in tensors
@@ -85,7 +85,7 @@ def test_condensed_prompts_are_not_in_the_file():
 
 
 def test_quantized_and_condensed_together():
-    values = settle(trained(bits=1, kept=4, coupled=False))
+    values = finalize(trained(bits=1, kept=4, coupled=False))
     tensors, _ = pack(values)
     assert tensors["packed:prompts.tokens"].nbytes == 4 * WIDTH // 8
     kept = values["prompts.mask"] > 0
@@ -103,18 +103,18 @@ def test_settling_takes_the_nearest_entry():
     brute = np.abs(normal - codebook).argmin(-1)
     assert (brute == nearest(normal[..., 0], codebook)).mean() > 0.999  # ties may differ
     expected = deviation * codebook[brute] + mean
-    np.testing.assert_allclose(settle(values)["prompts.tokens"], expected, atol=1e-6)
+    np.testing.assert_allclose(finalize(values)["prompts.tokens"], expected, atol=1e-6)
 
 
 def test_arrays_without_prompts_pass_as_they_are():
     values = {"image_up": np.ones((2, 3), np.float32)}
-    tensors, described = pack(settle(values))
+    tensors, described = pack(finalize(values))
     assert described is None
     same(values, unpack(tensors, None))
 
 
 def test_a_torn_file_is_refused():
-    tensors, described = pack(settle(trained(bits=4, kept=6)))
+    tensors, described = pack(finalize(trained(bits=4, kept=6)))
     short = {**tensors, "packed:prompts.tokens": tensors["packed:prompts.tokens"][:-1]}
     with pytest.raises(IntegrityError, match="stored prompts"):
         unpack(short, described)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from edgeladder.budget import limits as fences
-from edgeladder.budget.limits import Fence, open_fence
+from edgeladder.budget import limits
+from edgeladder.budget.limits import MemoryLimit, open_limit
 from edgeladder.core.errors import ConfigError
 
 MB = 1_000_000
@@ -32,34 +32,34 @@ def cgroup2(tmp_path, *, controllers="cpu memory", passed_on="memory", own="/box
 def test_cgroup2_limits_swap_and_group_kill(tmp_path, monkeypatch):
     root, proc = cgroup2(tmp_path)
     # root may write to any file, so the kernel's refusal (processes inside) is played here
-    true_write = fences._write
+    true_write = limits._write
     refused = str(root / "box" / "job" / "cgroup.subtree_control")
     monkeypatch.setattr(
-        fences, "_write", lambda path, text: path != refused and true_write(path, text)
+        limits, "_write", lambda path, text: path != refused and true_write(path, text)
     )
-    fence = open_fence("cgroup2", 150 * MB + 77, root=str(root), proc=str(proc))
-    assert fence.layer == "cgroup2" and os.path.dirname(fence.folder) == str(root / "box")
-    folder = Path(fence.folder)
+    held = open_limit("cgroup2", 150 * MB + 77, root=str(root), proc=str(proc))
+    assert held.layer == "cgroup2" and os.path.dirname(held.folder) == str(root / "box")
+    folder = Path(held.folder)
     limit = int((folder / "memory.max").read_text())
-    assert limit == fence.limit_bytes and limit % 4096 == 0 and 0 <= 150 * MB + 77 - limit < 4096
+    assert limit == held.limit_bytes and limit % 4096 == 0 and 0 <= 150 * MB + 77 - limit < 4096
     assert (folder / "memory.swap.max").read_text() == "0"
     assert (folder / "memory.oom.group").read_text() == "1"
     (folder / "cgroup.procs").touch()
-    fence.enter()
+    held.enter()
     assert (folder / "cgroup.procs").read_text() == "0"
     (folder / "memory.events").write_text("low 0\noom 3\noom_kill 2\n")
     (folder / "memory.peak").write_text("123456\n")
-    assert fence.kills() == 2 and fence.peak_bytes() == 123456
+    assert held.kills() == 2 and held.peak_bytes() == 123456
 
 
-def test_cgroup2_limit_that_does_not_stick_is_no_fence(tmp_path, monkeypatch):
+def test_cgroup2_limit_that_does_not_stick_is_no_limit(tmp_path, monkeypatch):
     root, proc = cgroup2(tmp_path)
-    true_read = fences._read
+    true_read = limits._read
     monkeypatch.setattr(
-        fences, "_read", lambda path: "max" if path.endswith("memory.max") else true_read(path)
+        limits, "_read", lambda path: "max" if path.endswith("memory.max") else true_read(path)
     )
-    with pytest.raises(ConfigError, match="no cgroup2 fence") as caught:
-        open_fence("cgroup2", 150 * MB, root=str(root), proc=str(proc))
+    with pytest.raises(ConfigError, match="no cgroup2 limit") as caught:
+        open_limit("cgroup2", 150 * MB, root=str(root), proc=str(proc))
     assert "did not take the limit" in caught.value.where
 
 
@@ -69,15 +69,15 @@ def test_cgroup2_limit_that_does_not_stick_is_no_fence(tmp_path, monkeypatch):
 )
 def test_why_a_layer_is_not_live_is_told(tmp_path, setting, reason):
     root, proc = cgroup2(tmp_path, **setting) if setting else (tmp_path, tmp_path)
-    fence = open_fence("auto", 150 * MB, root=str(root), proc=str(proc))
-    assert fence.layer in ("systemd-run", "rlimit")
-    assert fence.notes[0].startswith("cgroup2:") and reason in fence.notes[0]
+    held = open_limit("auto", 150 * MB, root=str(root), proc=str(proc))
+    assert held.layer in ("systemd-run", "rlimit")
+    assert held.notes[0].startswith("cgroup2:") and reason in held.notes[0]
 
 
-def run_inside(fence, size):
+def run_inside(held, size):
     return subprocess.run(
-        [*fence.prefix, sys.executable, "-c", TAKE.format(size=size)],
-        preexec_fn=fence.enter,
+        [*held.prefix, sys.executable, "-c", TAKE.format(size=size)],
+        preexec_fn=held.enter,
         capture_output=True,
         text=True,
     )
@@ -86,12 +86,12 @@ def run_inside(fence, size):
 @pytest.fixture
 def real_cgroup1():
     try:
-        fence = open_fence("cgroup1", 100 * MB)
+        held = open_limit("cgroup1", 100 * MB)
     except ConfigError as error:
         pytest.skip(str(error))
-    yield fence
-    fence.close()
-    assert not os.path.exists(fence.folder)
+    yield held
+    held.close()
+    assert not os.path.exists(held.folder)
 
 
 def test_cgroup1_really_kills(real_cgroup1):
@@ -116,20 +116,20 @@ def test_cgroups_of_dead_supervisors_are_removed(real_cgroup1):
     parent = os.path.dirname(real_cgroup1.folder)
     stale = f"{parent}/edgeladder-999999999-0"
     os.mkdir(stale)
-    other = open_fence("cgroup1", 50 * MB)
+    other = open_limit("cgroup1", 50 * MB)
     assert not os.path.exists(stale) and os.path.exists(real_cgroup1.folder)
     other.close()
 
 
 def test_rlimit_makes_the_allocation_fail():
-    fence = open_fence("rlimit", 100 * MB)
-    large = run_inside(fence, 400 * MB)
+    held = open_limit("rlimit", 100 * MB)
+    large = run_inside(held, 400 * MB)
     assert large.returncode == 1 and "MemoryError" in large.stderr
-    assert run_inside(fence, 20 * MB).returncode == 0
+    assert run_inside(held, 20 * MB).returncode == 0
     process = subprocess.Popen(
-        [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, preexec_fn=fence.enter
+        [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, preexec_fn=held.enter
     )
-    assert fence.confirm(process.pid) == fence.limit_bytes
+    assert held.confirm(process.pid) == held.limit_bytes
     process.communicate(b"\n")
 
 
@@ -165,21 +165,21 @@ def systemd_run(tmp_path, monkeypatch):
 
 def test_systemd_run_is_trusted_when_its_scope_has_the_limit(systemd_run):
     root, log = systemd_run()
-    fence = open_fence("systemd-run", 100 * MB + 5, root=root)
-    assert fence.layer == "systemd-run" and 0 <= 100 * MB + 5 - fence.limit_bytes < 4096
+    held = open_limit("systemd-run", 100 * MB + 5, root=root)
+    assert held.layer == "systemd-run" and 0 <= 100 * MB + 5 - held.limit_bytes < 4096
     told = log.read_text().split("--", 1)[1]
-    for part in ("user", "--scope", f"MemoryMax={fence.limit_bytes}", "MemorySwapMax=0"):
+    for part in ("user", "--scope", f"MemoryMax={held.limit_bytes}", "MemorySwapMax=0"):
         assert part in told
-    done = run_inside(fence, 20 * MB)  # the worker is started through it, in place
+    done = run_inside(held, 20 * MB)  # the worker is started through it, in place
     assert done.returncode == 0 and done.stdout.strip() == "took it"
     assert log.read_text().count("MemoryMax=") == 2
 
 
 @pytest.mark.parametrize("value", ["max", "999999999"])
-def test_systemd_run_without_delegation_is_no_fence(systemd_run, value):
+def test_systemd_run_without_delegation_is_no_limit(systemd_run, value):
     root, _ = systemd_run(value)
-    with pytest.raises(ConfigError, match="no systemd-run fence") as caught:
-        open_fence("systemd-run", 100 * MB, root=root)
+    with pytest.raises(ConfigError, match="no systemd-run limit") as caught:
+        open_limit("systemd-run", 100 * MB, root=root)
     assert "not delegated" in caught.value.where
 
 
@@ -189,11 +189,11 @@ def test_a_user_manager_that_is_not_there_is_told(tmp_path, monkeypatch):
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with pytest.raises(ConfigError) as caught:
-        open_fence("systemd-run", 100 * MB)
+        open_limit("systemd-run", 100 * MB)
     assert "Failed to connect to bus" in caught.value.where
 
 
 def test_wrong_names():
-    with pytest.raises(ConfigError, match="unknown fence 'wall'"):
-        open_fence("wall", MB)
-    assert open_fence("none", MB) == Fence("none")
+    with pytest.raises(ConfigError, match="unknown limit 'wall'"):
+        open_limit("wall", MB)
+    assert open_limit("none", MB) == MemoryLimit("none")

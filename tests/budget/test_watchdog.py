@@ -2,7 +2,7 @@
 
 import pytest
 
-from edgeladder.budget.watchdog import Guard
+from edgeladder.budget.watchdog import Watchdog
 
 MB = 1_000_000
 
@@ -12,19 +12,19 @@ MB = 1_000_000
     [(0.5, None), (0.69, None), (0.71, "trim"), (0.81, "halve"), (0.91, "restart"), (0.96, "kill")],
 )
 def test_lines(share, order):
-    action = Guard(100 * MB).observe(int(share * 100 * MB), now=0.0)
+    action = Watchdog(100 * MB).observe(int(share * 100 * MB), now=0.0)
     assert (action and action.order) == order
 
 
 def test_a_planned_peak_is_no_pressure_until_it_is_passed():
-    guard = Guard(100 * MB, expected_bytes=85 * MB)
+    guard = Watchdog(100 * MB, expected_bytes=85 * MB)
     assert guard.observe(85 * MB, 0.0) is None
     assert guard.observe(88 * MB, 0.0).order == "halve"
     assert guard.observe(91 * MB, 0.0).order == "restart"
 
 
 def test_an_order_is_given_time_before_it_is_repeated():
-    guard = Guard(100 * MB)
+    guard = Watchdog(100 * MB)
     orders = []
     for tenth in range(50):
         action = guard.observe(82 * MB, tenth / 10)
@@ -36,12 +36,12 @@ def test_an_order_is_given_time_before_it_is_repeated():
 
 
 def test_without_a_smaller_chunk_it_only_checkpoints():
-    guard = Guard(100 * MB, shrinkable=False)
+    guard = Watchdog(100 * MB, shrinkable=False)
     assert guard.observe(82 * MB, 0.0).order == "checkpoint"
 
 
 def test_pressure_from_other_processes():
-    guard = Guard(100 * MB, total_bytes=1000 * MB)
+    guard = Watchdog(100 * MB, total_bytes=1000 * MB)
     calm = guard.observe(10 * MB, 0.0, available_bytes=500 * MB, stall=0.0)
     assert calm is None
     short = guard.observe(10 * MB, 1.0, available_bytes=40 * MB)
