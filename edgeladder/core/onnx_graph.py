@@ -6,10 +6,9 @@ whatever the model's size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -144,41 +143,77 @@ class Graph:
             ConfigError: it would exceed protobuf's 2 GiB.
             StorageError: no space left.
         """
-        parts = [encode(1, node) for node in self.nodes] + [encode(2, "edgeladder")]
-        parts += [encode(11, i) for i in self.inputs] + [encode(12, o) for o in self.outputs]
-        heads = [tensor.head() for tensor in self.tensors.values()]
-        sizes = [len(h) + t.size for h, t in zip(heads, self.tensors.values(), strict=True)]
-        tags = [varint(5 << 3 | 2) + varint(size) for size in sizes]
-        total = sum(map(len, parts)) + sum(map(len, tags)) + sum(sizes)
-        if total > _PROTOBUF_LIMIT_BYTES - (1 << 20):
+        contents = self._contents()
+        if contents.size > _PROTOBUF_LIMIT_BYTES - (1 << 20):
             raise ConfigError(
                 "one ONNX file cannot hold more than 2 GiB",
                 where=str(path),
                 remedy="deploy with --dtype fp16 or int8",
             )
-        opening = message([(1, self.ir_version), (2, producer)])
-        closing = b"".join(
-            encode(8, message([(1, domain), (2, version)]) if domain else message([(2, version)]))
-            for domain, version in self.opsets.items()
-        )
-        closing += b"".join(
-            encode(14, message([(1, key), (2, words)])) for key, words in metadata.items()
-        )
-        closing += b"".join(encode(25, function) for function in self.functions.values())
         with replacing(path) as temporary, open(temporary, "wb") as stream:
-            stream.write(opening + varint(7 << 3 | 2) + varint(total))
-            for part in parts:
-                stream.write(part)
-            for tag, head, tensor in zip(tags, heads, self.tensors.values(), strict=True):
-                stream.write(tag + head)
-                _copy(tensor, stream)
-            stream.write(closing)
+            for block in self._blocks(contents, metadata, producer):
+                stream.write(block)
             return stream.tell()
 
+    def serialized(self) -> bytes:
+        """The model as bytes, for graphs whose constants are small."""
+        return b"".join(self._blocks(self._contents(), {}, "edgeladder"))
 
-def _copy(tensor: Tensor, stream: BinaryIO) -> None:
-    for block in tensor.blocks():
-        stream.write(block)
+    def _contents(self) -> _Contents:
+        fields = [encode(1, node) for node in self.nodes] + [encode(2, "edgeladder")]
+        fields += [encode(11, value) for value in self.inputs]
+        fields += [encode(12, value) for value in self.outputs]
+        constants = []
+        for tensor in self.tensors.values():
+            head = tensor.head()
+            constants.append((varint(5 << 3 | 2) + varint(len(head) + tensor.size) + head, tensor))
+        return _Contents(fields, constants)
+
+    def _blocks(
+        self, contents: _Contents, metadata: Mapping[str, str], producer: str
+    ) -> Iterator[bytes]:
+        """The ModelProto, a block at a time."""
+        yield message([(1, self.ir_version), (2, producer)])
+        yield varint(7 << 3 | 2) + varint(contents.size)
+        yield from contents.fields
+        for head, tensor in contents.constants:
+            yield head
+            yield from tensor.blocks()
+        for domain, version in self.opsets.items():
+            yield encode(8, message([(1, domain), (2, version)] if domain else [(2, version)]))
+        for key, words in metadata.items():
+            yield encode(14, message([(1, key), (2, words)]))
+        for function in self.functions.values():
+            yield encode(25, function)
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """A GraphProto about to be written."""
+
+    fields: list[bytes]
+    constants: list[tuple[bytes, Tensor]]  # with what comes before their raw data
+
+    @property
+    def size(self) -> int:
+        """Bytes of all of it."""
+        return sum(map(len, self.fields)) + sum(len(h) + t.size for h, t in self.constants)
+
+
+def one_node_model(
+    operator: str, source: int, target: int, attributes: Mapping[str, int | list[int]] | None = None
+) -> bytes:
+    """y = operator(x) over a vector, as a serialized model of opset 13.
+
+    Args:
+        source, target: data types of x and y.
+        attributes: the node's.
+    """
+    graph = Graph(opsets={"": 13})
+    graph.declare("x", source, ["N"], out=False)
+    graph.add(operator, ["x"], "y", attributes)
+    graph.declare("y", target, ["N"], out=True)
+    return graph.serialized()
 
 
 def _transposes(fields: Fields) -> bool:

@@ -19,11 +19,6 @@ from edgeladder.budget.baseline import MachineBaseline
 from edgeladder.core.errors import EdgeLadderError
 
 _VERSION = 3  # of what is measured
-# y = Identity(x), opset 17: the smallest model that makes onnxruntime set itself up
-_IDENTITY = bytes.fromhex(
-    "08083a390a100a017812017922084964656e746974791201675a100a0178120b0a09080112050a0312016e"
-    "62100a0179120b0a09080112050a0312016e42040a001011"
-)
 _DISTRIBUTIONS = ("numpy", "onnxruntime", "onnxruntime-training-cpu", "onnxruntime-training")
 
 
@@ -122,13 +117,14 @@ def _become(kind: str) -> Any:
 
         return supervisor
     import numpy as np
-    import onnxruntime
 
+    from edgeladder.core import onnx_graph, protobuf
     from edgeladder.jobs import evaluate_phase, train_phase, worker
+    from edgeladder.runtime.session import open_plain
 
-    options = onnxruntime.SessionOptions()
-    options.enable_cpu_mem_arena = False
-    session = onnxruntime.InferenceSession(_IDENTITY, options, ["CPUExecutionProvider"])
+    # the smallest model that makes onnxruntime set itself up
+    model = onnx_graph.one_node_model("Identity", protobuf.FLOAT, protobuf.FLOAT)
+    session = open_plain(model)
     session.run(None, {"x": np.zeros(1, np.float32)})
     kept: list[Any] = [train_phase, evaluate_phase, worker, session]
     if kind == "pictures":

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
-import onnxruntime
 
 from edgeladder import __version__
 from edgeladder.core.config import nearest
@@ -19,7 +18,7 @@ from edgeladder.core.errors import ConfigError, EdgeLadderError
 from edgeladder.runtime.classifier import Classifier, probabilities
 from edgeladder.runtime.compress_weights import Dtype, compress
 from edgeladder.runtime.deploy_graph import PICTURE, PROBABILITIES, assemble
-from edgeladder.runtime.session import IN_FLOAT, compute_in_float, use_threads
+from edgeladder.runtime.session import IN_FLOAT, open_plain
 
 if TYPE_CHECKING:
     from edgeladder.core.bundle import Bundle
@@ -125,13 +124,7 @@ def _metadata(classifier: Classifier) -> dict[str, str]:
 
 def _compare(path: Path, squares: np.ndarray, expected: np.ndarray, threads: int) -> float:
     """The largest difference between the file's probabilities and those expected."""
-    options = onnxruntime.SessionOptions()
-    compute_in_float(options)
-    use_threads(options, threads, share=False)
-    options.enable_mem_pattern = False
-    options.enable_cpu_mem_arena = False
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = open_plain(path, threads)
     given = session.run([PROBABILITIES], {PICTURE: squares})[0]
     return float(np.abs(given - expected).max())
 

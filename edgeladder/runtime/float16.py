@@ -1,17 +1,22 @@
 """float32 <-> float16 by onnxruntime's Cast, which is five to fifteen times numpy's speed.
 
 numpy converts halves one by one in software: 1.4 ms there and back for a hidden state of ViT-B/16,
-a sixth of the time its block takes. The graph is a single node, so it is spelt out here.
+a sixth of the time its block takes.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-_FLOAT, _FLOAT16 = 1, 10  # onnx.TensorProto.DataType
+from edgeladder.core.onnx_graph import one_node_model
+from edgeladder.core.protobuf import FLOAT, FLOAT16
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
 _SMALL = 4096  # below this many values a session's overhead is more than it saves
 
 
@@ -19,14 +24,14 @@ def to_float16(values: np.ndarray) -> np.ndarray:
     """float32 -> float16, to nearest even, C-contiguous and of the same shape."""
     if values.size < _SMALL:
         return values.astype(np.float16, order="C")
-    return _cast(_FLOAT, _FLOAT16, values)
+    return _cast(FLOAT, FLOAT16, values)
 
 
 def from_float16(values: np.ndarray) -> np.ndarray:
     """float16 -> float32, exact, C-contiguous and of the same shape."""
     if values.size < _SMALL:
         return values.astype(np.float32, order="C")
-    return _cast(_FLOAT16, _FLOAT, values)
+    return _cast(FLOAT16, FLOAT, values)
 
 
 def _cast(source: int, target: int, values: np.ndarray) -> np.ndarray:
@@ -49,7 +54,7 @@ class Float16Block:
 
         self.half = np.zeros(count, np.float16)
         self.single = np.empty(count, np.float32)
-        session = _session(_FLOAT16, _FLOAT)
+        session = _session(FLOAT16, FLOAT)
         binding = session.io_binding()
         make = onnxruntime.OrtValue.ortvalue_from_numpy  # shares a CPU array's memory
         self._values = make(self.half), make(self.single)
@@ -63,42 +68,7 @@ class Float16Block:
 
 
 @functools.cache
-def _session(source: int, target: int) -> Any:
-    import onnxruntime
+def _session(source: int, target: int) -> InferenceSession:
+    from edgeladder.runtime.session import open_plain
 
-    from edgeladder.runtime.session import use_threads
-
-    options = onnxruntime.SessionOptions()
-    use_threads(options, 1, share=False)
-    options.enable_mem_pattern = False
-    options.enable_cpu_mem_arena = False
-    options.log_severity_level = 3
-    model = _model(source, target)
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
-def _model(source: int, target: int) -> bytes:
-    """y = Cast(x) over a vector, as an onnx.ModelProto of opset 13, IR version 8."""
-    attribute = _field(1, b"to") + _field(3, target) + _field(20, 2)  # 2: an integer
-    node = _field(1, b"x") + _field(2, b"y") + _field(4, b"Cast") + _field(5, attribute)
-    graph = _field(1, node) + _field(2, b"cast")
-    graph += _field(11, _vector(b"x", source)) + _field(12, _vector(b"y", target))
-    return _field(1, 8) + _field(7, graph) + _field(8, _field(1, b"") + _field(2, 13))
-
-
-def _vector(name: bytes, data_type: int) -> bytes:
-    """A ValueInfoProto of shape (N,)."""
-    shape = _field(1, _field(2, b"N"))
-    return _field(1, name) + _field(2, _field(1, _field(1, data_type) + _field(2, shape)))
-
-
-def _field(number: int, value: int | bytes) -> bytes:
-    """One protobuf field; all numbers and lengths here are below 128, one byte each, or two."""
-    tag = number << 3 | (0 if isinstance(value, int) else 2)
-    if isinstance(value, int):
-        return _varint(tag) + _varint(value)
-    return _varint(tag) + _varint(len(value)) + value
-
-
-def _varint(number: int) -> bytes:
-    return bytes([number]) if number < 128 else bytes([number & 0x7F | 0x80, number >> 7])
+    return open_plain(one_node_model("Cast", source, target, {"to": target}), threads=1)

@@ -1,15 +1,29 @@
-"""onnxruntime sessions set up for little memory, and runs on buffers that we own."""
+"""onnxruntime sessions set up for little memory, all of them here, and runs on our own buffers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime
 
+from edgeladder.core.errors import IntegrityError
+
+Arena = Literal["own", "shared"]
+"""Where activations' memory is kept from one run to the next: by the session, until it closes, or
+in one heap of all sessions that ask for it."""
+
+PROVIDERS = ["CPUExecutionProvider"]
+# int8 weights are multiplied as the graph says: dequantised, in float32. onnxruntime 1.20 and later
+# would quantise the activations too, wherever a product's weights are dequantised: no faster here,
+# 6e-3 off on nano's embeddings, and not the same on every processor
+IN_FLOAT = {"session.qdq_matmulnbits_accuracy_level": "1"}
+_ERRORS_ONLY = 3
+
 _threads_set: list[int] = []
+_shared_arena: list[bool] = []
 
 
 def share_threads(threads: int) -> bool:
@@ -28,7 +42,107 @@ def share_threads(threads: int) -> bool:
     return _threads_set[0] == threads
 
 
-def use_threads(options: Any, threads: int, *, share: bool = True) -> bool:
+def share_arena() -> bool:
+    """One heap of activations for all sessions that ask for it; False if it cannot be had.
+
+    Without a heap every run asks the kernel for its pages again, a third of the time where malloc
+    gives large buffers back at once; with a heap in each of a tower's open segments, each keeps a
+    copy of the activations.
+    """
+    if not _shared_arena:
+        information = onnxruntime.OrtMemoryInfo(
+            "Cpu",
+            onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR,
+            0,
+            onnxruntime.OrtMemType.DEFAULT,
+        )
+        try:
+            onnxruntime.create_and_register_allocator(information, None)
+        except Exception:  # onnxruntime's own class: one is registered already, not by us
+            return False
+        _shared_arena.append(True)
+    return True
+
+
+def open_session(
+    path: Path, threads: int, *, as_written: bool = False, arena: bool = True
+) -> onnxruntime.InferenceSession:
+    """A ladder's session: it plans no memory ahead and runs nodes in the order they were written.
+
+    The written order lets activations die early; common-subexpression elimination would undo
+    recomputation, and fusing a sum with the layer norm after it forgets the deviation that the
+    backward pass reads.
+
+    Args:
+        as_written: no fusion at all. Our own graphs are fused already, and a node that
+            onnxruntime fuses is run last: on the reference ladder that keeps 46 MB of activations
+            alive instead of 16 and saves no time.
+        arena: let onnxruntime keep a heap of its own, which does not shrink.
+    """
+    options = _options("own" if arena else None)
+    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+    if as_written:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    _use_threads(options, threads)
+    return _open(path, options, ["CommonSubexpressionElimination", "SkipLayerNormFusion"])
+
+
+def open_segment(
+    path: Path, threads: int, *, spin: bool = False, arena: Arena | None = None
+) -> onnxruntime.InferenceSession:
+    """A backbone segment's session.
+
+    Args:
+        spin: waiting threads spin.
+        arena: None: activations' memory is given back after each run.
+
+    Raises:
+        IntegrityError: onnxruntime cannot load the file.
+    """
+    options = _options(arena)
+    # with pools of their own, threads of a segment that is done spin on the cores that the next one
+    # needs: a whole tower took up to five times as long
+    joined = _use_threads(options, threads, share=arena == "shared")
+    if arena == "shared" and not joined:
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    try:
+        return _open(path, options)
+    except Exception as error:  # onnxruntime raises its own classes, none of them public
+        raise IntegrityError(
+            f"onnxruntime cannot load a backbone segment: {error}",
+            where=str(path),
+            remedy="copy or export the bundle again",
+        ) from error
+
+
+def open_plain(model: Path | bytes, threads: int = 0) -> onnxruntime.InferenceSession:
+    """A session for anything else, with no heap that outlives a run.
+
+    Args:
+        model: a file, or a serialized model.
+        threads: 0: one per core.
+    """
+    options = _options(None)
+    _use_threads(options, threads, share=False)
+    return _open(model, options)
+
+
+def _options(arena: Arena | None) -> onnxruntime.SessionOptions:
+    """What every session is opened with."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    # a plan of all activations at once, never returned: 100 MB of peak on the reference ladder
+    options.enable_mem_pattern = False
+    options.enable_cpu_mem_arena = arena is not None
+    if arena == "shared":
+        options.add_session_config_entry("session.use_env_allocators", "1")
+    for key, value in IN_FLOAT.items():
+        options.add_session_config_entry(key, value)
+    return options
+
+
+def _use_threads(options: onnxruntime.SessionOptions, threads: int, *, share: bool = True) -> bool:
     """Give a session its threads; whether they are those of all sessions.
 
     Args:
@@ -43,47 +157,17 @@ def use_threads(options: Any, threads: int, *, share: bool = True) -> bool:
     return False
 
 
-IN_FLOAT = {"session.qdq_matmulnbits_accuracy_level": "1"}
-
-
-def compute_in_float(options: Any) -> None:
-    """Multiply with int8 weights as the graph says: dequantised, in float32.
-
-    onnxruntime 1.20 and later would quantise the activations too, wherever a product's weights are
-    dequantised: no faster here, 6e-3 off on nano's embeddings, and not the same on every processor.
-    """
-    for key, value in IN_FLOAT.items():
-        options.add_session_config_entry(key, value)
-
-
-def open_session(
-    path: Path, threads: int, *, as_written: bool = False, arena: bool = True
+def _open(
+    model: Path | bytes,
+    options: onnxruntime.SessionOptions,
+    disabled_optimizers: Sequence[str] = (),
 ) -> onnxruntime.InferenceSession:
-    """A session that plans no memory ahead and runs nodes in the order they were written.
-
-    `enable_mem_pattern` off saves 100 MB of peak on the reference ladder; the written order lets
-    activations die early; common-subexpression elimination would undo recomputation, and fusing a
-    sum with the layer norm after it forgets the deviation that the backward pass reads.
-
-    Args:
-        as_written: no fusion at all. Our own graphs are fused already, and a node that
-            onnxruntime fuses is run last: on the reference ladder that keeps 46 MB of activations
-            alive instead of 16 and saves no time.
-        arena: let onnxruntime keep a heap of its own, which does not shrink.
-    """
-    options = onnxruntime.SessionOptions()
-    options.enable_mem_pattern = False
-    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
-    options.enable_cpu_mem_arena = arena
-    if as_written:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    use_threads(options, threads)
+    """The one place where a session is made."""
     return onnxruntime.InferenceSession(
-        str(path),
+        model if isinstance(model, bytes) else str(model),
         options,
-        providers=["CPUExecutionProvider"],
-        disabled_optimizers=["CommonSubexpressionElimination", "SkipLayerNormFusion"],
+        providers=PROVIDERS,
+        disabled_optimizers=list(disabled_optimizers),
     )
 
 

@@ -8,11 +8,12 @@ MB = 1_000_000
 CODE = """
 import json, os
 import numpy as np
-import onnxruntime
+from edgeladder.core import onnx_graph, protobuf
 from edgeladder.budget import meter
-from edgeladder.jobs.machine_baseline import _IDENTITY
+from edgeladder.runtime.session import open_plain
 from edgeladder.core.trim import drop_clean_pages, trim_heap
-session = onnxruntime.InferenceSession(_IDENTITY, providers=["CPUExecutionProvider"])
+model = onnx_graph.one_node_model("Identity", protobuf.FLOAT, protobuf.FLOAT)
+session = open_plain(model)
 values = np.arange(5, dtype=np.float32)
 before = meter.resident(os.getpid())
 dropped = drop_clean_pages()

@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from edgeladder.core.bundle import Bundle
 from edgeladder.runtime.pictures.class_names import parse_names
 from edgeladder.runtime.pictures.dataset import open_data, split
 from edgeladder.runtime.pictures.decode import decode
-from edgeladder.runtime.session import compute_in_float
+from edgeladder.runtime.session import open_plain
 from edgeladder.runtime.towers.tokens import Tokenizer, class_prompts
 
 _CLASSES = Path(__file__).parent / "classes"
@@ -34,14 +33,10 @@ class Tower:
     """One side of a bundle: its segments in a row."""
 
     def __init__(self, bundle: Bundle, side: str, threads: int):
-        options = onnxruntime.SessionOptions()
-        compute_in_float(options)
-        options.intra_op_num_threads = threads
         self._tower = getattr(bundle.manifest, side)
         self._input = "pixels" if side == "image" else "tokens"
         self._sessions = [
-            onnxruntime.InferenceSession(str(bundle.path(segment.file)), options)
-            for segment in self._tower.segments
+            open_plain(bundle.path(segment.file), threads) for segment in self._tower.segments
         ]
 
     def __call__(self, value: np.ndarray) -> np.ndarray:

@@ -13,8 +13,8 @@ import torch
 
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.config import LossConfig
-from edgeladder.core.tensors import write_tensors
 from edgeladder.core.errors import EdgeLadderError
+from edgeladder.core.tensors import write_tensors
 from edgeladder.host.compile.artifact import arguments, examples
 from edgeladder.host.model.ladder import Ladder, Objective
 from edgeladder.runtime.engine.golden import (

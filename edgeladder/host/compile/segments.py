@@ -304,20 +304,15 @@ def check_segments(
     Raises:
         EdgeLadderError: it is above `tolerance`.
     """
-    import onnxruntime
-
-    from edgeladder.runtime.session import compute_in_float
+    from edgeladder.runtime.session import open_plain
 
     tower = backbone.tower(side)
     sample = _sample(tower)
     with torch.no_grad():
         wanted = tower.reference(sample, record.taps, config)
     values: dict[str, np.ndarray] = {tower.source: sample.numpy()}
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    compute_in_float(options)
     for segment in record.segments:
-        session = onnxruntime.InferenceSession(str(folder / segment.file), options)
+        session = open_plain(folder / segment.file)
         names = [tensor.name for tensor in segment.outputs]
         found = session.run(names, {t.name: values[t.name] for t in segment.inputs})
         values.update(zip(names, found, strict=True))

@@ -8,20 +8,20 @@ through without touching the disk. Which it is, and the sizes, is for `memory/pl
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from edgeladder.core.errors import IntegrityError
 from edgeladder.core.trim import trim_heap
 from edgeladder.runtime.cache.layout import EMBEDDING, EMBEDDING_PRE, Side
 from edgeladder.runtime.towers.spill import SpillFile
 
 if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
     from edgeladder.core.bundle import Bundle, SegmentRecord, TowerRecord
 
 _SINK_SAMPLES = 16  # handed on at a time
@@ -56,74 +56,6 @@ OnBatch = Callable[[float], None]
 """Called with the samples' worth of work done since the last call; may raise to stop."""
 
 
-Arena = Literal["own", "shared"]
-_shared_arena: list[bool] = []
-
-
-def share_arena() -> bool:
-    """One heap of activations for all sessions that ask for it; False if it cannot be had.
-
-    Without a heap every run asks the kernel for its pages again, a third of the time where malloc
-    gives large buffers back at once; with a heap in each of a tower's open segments, each keeps a
-    copy of the activations.
-    """
-    import onnxruntime
-
-    if not _shared_arena:
-        information = onnxruntime.OrtMemoryInfo(
-            "Cpu",
-            onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR,
-            0,
-            onnxruntime.OrtMemType.DEFAULT,
-        )
-        try:
-            onnxruntime.create_and_register_allocator(information, None)
-        except Exception:  # onnxruntime's own class: one is registered already, not by us
-            return False
-        _shared_arena.append(True)
-    return True
-
-
-def open_session(
-    path: Path, threads: int, *, spin: bool = False, arena: Arena | None = None
-) -> Any:
-    """An onnxruntime session for one segment, sparing with memory.
-
-    Args:
-        spin: waiting threads spin.
-        arena: where activations' memory is kept from one run to the next: `own`, until the session
-            closes (6 MB for one block), or `shared` with the other segments of a whole tower.
-
-    Raises:
-        IntegrityError: onnxruntime cannot load the file.
-    """
-    import onnxruntime
-
-    from edgeladder.runtime.session import compute_in_float, use_threads
-
-    options = onnxruntime.SessionOptions()
-    compute_in_float(options)
-    # with pools of their own, threads of a segment that is done spin on the cores that the next one
-    # needs: a whole tower took up to five times as long
-    joined = use_threads(options, threads, share=arena == "shared")
-    if arena == "shared" and not joined:
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.enable_mem_pattern = False  # a plan of all activations at once, never returned
-    options.enable_cpu_mem_arena = arena is not None
-    if arena == "shared":
-        options.add_session_config_entry("session.use_env_allocators", "1")
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises its own classes, none of them public
-        raise IntegrityError(
-            f"onnxruntime cannot load a backbone segment: {error}",
-            where=str(path),
-            remedy="copy or export the bundle again",
-        ) from error
-
-
 def wanted_outputs(tower: TowerRecord, side: Side) -> dict[str, str]:
     """Tensor name -> the name it is handed on by."""
     wanted = {tap.name: tap.name for tap in tower.taps}
@@ -143,7 +75,7 @@ class TowerRunner:
         self._tower: TowerRecord = getattr(bundle.manifest, side)
         self._source = SOURCE_NAMES[side]
         self._wanted = wanted_outputs(self._tower, side)
-        self._sessions: list[Any] = []  # whole: all of them, kept between groups
+        self._sessions: list[InferenceSession] = []  # whole: all of them, kept between groups
 
     def run(self, samples: Samples, sink: Sink, on_batch: OnBatch | None = None) -> None:
         """Pass all samples through the tower, `sizes.group` at a time.
@@ -165,15 +97,17 @@ class TowerRunner:
         self._sessions = []
         trim_heap()
 
-    def _session(self, segment: SegmentRecord) -> Any:
-        from edgeladder.runtime.session import share_threads
+    def _session(self, segment: SegmentRecord) -> InferenceSession:
+        # here, because onnxruntime costs processes that only name the sizes 30 MB
+        from edgeladder.runtime import session
 
         sizes, path = self.sizes, self._bundle.path(segment.file)
-        arena: Arena | None = "own"
+        arena: session.Arena | None = "own"
         if sizes.whole:
-            share_threads(sizes.threads)  # before the heap, which makes onnxruntime's environment
-            arena = "shared" if share_arena() else None
-        return open_session(path, sizes.threads, spin=sizes.spin, arena=arena)
+            # before the heap, which makes onnxruntime's environment
+            session.share_threads(sizes.threads)
+            arena = "shared" if session.share_arena() else None
+        return session.open_segment(path, sizes.threads, spin=sizes.spin, arena=arena)
 
     # ---- whole
 
@@ -276,7 +210,7 @@ class _SpillFiles:
 
 
 def _run(
-    session: Any, segment: SegmentRecord, tensors: dict[str, np.ndarray]
+    session: InferenceSession, segment: SegmentRecord, tensors: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     names = [item.name for item in segment.outputs]
     feeds = {item.name: tensors[item.name] for item in segment.inputs}
@@ -286,22 +220,3 @@ def _run(
 def _windows(count: int, size: int) -> Iterator[tuple[int, int]]:
     for start in range(0, count, size):
         yield start, min(count, start + size)
-
-
-def run_tower(
-    bundle: Bundle,
-    side: Side,
-    samples: Samples,
-    sink: Sink,
-    *,
-    group: int,
-    batch: int,
-    threads: int,
-    whole: bool,
-    workdir: Path,
-    on_batch: OnBatch | None = None,
-) -> None:
-    """Run one tower over all samples; see `TowerRunner`."""
-    sizes = TowerSizes(group=group, batch=batch, threads=threads, whole=whole)
-    with contextlib.closing(TowerRunner(bundle, side, sizes, workdir)) as runner:
-        runner.run(samples, sink, on_batch)

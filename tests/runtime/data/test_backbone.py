@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from pathlib import Path
@@ -13,8 +14,9 @@ from tiny_tower import CONTEXT, SIZE, TinyBundle
 
 import edgeladder
 from edgeladder.core.errors import IntegrityError, StorageError
-from edgeladder.runtime.session import use_threads
-from edgeladder.runtime.towers.runner import open_session, run_tower
+from edgeladder.runtime import session as session_module
+from edgeladder.runtime.session import open_segment
+from edgeladder.runtime.towers.runner import TowerRunner, TowerSizes
 from edgeladder.runtime.towers.spill import SpillFile
 
 
@@ -54,8 +56,9 @@ def run(bundle: TinyBundle, side: str, array: np.ndarray, workdir: Path, **sizes
         nonlocal done
         done += samples
 
-    options = {"group": 7, "batch": 2, "threads": 1, "whole": False, **sizes}
-    run_tower(bundle, side, Given(array), sink, workdir=workdir, on_batch=tick, **options)
+    options = TowerSizes(**{"group": 7, "batch": 2, "threads": 1, **sizes})
+    with contextlib.closing(TowerRunner(bundle, side, options, workdir)) as runner:
+        runner.run(Given(array), sink, tick)
     assert abs(done - len(array)) < 1e-6
     assert list(workdir.iterdir()) == []  # the disk is given back
     return {name: np.concatenate(arrays) for name, arrays in found.items()}
@@ -144,11 +147,11 @@ def test_int8_weights_are_multiplied_in_float() -> None:
     """The same embeddings with every onnxruntime: newer ones would quantise the activations."""
     shipped = Path(edgeladder.__file__).parent / "_nano" / "bundle" / "backbone"
     plain = onnxruntime.SessionOptions()
-    use_threads(plain, 1, share=False)
+    session_module._use_threads(plain, 1, share=False)
     plain.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     for name in ("text/01_block", "image/08_tail"):
         path = shipped / f"{name}.onnx"
-        session = open_session(path, 1)
+        session = open_segment(path, 1)
         random = np.random.default_rng(0)
         given = {
             item.name: random.standard_normal(
