@@ -25,14 +25,8 @@ from torch.nn import functional
 from edgeladder.core.bundle import TapGroup, TapRecord
 from edgeladder.core.config import LadderConfig
 from edgeladder.host.model.aggregate import Aggregate
-from edgeladder.host.model.prompts import Prompts, View
-
-LAYER_NORM_EPSILON = 1e-5
-
-
-def standardise(rows: Tensor) -> Tensor:
-    """Layer norm without affine part over the last dimension."""
-    return functional.layer_norm(rows, rows.shape[-1:], eps=LAYER_NORM_EPSILON)
+from edgeladder.host.model.prompts import PreparedPrompts, RungPrompts, build_prompts
+from edgeladder.host.model.prompts.base import joined, split, standardise
 
 
 @dataclass(frozen=True)
@@ -101,7 +95,6 @@ class Rung(nn.Module):
         super().__init__()
         width, hidden = config.width, int(config.width * config.hidden)
         self.width, self.heads = width, config.heads
-        self.kind = config.prompts.kind
         # LST's gate, arXiv:2206.06522: sigma(alpha / 0.1), alpha = 0
         self.gate = nn.Parameter(torch.zeros(1)) if fused and config.fuse == "gate" else None
         self.query = nn.Parameter(torch.randn(width, width) * (config.heads / width / width) ** 0.5)
@@ -119,8 +112,7 @@ class Rung(nn.Module):
         taps: Tensor,
         tokens: Sequence[int],
         counts: Sequence[int],
-        prompts: View,
-        index: int,
+        prompts: RungPrompts,
     ) -> Tensor:
         """One rung.
 
@@ -129,8 +121,7 @@ class Rung(nn.Module):
             taps: (R, d), the rung's projected taps.
             tokens: tokens per side.
             counts: samples per side.
-            prompts: the ladder's prompts.
-            index: of this rung.
+            prompts: this rung's.
 
         Returns:
             (R, d).
@@ -141,31 +132,28 @@ class Rung(nn.Module):
             state = state + torch.sigmoid(self.gate * -10.0) * (taps - state)
         else:
             state = state + taps
-        given = prompts.of(index)  # one (m, d) per side
-        extra = given if self.kind == "token" else []
         rows = standardise(state)
-        state = state + self.attend(rows, tokens, counts, extra, prompts, index) @ self.out
+        state = state + self.attend(rows, tokens, counts, prompts) @ self.out
         sides = [t * n for t, n in zip(tokens, counts, strict=True)]
-        state = prompts.inject(self, state, given, sides, index)
+        state = prompts.after_attention(self, state, sides)
         inner = standardise(state)
         hidden = functional.silu(torch.addmm(self.up_bias, inner, self.up))
         fed = torch.addmm(state, hidden, self.down)
-        return prompts.remember(inner, fed, given, sides, index)
+        return prompts.beside_feed_forward(inner, fed, sides)
 
     def attend(
         self,
         rows: Tensor,
         tokens: Sequence[int],
         counts: Sequence[int],
-        extra: Sequence[Tensor],
-        prompts: View,
-        index: int,
+        prompts: RungPrompts,
     ) -> Tensor:
         """Self-attention within each sample, prompts as further keys and values: -> (R, d)."""
         sides = [t * n for t, n in zip(tokens, counts, strict=True)]
+        extra = prompts.attended()
         query = split(torch.addmm(self.query_bias, rows, self.query), sides)
         seen = torch.cat([rows, *extra]) if extra else rows
-        pieces = [*sides, *([prompts.owner.length] * len(extra))]
+        pieces = [*sides, *[prompt.shape[0] for prompt in extra]]
         keys_values = split(seen @ self.key_value, pieces)
         attended = []
         for side, (length, count) in enumerate(zip(tokens, counts, strict=True)):
@@ -174,11 +162,11 @@ class Rung(nn.Module):
             if extra:
                 prompt = keys_values[len(sides) + side].unsqueeze(1).expand(-1, count, -1)
                 joint = torch.cat([joint, prompt])  # (M, N, 2 d)
-                if prompts.owner.condensed:
-                    bias = functional.pad(prompts.owner.bias(index), (length, 0))  # (1, M)
+                if prompts.condensed:
+                    bias = functional.pad(prompts.bias(), (length, 0))  # (1, M)
             keys, values = joint.split(self.width, -1)
             attended.append(self.heads_attend(query[side], keys, values, length, bias))
-        return torch.cat(attended) if len(attended) > 1 else attended[0]
+        return joined(attended)
 
     def heads_attend(
         self, query: Tensor, keys: Tensor, values: Tensor, length: int, bias: Tensor | None
@@ -223,7 +211,7 @@ class Ladder(nn.Module):
                 Rung(config, i > 0) for i in range(len(self.image.taps))
             )
             self.text_rungs = nn.ModuleList(Rung(config, i > 0) for i in range(len(self.text.taps)))
-        self.prompts = Prompts(config, rungs)
+        self.prompts = build_prompts(config, rungs)
         self.aggregate = Aggregate(config, rungs)
         # the one zero factor of each residual path: the floor to start from (contract 3)
         if config.share == "trunk+up":
@@ -281,19 +269,21 @@ class Ladder(nn.Module):
             tuned(text_embedding, functional.relu(text) @ text_up),
         )
 
-    def climb(self, which: int, downs: list[Tensor], count: int, prompts: View) -> list[Tensor]:
+    def climb(
+        self, which: int, downs: list[Tensor], count: int, prompts: PreparedPrompts
+    ) -> list[Tensor]:
         """Rungs of one side alone: what each rung reads out, (N, d)."""
         rungs = (self.image_rungs, self.text_rungs)[which]
         tokens = self.sides[which].tokens
         state, read = None, []
         for index, (rung, taps) in enumerate(zip(rungs, downs, strict=True)):
-            view = prompts.side(which)
-            state = rung(state, taps, [tokens], [count], view, index + self.first[which])
+            given = prompts.side(which).of(index + self.first[which])
+            state = rung(state, taps, [tokens], [count], given)
             read.append(read_out(state, tokens))
         return read
 
     def climb_together(
-        self, downs: Sequence[list[Tensor]], counts: Sequence[int], prompts: View
+        self, downs: Sequence[list[Tensor]], counts: Sequence[int], prompts: PreparedPrompts
     ) -> list[list[Tensor]]:
         """Shared rungs over the rows of both sides: what each rung reads out per side."""
         tokens = [side.tokens for side in self.sides]
@@ -306,24 +296,18 @@ class Ladder(nn.Module):
             if state is not None and joining:  # a side's first rung starts from its tap
                 pieces = [taps[active.index(s)] if s in joining else state for s in active]
                 state = torch.cat(pieces)
-            view = prompts if len(active) == 2 else prompts.side(active[0])
+            given = prompts if len(active) == 2 else prompts.side(active[0])
             state = rung(
                 state,
-                torch.cat(taps) if len(taps) > 1 else taps[0],
+                joined(taps),
                 [tokens[s] for s in active],
                 [counts[s] for s in active],
-                view,
-                index,
+                given.of(index),
             )
             rows = [tokens[s] * counts[s] for s in active]
             for s, piece in zip(active, state.split(rows), strict=True):
                 read[s].append(read_out(piece, tokens[s]))
         return read
-
-
-def split(rows: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
-    """Rows in pieces; one piece is the rows themselves."""
-    return rows.split(list(sizes)) if len(sizes) > 1 else (rows,)
 
 
 def read_out(rows: Tensor, tokens: int) -> Tensor:

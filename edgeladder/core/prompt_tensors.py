@@ -1,0 +1,56 @@
+"""Which of a ladder's tensors are prompts: written at export, read by what stores and tunes them.
+
+It travels in the manifest's `ladder` record and in `adapter.json`, so that a device condenses,
+clusters and packs the prompts of a kind that it does not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class PromptTensors:
+    """Names of the tensors by what they are; one that a ladder has not is simply not there.
+
+    The defaults are those of ladders whose record says nothing.
+    """
+
+    prefix: str = "prompts."  # begins the names of all that is trained with the prompts
+    text: str = "prompts.tokens"  # (L, m, d); the pictures' too, where the two are coupled
+    image: str = "prompts.image_tokens"  # (L, m, d)
+    # (m, d), one row per place that all rungs share: left out where no rung keeps the place
+    by_place: tuple[str, ...] = ("prompts.memory_key", "prompts.memory_value")
+    mask: str = "prompts.mask"  # (L, m): 1 for kept prompts
+    codebook: str = "prompts.codebook"  # (2^bits,), ascending
+    live: str = "prompts.live"  # (1,): 1 while mean and deviation are measured, 0 where stored
+    statistics: str = "prompts.statistics"  # (sets, 2, L, 1, 1): stored mean and deviation
+
+    @property
+    def tokens(self) -> tuple[str, str]:
+        """Tensors that may be quantized, in the order of `statistics`."""
+        return self.text, self.image
+
+    def sets(self, tensors: Mapping[str, Any]) -> list[str]:
+        """Those of `tokens` that a ladder has."""
+        return [name for name in self.tokens if name in tensors]
+
+    def places(self, tensors: Mapping[str, Any]) -> list[str]:
+        """Those of `by_place` that a ladder has."""
+        return [name for name in self.by_place if name in tensors]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {**asdict(self), "by_place": list(self.by_place)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any] | None) -> PromptTensors:
+        """What `to_dict` made; the defaults where a file is from before it was written."""
+        if not values:
+            return cls()
+        return cls(**{**values, "by_place": tuple(values["by_place"])})
+
+
+STANDARD = PromptTensors()

@@ -1,0 +1,215 @@
+"""What all prompts share: their tensors, coupling, quantization, masks, and the places they act at.
+
+A kind of prompts is a subclass that registers itself and overrides one of three methods:
+
+    attended             further keys and values of the rung's self-attention
+    after_attention      between self-attention and feed-forward layer
+    beside_feed_forward  added to what the feed-forward layer gives
+
+Names of parameters, and the order in which they are drawn, are part of a bundle: a subclass adds
+its own after those of its base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from edgeladder.core.config import LadderConfig
+from edgeladder.core.prompt_kinds import KINDS
+from edgeladder.core.prompt_tensors import PromptTensors
+from edgeladder.host.model.prompts.quantize import normal_codebook, quantize
+
+_MASKED = -1e9  # added to a dropped prompt's attention score
+_NAME = "prompts"  # of the module inside the ladder
+
+
+class RungWeights(Protocol):
+    """The weights of a rung's attention that prompts may use, (d, d) but where said."""
+
+    width: int
+    heads: int
+    query: nn.Parameter
+    query_bias: nn.Parameter  # (d,)
+    key_value: nn.Parameter  # (d, 2 d)
+    out: nn.Parameter
+
+
+@dataclass(frozen=True)
+class RungPrompts:
+    """The prepared prompts of one rung, for the sides whose rows it works on."""
+
+    method: PromptMethod
+    tokens: tuple[Tensor, ...]  # (m, d) per side; empty where there are none
+    index: int  # of the rung
+
+    def attended(self) -> Sequence[Tensor]:
+        """Further rows that the rung's self-attention reads, (m, d) per side or nothing."""
+        return self.method.attended(self)
+
+    def after_attention(self, rung: RungWeights, state: Tensor, sides: Sequence[int]) -> Tensor:
+        """The state (R, d) between attention and feed-forward; `sides`: rows of each side."""
+        return self.method.after_attention(self, rung, state, sides)
+
+    def beside_feed_forward(self, inner: Tensor, fed: Tensor, sides: Sequence[int]) -> Tensor:
+        """The state (R, d) after the feed-forward layer that read `inner` (R, d) and gave `fed`."""
+        return self.method.beside_feed_forward(self, inner, fed, sides)
+
+    def per_side(self, rows: Tensor, sides: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        """Each side's rows (R_s, d) with its prompts (m, d)."""
+        return list(zip(split(rows, sides), self.tokens, strict=True))
+
+    @property
+    def condensed(self) -> bool:
+        """Whether single prompts may be left out."""
+        return self.method.condensed
+
+    def bias(self) -> Tensor:
+        """(1, m), to add to attention scores: 0 for kept prompts, very negative for others."""
+        mask = self.method.mask[self.index : self.index + 1]
+        return (1.0 - mask) * _MASKED
+
+    def masked(self, scores: Tensor) -> Tensor:
+        """Scores (R, m) with condensed prompts at zero."""
+        if not self.condensed:
+            return scores
+        return scores * self.method.mask[self.index : self.index + 1]
+
+
+@dataclass(frozen=True)
+class PreparedPrompts:
+    """Prompts of all rungs as a forward pass uses them: quantized and coupled."""
+
+    method: PromptMethod
+    tokens: tuple[tuple[Tensor, ...], ...]  # per side (image, text), per rung: (m, d)
+
+    def side(self, which: int) -> PreparedPrompts:
+        """Those of one side alone."""
+        return replace(self, tokens=(self.tokens[which],))
+
+    def of(self, index: int) -> RungPrompts:
+        """Those of one rung."""
+        return RungPrompts(self.method, tuple(side[index] for side in self.tokens if side), index)
+
+
+class PromptMethod(nn.Module):
+    """Learnable tokens (L, m, d) per rung, image prompts coupled to text prompts."""
+
+    kind: ClassVar[str]
+    standardised: ClassVar[bool] = False  # the tokens meet weights that expect standardised rows
+    by_place: ClassVar[tuple[str, ...]] = ()  # own parameters (m, d) that all rungs share
+
+    mask: Tensor  # (L, m)
+    codebook: Tensor  # (2^bits,)
+    live: Tensor  # (1,)
+    statistics: Tensor  # (sets, 2, L, 1, 1)
+
+    def __init__(self, config: LadderConfig, rungs: int):
+        super().__init__()
+        prompts, width = config.prompts, config.width
+        self.rungs, self.length, self.width = rungs, prompts.length, width
+        self.coupled, self.bits = prompts.couple, prompts.bits
+        self.condensed = prompts.keep is not None
+        self.tokens = nn.Parameter(torch.randn(rungs, prompts.length, width) * 0.02)
+        if self.coupled:
+            # MaPLe-style coupling, arXiv:2210.03117, zero at the start
+            self.couple = nn.Parameter(torch.zeros(rungs, width, width))
+        else:
+            self.image_tokens = nn.Parameter(torch.randn(rungs, prompts.length, width) * 0.02)
+        if self.condensed:
+            self.register_buffer("mask", torch.ones(rungs, prompts.length))
+        if self.bits is not None:
+            self.register_buffer("codebook", normal_codebook(self.bits))
+            # a stored adapter brings mean and deviation of each rung's prompts, because those of
+            # the quantized ones are others; in training `live` is 1 and they are measured
+            sets = 1 if self.coupled else 2
+            self.register_buffer("live", torch.ones(1))
+            self.register_buffer("statistics", torch.zeros(sets, 2, rungs, 1, 1))
+
+    @classmethod
+    def tensors(cls) -> PromptTensors:
+        """Which of the ladder's tensors are these prompts: what the bundle tells a device."""
+        return PromptTensors(by_place=tuple(f"{_NAME}.{name}" for name in cls.by_place))
+
+    def prepare(self) -> PreparedPrompts:
+        """Quantise and couple all rungs' prompts at once."""
+        text = self.quantized(self.tokens, 0)
+        image = text + text @ self.couple if self.coupled else self.quantized(self.image_tokens, 1)
+        if self.standardised:
+            image, text = self.standardise(image), self.standardise(text)
+        return PreparedPrompts(self, (image.unbind(0), text.unbind(0)))
+
+    def standardise(self, tokens: Tensor) -> Tensor:
+        """Layer norm over rows: in 3-D onnxruntime would fuse it with the sum before it."""
+        rows = standardise(tokens.reshape(-1, self.width))
+        return rows.reshape(self.rungs, self.length, self.width)
+
+    def quantized(self, tokens: Tensor, which: int) -> Tensor:
+        """What a stored adapter will hold of tokens (L, m, d); `which`: of the statistics' sets."""
+        if self.bits is None:
+            return tokens
+        mask = self.mask if self.condensed else None
+        return quantize(tokens, which, self.codebook, (self.live, self.statistics), mask)
+
+    def attended(self, prompts: RungPrompts) -> Sequence[Tensor]:
+        """Nothing, unless the kind says otherwise."""
+        return ()
+
+    def after_attention(
+        self, prompts: RungPrompts, rung: RungWeights, state: Tensor, sides: Sequence[int]
+    ) -> Tensor:
+        """The state as it is, unless the kind says otherwise."""
+        return state
+
+    def beside_feed_forward(
+        self, prompts: RungPrompts, inner: Tensor, fed: Tensor, sides: Sequence[int]
+    ) -> Tensor:
+        """The feed-forward layer's own output, unless the kind says otherwise."""
+        return fed
+
+
+METHODS: dict[str, type[PromptMethod]] = {}
+Method = TypeVar("Method", bound=PromptMethod)
+
+
+def register(kind: str) -> Callable[[type[Method]], type[Method]]:
+    """Make a class the prompts of a kind.
+
+    Raises:
+        ValueError: the kind has no row in `edgeladder/core/prompt_kinds.py`, or has a class.
+    """
+
+    def add(method: type[Method]) -> type[Method]:
+        if kind not in KINDS:
+            raise ValueError(
+                f"{method.__name__}: kind {kind!r} has no row in edgeladder/core/prompt_kinds.py"
+            )
+        if kind in METHODS:
+            raise ValueError(
+                f"{method.__name__}: kind {kind!r} is {METHODS[kind].__name__} already"
+            )
+        method.kind = kind
+        METHODS[kind] = method
+        return method
+
+    return add
+
+
+def split(rows: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
+    """Rows in pieces; one piece is the rows themselves."""
+    return rows.split(list(sizes)) if len(sizes) > 1 else (rows,)
+
+
+def joined(pieces: Sequence[Tensor]) -> Tensor:
+    """Pieces as rows again."""
+    return torch.cat(list(pieces)) if len(pieces) > 1 else pieces[0]
+
+
+def standardise(rows: Tensor) -> Tensor:
+    """Layer norm without affine part over the last dimension."""
+    return functional.layer_norm(rows, rows.shape[-1:], eps=1e-5)

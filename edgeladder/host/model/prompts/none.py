@@ -1,0 +1,21 @@
+"""No prompts: the ladder alone, as in LST."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from edgeladder.core.config import LadderConfig
+from edgeladder.host.model.prompts.base import PreparedPrompts, PromptMethod, register
+
+
+@register("none")
+class NoPrompts(PromptMethod):
+    """Holds no tensor and changes nothing."""
+
+    def __init__(self, config: LadderConfig, rungs: int):
+        nn.Module.__init__(self)  # not the base's, which draws tokens
+        self.condensed = False
+
+    def prepare(self) -> PreparedPrompts:
+        """Nothing for either side."""
+        return PreparedPrompts(self, ((), ()))
