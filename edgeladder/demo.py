@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeladder.core.errors import IntegrityError
+from edgeladder.core.ownership import require_ours
 from edgeladder.core.sizes import format_size
 
 BUDGET_BYTES = 160_000_000
@@ -42,6 +43,7 @@ def run_demo(
 
     Raises:
         IntegrityError: the package came without its model or pictures.
+        ConfigError: `out` holds files of the names that a run writes.
         BudgetError: the budget is too small; it names the smallest that fits.
     """
     from edgeladder.core.request import TrainRequest
@@ -57,6 +59,7 @@ def run_demo(
             )
     budget_bytes = BUDGET_BYTES if budget_bytes is None else budget_bytes
     run = out or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
+    require_ours(run, "run")
     print(f"{_WHAT}\nbudget {format_size(budget_bytes)}, run {run}\n", file=sys.stderr)
     started = time.monotonic()
     values = supervisor.train(

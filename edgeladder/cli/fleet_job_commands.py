@@ -165,6 +165,7 @@ def pull_command(
     """Collect adapters, metrics and reports of a job, verified; never pictures."""
     fleet.note = console.told
     manifest = Bundle.open(bundle, verify=False).manifest
+    pull.require_own_folders(out, job, [host.name for host in fleet.hosts])
     account = crew.run(fleet.each("pull", lambda box: pull.pull(box, job, out, manifest=manifest)))
     pull.remember_failures(out, job, account)
     account.facts["out"] = str(out / job)

@@ -7,20 +7,20 @@ byte.
 
 from __future__ import annotations
 
-import tarfile
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from edgeladder.core.archive import is_archive, unpack
 from edgeladder.core.config import Profile, nearest, validate
 from edgeladder.core.errors import ConfigError, IntegrityError
-from edgeladder.core.files import building, read_json, sha256_file, write_json
+from edgeladder.core.files import read_json, sha256_file, write_json
 from edgeladder.core.old_words import modern_manifest
+from edgeladder.core.ownership import MANIFEST
 
 SCHEMA_VERSION = 1
-MANIFEST = "manifest.json"
 
 
 class Record(BaseModel):
@@ -186,8 +186,8 @@ class Bundle:
             IntegrityError: another schema version, a missing or changed file.
         """
         folder = Path(path)
-        if folder.is_file() and tarfile.is_tarfile(folder):
-            folder = _unpack(folder)
+        if is_archive(folder):
+            folder = unpack(folder)
         if not (folder / MANIFEST).is_file():
             raise ConfigError(
                 "no bundle here",
@@ -250,24 +250,6 @@ def _read_manifest(folder: Path) -> Manifest:
         raise IntegrityError(error.message, where=where, remedy=_AGAIN) from error
 
 
-def _unpack(archive: Path) -> Path:
-    folder = archive.with_suffix("")
-    if not (folder / MANIFEST).is_file():
-        with building(folder) as temporary, tarfile.open(archive) as tar:
-            for member in tar:
-                name = PurePosixPath(member.name)
-                if (
-                    not (member.isfile() or member.isdir())
-                    or name.is_absolute()
-                    or ".." in name.parts
-                ):
-                    raise IntegrityError(
-                        f"unexpected entry {member.name!r}", where=str(archive), remedy=_AGAIN
-                    )
-                tar.extract(member, temporary)
-    return folder
-
-
 def record_files(folder: Path) -> dict[str, FileRecord]:
     """Size and hash of every file under `folder` but the manifest."""
     return {
@@ -287,17 +269,6 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest.json` with the hashes of all files beside it: the last act of an export."""
     complete = manifest.model_copy(update={"files": record_files(folder)})
     write_json(folder / MANIFEST, complete.model_dump(mode="json"))
-
-
-def pack(folder: Path, archive: Path) -> None:
-    """One .tar of a bundle, reproducible: sorted names, no owners, no times."""
-    with tarfile.open(archive, "w") as tar:
-        for name, path in [(MANIFEST, folder / MANIFEST), *_walk(folder)]:
-            member = tar.gettarinfo(path, name)
-            member.uid = member.gid = member.mtime = 0
-            member.uname = member.gname = ""
-            with open(path, "rb") as stream:
-                tar.addfile(member, stream)
 
 
 def class_indices(names: list[str], known: list[str], *, where: str) -> list[int]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeladder.core.errors import StorageError
+from edgeladder.core.ownership import Kind, require_ours
 
 _HASH_BLOCK_BYTES = 1 << 20
 
@@ -105,19 +106,27 @@ def write_json(path: Path, content: Any) -> None:
 
 
 @contextlib.contextmanager
-def building(folder: Path) -> Iterator[Path]:
+def building(folder: Path, kind: Kind, *, option: str = "--out") -> Iterator[Path]:
     """Yield a new folder beside `folder`; on success it takes its place whole, else it is removed.
 
+    Args:
+        folder: what to make; a link to a folder stays one.
+        kind: what is made: only the same of EdgeLadder's own making is replaced.
+        option: the option that named `folder`, for the error.
+
     Raises:
+        ConfigError: there is something that EdgeLadder did not make; it is as it was.
         StorageError: the disk is full or read-only.
     """
-    folder = Path(folder)
+    require_ours(folder, kind, option=option)
+    folder = Path(os.path.realpath(folder))
     with storage_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         os.chmod(temporary, 0o755)  # mkdtemp makes it 0700
         try:
             yield temporary
+            require_ours(folder, kind, option=option)  # minutes may have gone by
             retired = None
             if folder.exists():
                 retired = folder.with_name(f".{folder.name}.{os.getpid()}.old")

@@ -23,6 +23,7 @@ import numpy as np
 
 from edgeladder.core.errors import ConfigError, DataError, IntegrityError
 from edgeladder.core.files import building, read_json, sha256_file, write_json
+from edgeladder.core.ownership import require_ours
 from edgeladder.core.tensors import TensorEntry, read_header, read_values, write_tensors
 
 ADAPTER = "adapter.safetensors"
@@ -103,6 +104,7 @@ def aggregate(
         TooFew: fewer than `minimum` adapters remain.
     """
     _check_options(contributions, trim, bound)
+    require_ours(out, "average")
     result = AggregateResult(method)
     cards = {c.name: _read_card(c, result) for c in contributions}
     _refuse_mixed(cards, result, bundle_digest)
@@ -127,7 +129,7 @@ def aggregate(
     weights = np.array([c.pictures for c in kept] if method == "mean" else [1.0] * len(kept))
     weights = weights / weights.sum()
     result.weights = {c.name: float(w) for c, w in zip(kept, weights, strict=True)}
-    with building(out) as folder:
+    with building(out, "average") as folder:
         tensors = {
             name: _combine(kept, headers, name, tensor, weights, method, trim)
             for name, tensor in header.items()

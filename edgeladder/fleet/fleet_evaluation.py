@@ -12,7 +12,7 @@ from edgeladder.core.files import read_json
 from edgeladder.fleet.account import Account, HostResult
 from edgeladder.fleet.aggregate import ADAPTER, CARD
 from edgeladder.fleet.crew import Crew
-from edgeladder.fleet.pull import host_folder, pull
+from edgeladder.fleet.pull import host_folder, pull, require_own_folders
 from edgeladder.fleet.push import bundle_tree, push, tree_of
 from edgeladder.fleet.remote_jobs import Progress, evaluate_job, wait
 
@@ -46,6 +46,8 @@ async def evaluate(
         return dataclasses.replace(crew, hosts=alive)
 
     tree, extra = bundle_tree(bundle.folder), tree_of("adapter", adapter, [ADAPTER, CARD])
+    for host in crew.hosts:
+        require_own_folders(out, evaluate_job(host, bundle.digest, extra.digest).id, [host.name])
     live = carry_on(await crew.each("push", lambda box: push(box, tree)))
     live = carry_on(await live.each("push", lambda box: push(box, extra, switch=False)))
     jobs = {host.name: evaluate_job(host, bundle.digest, extra.digest) for host in live.hosts}

@@ -12,6 +12,7 @@ from edgeladder import __version__
 from edgeladder.core.config import format_size
 from edgeladder.core.errors import ConfigError
 from edgeladder.core.files import read_json, write_text
+from edgeladder.core.ownership import GENERATOR, require_ours
 from edgeladder.fleet.pull import RECORD, failures
 from edgeladder.report.charts import bar_rows
 from edgeladder.report.page import percent
@@ -25,7 +26,7 @@ def write(out: Path, job: str, page: Path | None = None) -> tuple[Path, list[dic
         The page and its rows, one per host, those among them of which nothing came.
 
     Raises:
-        ConfigError: nothing was pulled of this job.
+        ConfigError: nothing was pulled of this job, or the page's path holds what is no report.
     """
     folder = out / job / "hosts"
     failed = failures(out, job)
@@ -39,7 +40,9 @@ def write(out: Path, job: str, page: Path | None = None) -> tuple[Path, list[dic
     rows = [host_row(folder / name, failed.get(name)) for name in hosts]
     average = out / job / "average" / "aggregate.json"
     combined = read_json(average) if average.is_file() else {}
+    option = "--page" if page is not None else "--out"
     page = page or out / job / "report.html"
+    require_ours(page, "page", option=option)
     write_text(page, render(job, rows, combined))
     return page, rows
 
@@ -104,6 +107,7 @@ def render(job: str, rows: list[dict[str, Any]], combined: dict[str, Any]) -> st
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
+        f"{GENERATOR}\n"
         f"<title>{escape(job)} · EdgeLadder fleet</title>\n<style>{STYLE}</style>\n</head>\n"
         f"<body>\n<header><h1>{escape(job)}</h1><p>{len(rows)} boxes</p></header>\n<main>\n"
         + "\n".join(section for section in sections if section)

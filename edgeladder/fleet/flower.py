@@ -26,6 +26,7 @@ from flwr.serverapp.strategy import FedAvg
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.errors import ConfigError, EdgeLadderError
 from edgeladder.core.initial import initial_values
+from edgeladder.core.ownership import require_ours
 from edgeladder.core.tensors import TensorFile
 from edgeladder.fleet.aggregate import HEADLESS
 from edgeladder.runtime.adapter import adapter_of, save_adapter
@@ -92,6 +93,8 @@ def serve(grid: Grid, context: Context) -> None:
     """
     config: dict[str, Any] = dict(context.run_config)
     bundle = Bundle.open(str(config["bundle"]))
+    out = Path(str(config["out"]))
+    require_ours(out, "adapter", option="out")
     nodes = int(config["nodes"])
     strategy = FedAvg(
         fraction_train=1.0,
@@ -104,7 +107,7 @@ def serve(grid: Grid, context: Context) -> None:
         initial_arrays=_record(dict(initial_values(bundle))),
         num_rounds=int(config["rounds"]),
     )
-    _save(bundle, _values(result.arrays), Path(str(config["out"])))
+    _save(bundle, _values(result.arrays), out)
 
 
 def _settings(context: Context) -> dict[str, str]:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from edgeladder.core.bundle import Manifest
 from edgeladder.core.files import building, read_json, sha256_file, write_json
+from edgeladder.core.ownership import PULL_RECORD, require_ours
 from edgeladder.core.tensors import read_header
 from edgeladder.fleet.account import Account, HostError, HostResult
 from edgeladder.fleet.box.jobs import PULLABLE, shows_pictures
@@ -24,7 +26,7 @@ ADAPTER_LIMIT_BYTES = 1 << 30
 TEXT_LIMIT_BYTES = 64 << 20
 PACKED = "packed:"  # an adapter's prompts, quantized or condensed (device/infer/prompts.py)
 TORN_LINE_CHARACTERS = 4096
-RECORD = "pull.json"  # name -> size and hash of what was pulled, and the job's state
+RECORD = PULL_RECORD  # name -> size and hash of what was pulled, and the job's state
 FAILURES = "failures.json"  # of a job: host -> why nothing came of it the last time it was asked
 
 
@@ -37,6 +39,17 @@ def pulled_state(folder: Path) -> str | None:
     """The job's state when its files were pulled, or None when they were not."""
     record = folder / RECORD
     return str(read_json(record)["state"]) if record.is_file() else None
+
+
+def require_own_folders(out: Path, job: str, hosts: Iterable[str]) -> None:
+    """Refuse a folder for a job's files in which something else lies.
+
+    Raises:
+        ConfigError: `OUT/JOB`, or a host's folder in it, holds what was not pulled.
+    """
+    require_ours(out / job, "job")
+    for host in hosts:
+        require_ours(host_folder(out, job, host), "pulled")
 
 
 def failures(out: Path, job: str) -> dict[str, str]:
@@ -83,7 +96,7 @@ async def pull(box: Box, job: str, out: Path, *, manifest: Manifest | None = Non
     ):
         return HostResult(box.host.name, "unchanged", facts)
     before = box.received_bytes
-    with building(folder) as temporary:
+    with building(folder, "pulled") as temporary:
         for name, announced in offered.items():
             target = temporary / name.removeprefix("run/")
             await _fetch(box, job, name, announced, target)

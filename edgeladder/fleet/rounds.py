@@ -30,7 +30,13 @@ from edgeladder.fleet.aggregate import (
     aggregate,
 )
 from edgeladder.fleet.crew import Crew
-from edgeladder.fleet.pull import RECORD, host_folder, pull, remember_failures
+from edgeladder.fleet.pull import (
+    RECORD,
+    host_folder,
+    pull,
+    remember_failures,
+    require_own_folders,
+)
 from edgeladder.fleet.push import bundle_tree, push, tree_of
 from edgeladder.fleet.remote_jobs import Progress, TrainOptions, train_job, wait
 
@@ -124,6 +130,7 @@ def aggregate_job(
     Raises:
         TooFew, IntegrityError, ConfigError: as `aggregate`.
     """
+    require_own_folders(out, job, hosts)
     there, results = contributions(out, job, hosts)
     try:
         if not there:
@@ -182,8 +189,10 @@ async def rounds(
     start: Path | None = None
     history: list[dict[str, Any]] = []
     account = Account("rounds", [])
-    for number in range(1, count + 1):
-        job = f"{name}-r{number}"
+    jobs = [f"{name}-r{number}" for number in range(1, count + 1)]
+    for job in jobs:
+        require_own_folders(out, job, [host.name for host in crew.hosts])
+    for number, job in enumerate(jobs, 1):
         average = average_folder(out, job)
         if _finished(average, crew, last=number == count):
             say(f"round {number}: there already")

@@ -11,10 +11,12 @@ import numpy as np
 import torch
 
 import edgeladder
-from edgeladder.core.bundle import Bundle, Manifest, ModelRecord, TowerRecord, pack, write_manifest
+from edgeladder.core.archive import pack
+from edgeladder.core.bundle import Bundle, Manifest, ModelRecord, TowerRecord, write_manifest
 from edgeladder.core.config import Profile, TapConfig
 from edgeladder.core.errors import ConfigError
 from edgeladder.core.files import building
+from edgeladder.core.ownership import require_ours
 from edgeladder.host.compile import training_artifacts as ort_training
 from edgeladder.host.compile.artifact import write_ladder
 from edgeladder.host.compile.gate import GateReport, check_ladder
@@ -61,7 +63,8 @@ def export(
         progress: told what is being done.
 
     Raises:
-        ConfigError: unknown model, tag, engine or dtype; a profile the model cannot follow.
+        ConfigError: unknown model, tag, engine or dtype; a profile the model cannot follow; or
+            `out` holds what no export wrote.
         EdgeLadderError: the numeric gate found a disagreement; no bundle is left behind.
         StorageError: the disk is full.
     """
@@ -81,12 +84,15 @@ def export(
             if fisher
             else "leave --calibration out, or add --set ladder.initialize=fisher",
         )
+    folder = out.with_suffix("") if out.suffix == ".tar" else out
+    require_ours(folder, "bundle")  # now, and not after minutes of work
+    if out.suffix == ".tar":
+        require_ours(out, "archive")
     insists = engine in ("all", "ort-training")
     with_ort = insists or (engine == "auto" and ort_training.available())
     progress(f"loading {model}")
     backbone = load_backbone(model, pretrained)
-    folder = out.with_suffix("") if out.suffix == ".tar" else out
-    with building(folder) as temporary:
+    with building(folder, "bundle") as temporary:
         _fill(temporary, backbone, profile, list(classes), with_ort, dtype, calibration, progress)
     bundle = Bundle.open(folder, verify=False)
     if out.suffix == ".tar":

@@ -24,6 +24,8 @@ from edgeladder.budget import meter
 from edgeladder.budget.limits import MemoryLimit, open_limit
 from edgeladder.core import errors
 from edgeladder.core.errors import BudgetError, EdgeLadderError, Interrupted
+from edgeladder.core.files import write_json
+from edgeladder.core.ownership import require_ours
 from edgeladder.core.request import TrainRequest
 from edgeladder.jobs.attempt import Attempt
 from edgeladder.jobs.run_directory import MetricsLog, RunDirectory, new_run_folder
@@ -146,6 +148,10 @@ class Supervisor:
                 where=str(self.run.folder),
                 remedy=f"continue it with --resume {self.run.folder}, or choose another --run",
             )
+        if not self.request.resume:
+            require_ours(
+                self.run.folder, "run", option="--out" if self.request.condense else "--run"
+            )
         self.run.lock()
         try:
             prepared = self.phase("plan", {"request": self._told_request()})
@@ -185,8 +191,7 @@ class Supervisor:
             },
         }
         self.record({"kind": "result", **result})
-        self.run.result.with_name(".result.json.new").write_text(json.dumps(result, indent=2))
-        os.replace(self.run.result.with_name(".result.json.new"), self.run.result)
+        write_json(self.run.result, result)
         return result
 
     def plan(self) -> dict[str, Any]:

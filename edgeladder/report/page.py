@@ -17,6 +17,7 @@ import yaml
 from edgeladder import __version__
 from edgeladder.core.config import format_size
 from edgeladder.core.files import write_text
+from edgeladder.core.ownership import GENERATOR, require_ours
 from edgeladder.report.charts import bar_rows, confusion_matrix, line_chart
 from edgeladder.report.record import RunRecord, memory_of, read_run
 from edgeladder.report.style import STYLE
@@ -39,10 +40,11 @@ def write_report(run: Path, out: Path | None = None) -> Path:
         The page's path.
 
     Raises:
-        ConfigError: there is no run.
+        ConfigError: there is no run, or the page's path holds what is no report.
         StorageError: no space left.
     """
     path = Path(out) if out is not None else Path(run) / REPORT
+    require_ours(path, "page")
     write_text(path, render(read_run(Path(run))))
     return path
 
@@ -64,6 +66,7 @@ def render(record: RunRecord) -> str:
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
+        f"{GENERATOR}\n"
         f"<title>{escape(name)} · EdgeLadder</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
         f"<header><h1>{escape(name)}</h1><p>{escape(_subtitle(record))}</p></header>\n<main>\n"
         + "\n".join(sections)

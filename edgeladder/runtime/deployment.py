@@ -15,6 +15,7 @@ import numpy as np
 from edgeladder import __version__
 from edgeladder.core.config import nearest
 from edgeladder.core.errors import ConfigError, EdgeLadderError
+from edgeladder.core.ownership import require_ours
 from edgeladder.runtime.classifier import Classifier, probabilities
 from edgeladder.runtime.compress_weights import Dtype, compress
 from edgeladder.runtime.deploy_graph import PICTURE, PROBABILITIES, assemble
@@ -49,7 +50,8 @@ def deploy(
         stored small, `difference`: the largest between the file's probabilities and predict's.
 
     Raises:
-        ConfigError: no run, no bundle, unknown dtype, or more than one file can hold.
+        ConfigError: no run, no bundle, unknown dtype, more than one file can hold, or `out` is a
+            file of another make.
         EdgeLadderError: the fp32 file and predict disagree by more than 1e-4; it is removed.
         StorageError: no space left.
     """
@@ -61,6 +63,7 @@ def deploy(
             remedy=(f"did you mean {guess!r}? " if guess else "") + "use fp32, fp16 or int8",
         )
     out = Path(out)
+    require_ours(out, "model")
     with Classifier.open(run, bundle, threads=threads) as classifier:
         graph = assemble(
             classifier.bundle,

@@ -59,7 +59,7 @@ def write_artifacts(
         raise ConfigError(
             "onnxruntime-training is not installed on this host",
             where="--engine ort-training",
-            remedy="pip install 'edgeladder[host-ort-training]' in an environment of its own, "
+            remedy="pip install 'edgeladder[host,ort-training]' in an environment of its own, "
             "or export with --engine stock",
         )
     import onnxruntime

@@ -15,7 +15,6 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +23,7 @@ import numpy as np
 
 from edgeladder.core.errors import ConfigError, IntegrityError, StorageError
 from edgeladder.core.files import storage_errors
+from edgeladder.core.ownership import require_ours
 from edgeladder.core.tensors import TensorFile, write_tensors
 from edgeladder.runtime.cache.layout import (
     KEY_BYTES,
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 SHARD_BYTES = 4 << 20  # held in memory until written; a power cut costs at most this
 INDEX = "index" + SUFFIX
 _LOCK = ".lock"
+_HIDDEN_STATES = "*.stage"  # in a working folder
 _MERGE_SAMPLES = 4096
 _BLOCK_BYTES = 256 << 10  # of stored taps converted at a time: stays in a small core's cache
 
@@ -378,13 +379,23 @@ def working_folder(cache_folder: Path) -> Path:
     """A fresh folder for hidden states, after removing those of processes that are gone.
 
     Raises:
+        ConfigError: the cache is no folder.
         StorageError: the folder cannot be made.
     """
+    require_ours(cache_folder, "cache", option="--cache")
     with storage_errors(cache_folder):
         for path in cache_folder.glob("work-*"):
             owner = path.name.removeprefix("work-")
             if owner.isdigit() and not Path(f"/proc/{owner}").exists():
-                shutil.rmtree(path, ignore_errors=True)
+                remove_working_folder(path)
         folder = cache_folder / f"work-{os.getpid()}"
         folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def remove_working_folder(folder: Path) -> None:
+    """Remove hidden states and their folder; anything else in it, and so the folder, stays."""
+    with contextlib.suppress(OSError):
+        for path in folder.glob(_HIDDEN_STATES):
+            path.unlink()
+        folder.rmdir()

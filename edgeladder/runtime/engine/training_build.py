@@ -32,7 +32,7 @@ class OrtTrainingEngine(StockEngine):
             raise ConfigError(
                 "the bundle has no onnxruntime-training artifacts",
                 where=str(bundle.folder),
-                remedy="export it on a host with 'edgeladder[host-ort-training]', "
+                remedy="export it on a host with 'edgeladder[host,ort-training]', "
                 "or use --engine stock",
             )
         if plan.mode != "fused":

@@ -7,7 +7,6 @@ at any moment keeps every group before it.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ import numpy as np
 from edgeladder.core.errors import DataError
 from edgeladder.runtime.cache.layout import TapDtype
 from edgeladder.runtime.cache.selection import Selection, stack_keys
-from edgeladder.runtime.cache.store import working_folder
+from edgeladder.runtime.cache.store import remove_working_folder, working_folder
 from edgeladder.runtime.pictures.class_names import ClassName, readable
 from edgeladder.runtime.pictures.dataset import Dataset, Picture, split
 from edgeladder.runtime.pictures.decode import EXACT_PIXELS
@@ -125,7 +124,7 @@ def precompute(
         keys = images.run(wanted, dataset.source, progress)
         ended = time.perf_counter()
     finally:
-        shutil.rmtree(workdir, ignore_errors=True)
+        remove_working_folder(workdir)
     train_found = [index for index in range(len(train)) if keys[index]]
     test_found = [index for index in range(len(test)) if keys[len(train) + index]]
     _check_classes_left(train_labels, train_found, known, dataset.source, images.skipped)

@@ -286,8 +286,11 @@ def test_hidden_states_of_the_dead_are_removed(tmp_path: Path) -> None:
     left = tmp_path / f"work-{process.pid}"
     left.mkdir()
     (left / "0000.stage").write_bytes(b"x")
+    (tmp_path / "work-0").mkdir()  # no process has this number: a folder of somebody's work
+    (tmp_path / "work-0" / "draft.txt").write_text("words")
     mine = working_folder(tmp_path)
     assert mine.is_dir() and not left.exists()
+    assert (tmp_path / "work-0" / "draft.txt").read_text() == "words"
 
 
 FULL = """

@@ -1,0 +1,114 @@
+"""A bundle as one .tar file: packed the same each time, unpacked beside itself."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path, PurePosixPath
+
+from edgeladder.core.errors import IntegrityError
+from edgeladder.core.files import building, replacing
+from edgeladder.core.ownership import MANIFEST, require_ours
+
+_AGAIN = "copy or export the bundle again"
+
+
+def is_archive(path: Path) -> bool:
+    """Whether there is a tar file."""
+    return path.is_file() and tarfile.is_tarfile(path)
+
+
+def pack(folder: Path, archive: Path, *, option: str = "--out") -> None:
+    """Write a bundle as one .tar, whole or not at all; the same bundle gives the same bytes.
+
+    Names are sorted, owners and times left out.
+
+    Args:
+        folder: the bundle.
+        archive: the file; an earlier archive of a bundle is replaced.
+        option: the option that named it, for the error.
+
+    Raises:
+        ConfigError: the file is there and no archive of a bundle.
+        StorageError: the disk is full.
+    """
+    require_ours(archive, "archive", option=option)
+    names = sorted(
+        name
+        for path in folder.rglob("*")
+        if path.is_file() and (name := path.relative_to(folder).as_posix()) != MANIFEST
+    )
+    with replacing(archive) as temporary, tarfile.open(temporary, "w") as tar:
+        for name in (MANIFEST, *names):  # first, so that it is read without seeking
+            path = folder / name
+            member = tar.gettarinfo(path, name)
+            member.mode = 0o644
+            member.uid = member.gid = member.mtime = 0
+            member.uname = member.gname = ""
+            with open(path, "rb") as stream:
+                tar.addfile(member, stream)
+
+
+def unpack(archive: Path) -> Path:
+    """Unpack a bundle's .tar into the folder of its name beside it, where it is not there yet.
+
+    A folder with another manifest than the archive's is of an earlier archive, and unpacked anew.
+
+    Returns:
+        The folder, whose manifest is the archive's byte for byte.
+
+    Raises:
+        IntegrityError: no manifest in the archive, or an entry that leads out of it.
+        ConfigError: the folder's name is taken by something that is no bundle.
+        StorageError: the disk is full.
+    """
+    folder = archive.with_suffix("")
+    if folder == archive:
+        folder = archive.with_name(f"{archive.name}.bundle")
+    try:
+        with tarfile.open(archive) as tar:
+            members = [_checked(member, archive) for member in tar]
+            manifest = _manifest(tar, members, archive)
+            known = folder / MANIFEST
+            if known.is_file() and known.read_bytes() == manifest:
+                return folder
+            with building(folder, "bundle", option="--bundle") as temporary:
+                for member in members:
+                    _extract(tar, member, temporary)
+    except (tarfile.TarError, EOFError) as error:
+        raise IntegrityError(
+            f"damaged archive: {error}", where=str(archive), remedy=_AGAIN
+        ) from error
+    return folder
+
+
+def _checked(member: tarfile.TarInfo, archive: Path) -> tarfile.TarInfo:
+    name = PurePosixPath(member.name)
+    if not (member.isfile() or member.isdir()) or name.is_absolute() or ".." in name.parts:
+        raise IntegrityError(f"unexpected entry {member.name!r}", where=str(archive), remedy=_AGAIN)
+    return member
+
+
+def _manifest(tar: tarfile.TarFile, members: list[tarfile.TarInfo], archive: Path) -> bytes:
+    for member in members:
+        stream = tar.extractfile(member) if PurePosixPath(member.name).name == MANIFEST else None
+        if stream is not None and len(PurePosixPath(member.name).parts) == 1:
+            return stream.read()
+    raise IntegrityError(
+        "the archive holds no bundle",
+        where=str(archive),
+        remedy="`edgeladder export --out NAME.tar` makes one",
+    )
+
+
+def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    """Content only: neither the archive's owners nor its modes and times are taken over."""
+    target = folder / member.name
+    if member.isdir():
+        target.mkdir(parents=True, exist_ok=True)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    stream = tar.extractfile(member)
+    assert stream is not None  # a plain file: `_checked`
+    with stream, open(target, "wb") as out:
+        while block := stream.read(1 << 20):
+            out.write(block)
