@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgeladder.runtime.logits import ClassLogits, class_embeddings, windows
 from edgeladder.runtime.prompt_storage import MASK
-from edgeladder.runtime.scoring import class_embeddings
 
 if TYPE_CHECKING:
     from edgeladder.jobs.loop import TrainLoop
@@ -30,27 +30,23 @@ _PROMPTS = "prompts."  # how the names of what fine-tuning changes begin
 Progress = Callable[[int, int], None]
 
 
-def losses(engine: Engine, inputs: StepInputs, logit_scale: float, chunk: int) -> np.ndarray:
+def losses(engine: Engine, inputs: StepInputs, logits: ClassLogits, chunk: int) -> np.ndarray:
     """Cross-entropy of every picture, (n,) float64."""
-    text = class_embeddings(engine, inputs, chunk)
-    count = len(inputs.labels)
-    found = np.empty(count)
-    for start in range(0, count, chunk):
-        window = slice(start, min(start + chunk, count))
-        extra = {name: rows[window] for name, rows in inputs.image_extra.items()}
-        taps = inputs.image_taps(window.start, window.stop)
-        image = engine.encode_image(taps, inputs.image_embedding[window], extra)
-        logits = logit_scale * (image.astype(np.float64) @ text.T)
-        logits -= logits.max(axis=1, keepdims=True)
-        rows = np.arange(len(logits)), inputs.labels[window]
-        found[window] = np.log(np.exp(logits).sum(axis=1)) - logits[rows]
+    classes = class_embeddings(engine, inputs, chunk).tuned
+    found = np.empty(len(inputs.labels))
+    for window, given in windows(inputs, chunk):
+        image = engine.encode_image(given.taps, given.embedding, given.extra)
+        shifted = logits.similarity(image.astype(np.float64), classes)
+        shifted -= shifted.max(axis=1, keepdims=True)
+        rows = np.arange(len(shifted)), inputs.labels[window]
+        found[window] = np.log(np.exp(shifted).sum(axis=1)) - shifted[rows]
     return found
 
 
 def scores(
     engine: Engine,
     pictures: Sequence[StepInputs],
-    logit_scale: float,
+    logits: ClassLogits,
     *,
     chunk: int,
     progress: Progress = lambda done, total: None,
@@ -60,20 +56,20 @@ def scores(
     Args:
         engine: with a ladder that has masks; it is left as it was.
         pictures: training pictures, in windows against the same classes.
-        logit_scale: CLIP's.
+        logits: the formula.
         chunk: pictures or classes encoded at a time.
         progress: told how many prompts are scored.
     """
     mask = engine.buffers()[MASK]
     found = np.zeros(mask.shape)
-    before = [losses(engine, inputs, logit_scale, chunk) for inputs in pictures]
+    before = [losses(engine, inputs, logits, chunk) for inputs in pictures]
     places = np.argwhere(mask > 0)
     for number, (rung, prompt) in enumerate(places):
         without = mask.copy()
         without[rung, prompt] = 0
         engine.set_buffers({MASK: without})
         changes = [
-            np.abs(losses(engine, inputs, logit_scale, chunk) - was)
+            np.abs(losses(engine, inputs, logits, chunk) - was)
             for inputs, was in zip(pictures, before, strict=True)
         ]
         found[rung, prompt] = np.concatenate(changes).mean()
@@ -107,7 +103,7 @@ class Condense:
         share: of the prompts that stay.
         only_prompts: fine-tuning changes nothing else.
         pictures: opens the training pictures' windows.
-        logit_scale: CLIP's.
+        logits: the formula.
         chunk: pictures or classes encoded at a time.
     """
 
@@ -115,7 +111,7 @@ class Condense:
     share: float
     only_prompts: bool
     pictures: Callable[[], Iterable[StepInputs]]
-    logit_scale: float
+    logits: ClassLogits
     chunk: int
     name: str = "condense"
     done: bool = False
@@ -158,9 +154,7 @@ class Condense:
         loop.batches.trim()
         engine.close()
         mask = engine.buffers()[MASK]
-        found = scores(
-            engine, list(self.pictures()), self.logit_scale, chunk=self.chunk, progress=told
-        )
+        found = scores(engine, list(self.pictures()), self.logits, chunk=self.chunk, progress=told)
         engine.close()
         kept = keep(found, mask, self.share)
         engine.set_buffers({MASK: kept})

@@ -16,15 +16,15 @@ from edgeladder.jobs.train_phase import open_engine_named
 from edgeladder.runtime.adapter import load_adapter, save_adapter
 from edgeladder.runtime.cache.inputs import open_reader
 from edgeladder.runtime.cache.selection import Selection
-from edgeladder.runtime.heads.blend import choose_eta
-from edgeladder.runtime.heads.closed_form import Head, head_arrays, head_from
+from edgeladder.runtime.heads.blend import choose_head_weight
+from edgeladder.runtime.heads.closed_form import Head, head_arrays, with_stored_head
 from edgeladder.runtime.heads.fit_head import (
-    DEFAULT_HEAD_WEIGHT,
     fit_cached_head,
     fixed_head_weight,
     pictures_to_fit,
 )
 from edgeladder.runtime.heads.kernel import balanced
+from edgeladder.runtime.logits import ClassLogits
 from edgeladder.runtime.scoring import evaluate_cached
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def score(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]
     total = len(selection.test_labels if side == "test" else selection.train_labels)
 
     head_config = values["profile"].get("head") or {}
-    head, eta, ladder = None, DEFAULT_HEAD_WEIGHT, 1.0
+    logits = ClassLogits.of(bundle.manifest.model)
     if head_config.get("kind", "none") != "none":
         labels, kind = selection.train_labels, head_config["kind"]
         most = values["sizes"].get("head_pictures") or pictures_to_fit(
@@ -64,12 +64,13 @@ def score(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]
         )
         rows = balanced(labels, most, values["seed"])
         windows = reader.part(rows).windows("train", _WINDOW)
-        head = fit_cached_head(bundle.manifest.model, windows, kind, chunk=chunk)
-        eta, ladder = _weights(head_config, head, run, labels, rows, len(selection.classes))
+        head = fit_cached_head(logits, windows, kind, chunk=chunk)
+        weight, ladder = _weights(head_config, head, run, labels, rows, len(selection.classes))
         adapter.head_arrays, described = head_arrays(head)
-        adapter.head = {**described, "eta": eta, "ladder": ladder}
-        head = None  # the next one is as large
-        head = head_from(adapter.head_arrays, adapter.head)  # judged as it is stored
+        adapter.head = {**described, "eta": weight, "ladder": ladder}
+        del head  # the next one is as large
+        # judged as it is stored
+        logits = with_stored_head(logits, adapter.head, adapter.head_arrays)
         save_adapter(run.folder, adapter)
 
     def told() -> Any:
@@ -79,17 +80,7 @@ def score(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]
             done += len(window.labels)
             control.tell("progress", step=done, steps=total)
 
-    evaluation = evaluate_cached(
-        engine,
-        bundle.manifest.model,
-        told(),
-        selection.classes,
-        split=side,
-        chunk=chunk,
-        head=head,
-        eta=eta,
-        ladder=ladder,
-    )
+    evaluation = evaluate_cached(engine, logits, told(), selection.classes, split=side, chunk=chunk)
     write_json(run.folder / "evaluation.json", evaluation)
     return "done", {
         "accuracy": {
@@ -117,5 +108,5 @@ def _weights(
     if config["weight"] is None and head.held_out is not None:
         left = held_out(run.folder, len(labels))
         if left is not None:  # folds were asked for, and there were pictures enough for them
-            return choose_eta(left[rows], head.held_out, labels[rows]), 1.0
+            return choose_head_weight(left[rows], head.held_out, labels[rows]), 1.0
     return fixed_head_weight(config["weight"], config.get("full_at"), len(labels), classes), 1.0

@@ -2,8 +2,8 @@
 
 A ladder's logits on its own training pictures say nothing of its worth, because it was trained on
 them. So k further ladders are trained, each without its share of every class's pictures, and give
-the logits of those. The head's held-out logits come in closed form (`infer/kernel.py`); the weight
-that joins both best is found by `infer/blend.py`. No test picture is looked at.
+the logits of those. The head's held-out logits come in closed form (`heads/kernel.py`); the weight
+that joins both best is found by `heads/blend.py`. No test picture is looked at.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy as np
 
 from edgeladder.core.tensors import TensorFile, write_tensors
 from edgeladder.runtime.heads.kernel import shot_folds
-from edgeladder.runtime.scoring import class_embeddings
+from edgeladder.runtime.logits import ClassEmbeddings, ClassLogits, class_embeddings, windows
 
 if TYPE_CHECKING:
     from edgeladder.jobs.control import Control
-    from edgeladder.runtime.cache.inputs import CacheInputs, CacheReader
+    from edgeladder.runtime.cache.inputs import CacheReader
     from edgeladder.runtime.engine.protocol import Engine
 
 _WINDOW = 256  # pictures whose embeddings are held at once
@@ -43,8 +43,8 @@ def folds_of(labels: np.ndarray, count: int) -> np.ndarray | None:
 
 
 def train_folds(
-    run: Path, reader: CacheReader, count: int, train: Train, control: Control, *, scale: float,
-    bias: float, chunk: int, record: Callable[[dict[str, Any]], None],
+    run: Path, reader: CacheReader, count: int, train: Train, control: Control, *,
+    logits: ClassLogits, chunk: int, record: Callable[[dict[str, Any]], None],
 ) -> str:  # fmt: skip
     """Train every fold's ladder and write the held-out logits; those on disk already stay.
 
@@ -53,7 +53,7 @@ def train_folds(
         reader: of all training pictures.
         count: folds.
         train: trains one ladder from the start, or from its checkpoint.
-        scale, bias: of CLIP's logits.
+        logits: the formula.
         chunk: pictures or classes encoded at a time.
 
     Returns:
@@ -75,7 +75,7 @@ def train_folds(
             engine.close()
             return outcome
         rows = np.flatnonzero(folds == fold)
-        found = logits_of(engine, reader.part(rows), scale, bias, chunk)
+        found = logits_of(engine, reader.part(rows), logits, chunk)
         engine.close()
         write_tensors(target, {"rows": rows, "logits": found})
         shutil.rmtree(checkpoints)
@@ -84,25 +84,15 @@ def train_folds(
     return "done"
 
 
-def logits_of(
-    engine: Engine, reader: CacheReader, scale: float, bias: float, chunk: int
-) -> np.ndarray:
+def logits_of(engine: Engine, reader: CacheReader, logits: ClassLogits, chunk: int) -> np.ndarray:
     """Tuned logits (n, C) of a reader's training pictures, plain view."""
     found: list[np.ndarray] = []
-    text: np.ndarray | None = None
+    classes: ClassEmbeddings | None = None
     for inputs in reader.windows("train", _WINDOW):
-        if text is None:
-            text = class_embeddings(engine, inputs, chunk)
-        for start in range(0, len(inputs.labels), chunk):
-            window = slice(start, min(start + chunk, len(inputs.labels)))
-            found.append(scale * (_encode(engine, inputs, window) @ text.T) + bias)
+        if classes is None:
+            classes = class_embeddings(engine, inputs, chunk)
+        found += [logits.tuned(engine, given, classes.tuned) for _, given in windows(inputs, chunk)]
     return np.concatenate(found)
-
-
-def _encode(engine: Engine, inputs: CacheInputs, window: slice) -> np.ndarray:
-    extra = {name: rows[window] for name, rows in inputs.image_extra.items()}
-    taps = inputs.image_taps(window.start, window.stop)
-    return engine.encode_image(taps, inputs.image_embedding[window], extra)
 
 
 def held_out(run: Path, count: int) -> np.ndarray | None:

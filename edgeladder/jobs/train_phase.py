@@ -21,6 +21,7 @@ from edgeladder.runtime.cache.inputs import CacheBatches, open_batches
 from edgeladder.runtime.cache.sampler import Sampler
 from edgeladder.runtime.cache.selection import Selection
 from edgeladder.runtime.engine.protocol import Engine, StepPlan
+from edgeladder.runtime.logits import ClassLogits
 from edgeladder.runtime.prompt_storage import CODEBOOK, finalize, reactivate
 
 if TYPE_CHECKING:
@@ -156,15 +157,13 @@ def _folds(
         loop.apply_average()
         return engine, outcome
 
-    model = bundle.manifest.model
     return train_folds(
         run.folder,
         reader,
         values["folds"],
         train,
         control,
-        scale=float(model.logit_scale),
-        bias=float(model.logit_bias),
+        logits=ClassLogits.of(bundle.manifest.model),
         chunk=sizes.get("chunk") or values["batch"],
         record=metrics,
     )
@@ -208,7 +207,7 @@ def callbacks(
                 share=condense["keep"],
                 only_prompts=condense["train"] == "prompts",
                 pictures=lambda: batches.reader.windows("train", PICTURES, limit=PICTURES),
-                logit_scale=float(bundle.manifest.model.logit_scale),
+                logits=ClassLogits.of(bundle.manifest.model),
                 chunk=values["sizes"].get("chunk") or values["batch"],
             )
         )

@@ -19,11 +19,11 @@ from edgeladder.core.config import read_yaml
 from edgeladder.core.errors import ConfigError
 from edgeladder.runtime.adapter import Adapter, load_adapter
 from edgeladder.runtime.cache.layout import EMBEDDING, EMBEDDING_PRE, l2_normalize
-from edgeladder.runtime.heads.closed_form import Head, head_from
+from edgeladder.runtime.heads.closed_form import with_stored_head
 from edgeladder.runtime.ladder_encoder import Encoder
+from edgeladder.runtime.logits import Activations, ClassEmbeddings, ClassLogits, softmax
 from edgeladder.runtime.pictures.class_names import ClassName
 from edgeladder.runtime.pictures.decode import normalize
-from edgeladder.runtime.scoring import head_features
 from edgeladder.runtime.towers.runner import TowerRunner, TowerSizes
 from edgeladder.runtime.towers.tokens import Tokenizer, class_prompts
 
@@ -65,7 +65,8 @@ class Classifier:
 
     Attributes:
         classes: labels in the order of the logits.
-        tuned_text, zero_shot_text: (C, D) class embeddings at unit length.
+        formula: the logits' constants, and the head if there is one.
+        class_embeddings: of all classes.
     """
 
     def __init__(self, bundle: Bundle, adapter: Adapter, *, threads: int | None = None):
@@ -73,14 +74,11 @@ class Classifier:
         self.classes = adapter.classes
         self.threads = threads or len(os.sched_getaffinity(0))
         self.encoder = Encoder(bundle, adapter.parameters, self.threads)
-        self.head: Head | None = None
-        self.eta, self.ladder = 0.0, 1.0
-        if adapter.head and adapter.head.get("kind", "none") != "none":
-            self.head = head_from(adapter.head_arrays, adapter.head)
-            self.eta = float(adapter.head.get("eta", 1.0))
-            self.ladder = float(adapter.head.get("ladder", 1.0))  # 0: the head alone
+        self.formula = with_stored_head(
+            ClassLogits.of(bundle.manifest.model), adapter.head, adapter.head_arrays
+        )
         self._work = tempfile.TemporaryDirectory(prefix="edgeladder-")
-        self.zero_shot_text, self.tuned_text = self._class_embeddings()
+        self.class_embeddings = self._class_embeddings()
         sizes = TowerSizes(batch=BATCH, threads=self.threads, whole=True)
         self._tower = TowerRunner(bundle, "image", sizes, Path(self._work.name))
 
@@ -134,26 +132,11 @@ class Classifier:
         if "image_embedding_pre" in self.bundle.manifest.ladder.image_inputs:
             length = np.linalg.norm(raw, axis=-1, keepdims=True)
             extra["image_embedding_pre"] = np.ascontiguousarray(outputs[EMBEDDING_PRE] / length)
-        return self.judge(self._grouped("image", outputs), l2_normalize(raw), extra)
+        return self.judge(Activations(self._grouped("image", outputs), l2_normalize(raw), extra))
 
-    def judge(
-        self, taps: list[Array], embedding: Array, extra: dict[str, Array]
-    ) -> tuple[Array, Array]:
-        """Tuned and zero-shot logits (n, C) of activations as the cache holds them.
-
-        Args:
-            taps: one (L, T, n, W) per image tap group.
-            embedding: (n, D) at unit length.
-            extra: the ladder's further per-picture inputs, (n, W) each.
-        """
-        model = self.bundle.manifest.model
-        zero_shot = model.logit_scale * (embedding @ self.zero_shot_text.T) + model.logit_bias
-        encoded = self.encoder.encode_image(taps, embedding, extra)
-        tuned = model.logit_scale * (encoded @ self.tuned_text.T) + model.logit_bias
-        if self.head is not None and self.eta:
-            features = head_features(taps, embedding, extra)
-            tuned = self.ladder * tuned + self.eta * self.head.logits(features, zero_shot)
-        return np.asarray(tuned), np.asarray(zero_shot)
+    def judge(self, given: Activations) -> tuple[Array, Array]:
+        """Tuned and zero-shot logits (n, C) of activations as the cache holds them."""
+        return self.formula.classify(self.encoder, given, self.class_embeddings)
 
     def _grouped(self, side: str, outputs: dict[str, Array]) -> list[Array]:
         """Taps by name (n, T, W) -> one (L, T, n, W) per tap group."""
@@ -166,8 +149,8 @@ class Classifier:
             if group.side == side
         ]
 
-    def _class_embeddings(self) -> tuple[Array, Array]:
-        """Zero-shot and tuned (C, D): prompts through the text tower, averaged over templates."""
+    def _class_embeddings(self) -> ClassEmbeddings:
+        """Prompts through the text tower, averaged over templates."""
         names, aliases = self.adapter.class_names, self.adapter.text.get("aliases") or []
         described = [
             ClassName(name, tuple(aliases[k]) if k < len(aliases) else ())
@@ -195,7 +178,7 @@ class Classifier:
             )
             for window in _windows(len(zero_shot), _TEXT_CHUNK)
         ]
-        return zero_shot, np.concatenate(tuned)
+        return ClassEmbeddings(zero_shot, np.concatenate(tuned))
 
 
 class _Samples:
@@ -227,8 +210,7 @@ def _windows(count: int, size: int) -> Iterator[slice]:
 
 def probabilities(logits: Array) -> Array:
     """Softmax over classes, float32."""
-    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=-1, keepdims=True), np.float32)
+    return np.asarray(softmax(logits), np.float32)
 
 
 def top_labels(shares: Sequence[float] | Array, classes: Sequence[str], top: int) -> list[Any]:

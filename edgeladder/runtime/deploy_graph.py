@@ -15,6 +15,7 @@ from edgeladder.core.onnx_graph import Graph
 from edgeladder.core.protobuf import FLOAT, UINT8
 from edgeladder.runtime.heads.closed_form import Blend, Gda, Head
 from edgeladder.runtime.heads.kernel import Kernel
+from edgeladder.runtime.logits import ClassEmbeddings, ClassLogits
 
 if TYPE_CHECKING:
     from edgeladder.core.bundle import Bundle
@@ -27,23 +28,16 @@ PICTURE, PROBABILITIES = "picture", "probabilities"
 def assemble(
     bundle: Bundle,
     parameters: Mapping[str, Array],
-    tuned_text: Array,
-    zero_shot_text: Array,
-    *,
-    head: Head | None = None,
-    eta: float = 1.0,
-    ladder: float = 1.0,
+    classes: ClassEmbeddings,
+    formula: ClassLogits,
 ) -> Graph:
     """The classifier's graph.
 
     Args:
         bundle: its image tower and ladder are joined in.
         parameters: the ladder's parameters and buffers by name.
-        tuned_text: (C, D) tuned class embeddings, at unit length.
-        zero_shot_text: (C, D) CLIP's own class embeddings, at unit length.
-        head: a closed-form head added as a term.
-        eta: its weight.
-        ladder: the tuned logits' weight beside a head: 0 leaves the ladder out.
+        classes: embeddings of all of them.
+        formula: what is written as operators; a ladder of weight 0 is left out.
 
     Returns:
         Graph with input `picture` (N, S, S, 3) uint8, resized and cropped as the manifest says,
@@ -65,18 +59,38 @@ def assemble(
         graph.add("Div", [manifest.image.embedding_pre, norm], "image_embedding_pre_scaled")
         features.append("image_embedding_pre_scaled")
     features.append("image_embedding")
-    logits = (
-        "" if head is not None and not ladder else _ladder(graph, bundle, parameters, tuned_text)
+    graph.add(
+        "Softmax",
+        [_logits(graph, bundle, parameters, features, classes, formula)],
+        PROBABILITIES,
+        {"axis": -1},
     )
-    if head is not None:
-        zero_shot = _product(graph, "image_embedding", zero_shot_text, bundle, "zero_shot")
-        term = _head(graph, head, features, zero_shot)
-        weight = graph.constant("head/eta", np.array(eta, np.float32))
-        term = graph.add("Mul", [term, weight])
-        logits = graph.add("Add", [_times(graph, logits, ladder), term]) if logits else term
-    graph.add("Softmax", [logits], PROBABILITIES, {"axis": -1})
-    graph.declare(PROBABILITIES, FLOAT, ["N", len(tuned_text)], out=True)
+    graph.declare(PROBABILITIES, FLOAT, ["N", len(classes.tuned)], out=True)
     return graph
+
+
+def _logits(
+    graph: Graph,
+    bundle: Bundle,
+    parameters: Mapping[str, Array],
+    features: Sequence[str],
+    classes: ClassEmbeddings,
+    formula: ClassLogits,
+) -> str:
+    """`ClassLogits.classify` as operators."""
+    tuned = ""
+    if formula.head is None or formula.ladder_weight:
+        encoded = _ladder(graph, bundle, parameters)
+        tuned = _similarity(graph, encoded, classes.tuned, formula, "tuned")
+    if formula.head is None:
+        return tuned
+    zero_shot = _similarity(graph, "image_embedding", classes.zero_shot, formula, "zero_shot")
+    beside = _head(graph, formula.head, features, zero_shot)
+    weight = graph.constant("head/eta", np.array(formula.head_weight, np.float32))
+    beside = graph.add("Mul", [beside, weight])
+    if not tuned:
+        return beside
+    return graph.add("Add", [_times(graph, tuned, formula.ladder_weight), beside])
 
 
 def _times(graph: Graph, logits: str, weight: float) -> str:
@@ -122,9 +136,8 @@ def _groups(graph: Graph, bundle: Bundle) -> list[str]:
     return taps
 
 
-def _ladder(
-    graph: Graph, bundle: Bundle, parameters: Mapping[str, Array], tuned_text: Array
-) -> str:
+def _ladder(graph: Graph, bundle: Bundle, parameters: Mapping[str, Array]) -> str:
+    """The ladder's picture encoder, its parameters as constants."""
     record = bundle.manifest.ladder.graphs["encode_image"]
     names = {name: name for name in record.inputs}
     for name in record.inputs:
@@ -134,17 +147,16 @@ def _ladder(
         names["image_embedding_pre"] = "image_embedding_pre_scaled"
     names[record.outputs[0]] = "tuned"
     graph.join(bundle.path(record.file), "ladder/", names)
-    return _product(graph, "tuned", tuned_text, bundle, "tuned")
+    return "tuned"
 
 
-def _product(graph: Graph, rows: str, classes: Array, bundle: Bundle, label: str) -> str:
-    """Logits against constant class embeddings: scale * rows @ classes^T + bias."""
-    model = bundle.manifest.model
-    weight = np.ascontiguousarray((model.logit_scale * classes).T.astype(np.float32))
+def _similarity(graph: Graph, rows: str, classes: Array, formula: ClassLogits, label: str) -> str:
+    """`ClassLogits.similarity` with constant class embeddings."""
+    weight = np.ascontiguousarray((formula.scale * classes).T.astype(np.float32))
     product = graph.add("MatMul", [rows, graph.constant(f"classes/{label}", weight)])
-    if not model.logit_bias:
+    if not formula.bias:
         return product
-    bias = graph.constant(f"classes/{label}/bias", np.array(model.logit_bias, np.float32))
+    bias = graph.constant(f"classes/{label}/bias", np.array(formula.bias, np.float32))
     return graph.add("Add", [product, bias])
 
 

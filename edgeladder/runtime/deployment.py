@@ -68,11 +68,8 @@ def deploy(
         graph = assemble(
             classifier.bundle,
             classifier.encoder.values,
-            classifier.tuned_text,
-            classifier.zero_shot_text,
-            head=classifier.head,
-            eta=classifier.eta,
-            ladder=classifier.ladder,
+            classifier.class_embeddings,
+            classifier.formula,
         )
         small = compress(graph, dtype)  # type: ignore[arg-type]
         squares = _probe_pictures(classifier.bundle.manifest.preprocess.size)

@@ -18,15 +18,14 @@ from edgeladder.core.errors import ConfigError, DataError
 from edgeladder.core.files import write_json
 from edgeladder.runtime.cache.store import ActivationCache, sample_key
 from edgeladder.runtime.classifier import Classifier
+from edgeladder.runtime.logits import Activations
 from edgeladder.runtime.pictures.dataset import SPLITS, Dataset, Picture, open_data, split
 from edgeladder.runtime.pictures.decode import decode_square
 from edgeladder.runtime.pictures.sources import UnreadableError
-from edgeladder.runtime.scoring import Score, evaluate_cached
+from edgeladder.runtime.scoring import Score
 
 if TYPE_CHECKING:
     from edgeladder.core.bundle import Bundle
-
-__all__ = ["EVALUATION", "evaluate", "evaluate_cached"]
 
 EVALUATION = "evaluation.json"  # in the run's folder: what the report shows
 BATCH = 16  # pictures at a time
@@ -199,7 +198,7 @@ def _from_cache(
     ladder = classifier.bundle.manifest.ladder
     taps = [store.taps(places, group) for group in ladder.groups if group.side == "image"]
     extra = {name: store.pre_embeddings(places) for name in ladder.image_inputs}
-    return classifier.judge(taps, store.embeddings(places), extra)
+    return classifier.judge(Activations(taps, store.embeddings(places), extra))
 
 
 def _check_skipped(skipped: list[dict[str, str]], count: int, where: str) -> None:

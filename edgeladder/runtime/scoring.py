@@ -6,22 +6,17 @@ budget.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from edgeladder.runtime.logits import ClassEmbeddings, ClassLogits, class_embeddings, windows
 
 if TYPE_CHECKING:
     from edgeladder.runtime.engine.protocol import Engine, StepInputs
 
 Array = np.ndarray
-
-
-class Term(Protocol):
-    """A fitted closed-form head, as a term beside the ladder."""
-
-    def logits(self, features: Sequence[Array], zero_shot: Array) -> Array:
-        """(n, C) from features per tap, the final embedding last, and zero-shot logits."""
 
 
 class Score:
@@ -65,84 +60,35 @@ class Score:
         }
 
 
-def class_embeddings(engine: Engine, inputs: StepInputs, chunk: int) -> Array:
-    """Tuned class embeddings (C, D), `chunk` classes at a time."""
-    count = len(inputs.text_embedding)
-    return np.concatenate(
-        [
-            engine.encode_text(
-                inputs.text_taps(start, min(start + chunk, count)),
-                inputs.text_embedding[start : start + chunk],
-            )
-            for start in range(0, count, chunk)
-        ]
-    )
-
-
-def head_features(
-    taps: Sequence[Array], embedding: Array, extra: Mapping[str, Array] | None = None
-) -> list[Array]:
-    """What a head reads: every tap flattened to (n, T * W), then the final embedding (n, D).
-
-    Args:
-        taps: one (L, T, n, W) per tap group.
-        embedding: (n, D).
-        extra: the ladder's further inputs (n, W): the embedding before the projection, which
-            comes before the final one.
-    """
-    flat = [
-        np.ascontiguousarray(tap.transpose(1, 0, 2)).reshape(tap.shape[1], -1)
-        for group in taps
-        for tap in group
-    ]
-    return [*flat, *(extra or {}).values(), embedding]
-
-
 def evaluate_cached(
     engine: Engine,
-    model: Any,
+    logits: ClassLogits,
     batches: Iterable[StepInputs],
     classes: Sequence[str],
     *,
     split: str = "test",
     chunk: int = 64,
-    head: Term | None = None,
-    eta: float = 1.0,
-    ladder: float = 1.0,
 ) -> dict[str, Any]:
     """Accuracy over cached pictures.
 
     Args:
         engine: with the trained parameters.
-        model: the manifest's `model` record: `logit_scale` and `logit_bias` are read.
+        logits: the formula, with a head or without.
         batches: windows of pictures, all against the same classes.
         classes: folder names, in label order.
         split: named in the result.
         chunk: pictures or classes encoded at a time.
-        head: a closed-form head added as a term, `logits = ladder * tuned + eta * head`.
-        eta: its weight.
-        ladder: the tuned logits' weight: 0 for a head alone.
 
     Returns:
         The `evaluate` JSON of the design: `accuracy`, `zero_shot_accuracy`, `count`, `split`,
         `classes`, `per_class`, `confusion`; accuracies None where there are no pictures.
     """
     score = Score(classes)
-    scale, bias = float(model.logit_scale), float(getattr(model, "logit_bias", 0.0))
-    text: Array | None = None
+    embeddings: ClassEmbeddings | None = None
     for inputs in batches:
-        if text is None:
-            text = class_embeddings(engine, inputs, chunk)
-        for start in range(0, len(inputs.labels), chunk):
-            stop = min(start + chunk, len(inputs.labels))
-            taps = inputs.image_taps(start, stop)
-            embedding = inputs.image_embedding[start:stop]
-            extra = {name: rows[start:stop] for name, rows in inputs.image_extra.items()}
-            tuned = scale * (engine.encode_image(taps, embedding, extra) @ text.T) + bias
-            zero_shot = scale * (embedding @ inputs.text_embedding.T) + bias
-            if head is not None:
-                tuned = ladder * tuned + eta * head.logits(
-                    head_features(taps, embedding, extra), zero_shot
-                )
-            score.add(np.asarray(inputs.labels[start:stop]), tuned, zero_shot)
+        if embeddings is None:
+            embeddings = class_embeddings(engine, inputs, chunk)
+        for window, given in windows(inputs, chunk):
+            tuned, zero_shot = logits.classify(engine, given, embeddings)
+            score.add(np.asarray(inputs.labels[window]), tuned, zero_shot)
     return score.to_dict(split)

@@ -23,6 +23,7 @@ from edgeladder.runtime.engine import StepPlan, installed_engines, open_engine
 from edgeladder.runtime.engine.golden import perturbed
 from edgeladder.runtime.heads.closed_form import head_from
 from edgeladder.runtime.heads.fit_head import fit_cached_head
+from edgeladder.runtime.logits import Activations, ClassLogits
 from tests.runtime.engine.problem import problem
 
 STEPS = ["train.steps=5"]
@@ -86,17 +87,17 @@ def test_a_head_alone_trains_nothing(ask, bundle_folder):
         np.testing.assert_array_equal(adapter.parameters[name], value)
     bundle = Bundle.open(bundle_folder)
     reader = open_reader(bundle, request.cache, Selection.load(folder / "selection.safetensors"))
-    head = fit_cached_head(bundle.manifest.model, reader.windows("train", 64), "kernel")
+    head = fit_cached_head(
+        ClassLogits.of(bundle.manifest.model), reader.windows("train", 64), "kernel"
+    )
     stored = head_from(adapter.head_arrays, adapter.head)
     squares = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     with Classifier.open(folder, bundle) as classifier:
         tuned, zero_shot = classifier.judge_squares(squares)[0]
         window = next(iter(reader.windows("test", 64)))
         taps = window.image_taps(0, len(window.labels))
-        mine, plain = classifier.judge(taps, window.image_embedding, {})
-    from edgeladder.runtime.scoring import head_features
-
-    features = head_features(taps, window.image_embedding)
+        mine, plain = classifier.judge(Activations(taps, window.image_embedding))
+    features = Activations(taps, window.image_embedding).features()
     np.testing.assert_allclose(mine, stored.logits(features, plain), atol=1e-4)
     np.testing.assert_allclose(mine, head.logits(features, plain), atol=0.05)  # support in fp16
     assert tuned.shape == zero_shot.shape == (3, 3)

@@ -104,7 +104,9 @@ def works(task: Task, ladders: Ladders, parts: set[str]) -> Iterator[tuple[str, 
     for name, (bundle, profile) in ladders.items():
         kind = profile.head.kind
         given = profile.head
-        eta = fixed_head_weight(given.weight, given.full_at, len(task.support.labels), task.classes)
+        weight = fixed_head_weight(
+            given.weight, given.full_at, len(task.support.labels), task.classes
+        )
 
         def ladder(name: str = name, bundle: Bundle = bundle, profile: Profile = profile) -> Array:
             return once(f"ladder {name}", lambda: train_ladder(task, bundle, profile)[0])
@@ -117,7 +119,7 @@ def works(task: Task, ladders: Ladders, parts: set[str]) -> Iterator[tuple[str, 
             continue
         yield f"{name}: ladder alone", ladder
         yield f"{name}: head alone", head
-        yield name, lambda ladder=ladder, head=head, eta=eta: ladder() + eta * head()
+        yield name, lambda ladder=ladder, head=head, weight=weight: ladder() + weight * head()
 
 
 def run_task(

@@ -20,7 +20,8 @@ from edgeladder.jobs.control import Control
 from edgeladder.jobs.train_phase import _loop, begin, open_engine_named
 from edgeladder.runtime.cache.inputs import CacheBatches
 from edgeladder.runtime.cache.sampler import Sampler
-from edgeladder.runtime.scoring import class_embeddings
+from edgeladder.runtime.logits import Activations as Cached
+from edgeladder.runtime.logits import ClassLogits, class_embeddings
 
 Array = np.ndarray
 _CHUNK = 256
@@ -79,7 +80,7 @@ def train_ladder(
         loop = _loop(engine, bundle, batches, values, Path(folder), lambda record: None, Control())
         done = loop.run()
     loop.apply_average()
-    text = class_embeddings(engine, next(reader.windows("train", 1)), _CHUNK)
+    text = class_embeddings(engine, next(reader.windows("train", 1)), _CHUNK).tuned
     wanted = bundle.manifest.ladder.image_inputs
     tested = encode(engine, task, task.test, text, wanted)
     engine.close()
@@ -88,12 +89,11 @@ def train_ladder(
 
 def encode(engine: Any, task: Task, images: Activations, text: Array, wanted: list[str]) -> Array:
     """Tuned logits (n, C)."""
-    model = task.bundle.manifest.model
-    logits = []
+    formula, logits = ClassLogits.of(task.bundle.manifest.model), []
     for start in range(0, len(images.labels), _CHUNK):
         window = slice(start, min(start + _CHUNK, len(images.labels)))
         taps = [np.ascontiguousarray(t[:, :, window], np.float32) for t in images.taps]
         extra = {name: np.ascontiguousarray(images.extra[name][window]) for name in wanted}
-        tuned = engine.encode_image(taps, images.embedding[window], extra)
-        logits.append(model.logit_scale * (tuned @ text.T) + model.logit_bias)
+        given = Cached(taps, images.embedding[window], extra)
+        logits.append(formula.tuned(engine, given, text))
     return np.concatenate(logits)

@@ -13,8 +13,9 @@ import numpy as np
 from edgeladder.core.bundle import Bundle
 from edgeladder.runtime.cache.inputs import CacheReader, open_reader
 from edgeladder.runtime.cache.selection import Selection
+from edgeladder.runtime.logits import Activations as Cached
+from edgeladder.runtime.logits import ClassLogits
 from edgeladder.runtime.pictures.dataset import Dataset, Picture, open_data, split
-from edgeladder.runtime.scoring import head_features
 from edgeladder.runtime.towers.fill_cache import PrecomputeSizes, precompute
 
 Array = np.ndarray
@@ -43,7 +44,7 @@ class Activations:
         """What a closed-form head reads: each tap flattened, the embedding last; float32."""
         taps = [np.asarray(tap[:, :, start:stop], np.float32) for tap in self.taps]
         extra = {name: values[start:stop] for name, values in self.extra.items()}
-        return head_features(taps, self.embedding[start:stop], extra)
+        return Cached(taps, self.embedding[start:stop], extra).features()
 
 
 @dataclass
@@ -71,10 +72,8 @@ class Task:
 
     def zero_shot(self, embedding: Array) -> Array:
         """CLIP's own logits (n, C)."""
-        model = self.bundle.manifest.model
-        return np.asarray(
-            model.logit_scale * (embedding @ self.text.embedding.T) + model.logit_bias
-        )
+        formula = ClassLogits.of(self.bundle.manifest.model)
+        return formula.similarity(embedding, self.text.embedding)
 
 
 @dataclass

@@ -14,6 +14,7 @@ from edgeladder.core.initial import initial_values
 from edgeladder.runtime.engine.optimizer_step import Layout, Optimizer
 from edgeladder.runtime.engine.protocol import StepInputs, StepPlan, StepResult
 from edgeladder.runtime.engine.targets import soft_targets
+from edgeladder.runtime.logits import ClassLogits
 from edgeladder.runtime.session import Bound, open_session
 
 if TYPE_CHECKING:  # pydantic costs a worker 20 MB
@@ -32,8 +33,7 @@ class StockEngine:
     def __init__(self, bundle: Bundle, plan: StepPlan, train: TrainConfig, loss: LossConfig):
         ladder = bundle.manifest.ladder
         self.bundle, self.plan, self.loss = bundle, plan, loss
-        self.logit_scale = bundle.manifest.model.logit_scale
-        self.logit_bias = bundle.manifest.model.logit_bias
+        self.logits = ClassLogits.of(bundle.manifest.model)
         self.groups = {
             side: [g.input for g in ladder.groups if g.side == side] for side in ("image", "text")
         }
@@ -90,7 +90,7 @@ class StockEngine:
 
     def gradients(self, inputs: StepInputs) -> float:
         """Loss and gradients of one batch, left in `gradient_views`."""
-        targets = soft_targets(inputs, self.loss, self.logit_scale)
+        targets = soft_targets(inputs, self.loss, self.logits)
         if self._chunk is None:
             self._fused(inputs, targets)
         else:

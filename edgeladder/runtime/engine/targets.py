@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgeladder.runtime.engine.protocol import StepInputs
+from edgeladder.runtime.logits import ClassLogits
 
 if TYPE_CHECKING:  # pydantic costs a worker 20 MB
     from edgeladder.core.config import LossConfig
 
 
-def soft_targets(inputs: StepInputs, loss: LossConfig, logit_scale: float) -> np.ndarray:
+def soft_targets(inputs: StepInputs, loss: LossConfig, logits: ClassLogits) -> np.ndarray:
     """(B, C) float32: (1 - s) onehot + s / C + anchor * softmax of the zero-shot logits.
 
     KL(zero-shot || tuned) differs from the cross-entropy against the zero-shot distribution by
@@ -22,8 +23,9 @@ def soft_targets(inputs: StepInputs, loss: LossConfig, logit_scale: float) -> np
     targets = np.full((count, classes), loss.smoothing / classes, np.float32)
     targets[np.arange(count), inputs.labels] += 1.0 - loss.smoothing
     if loss.anchor:
-        logits = logit_scale * (inputs.image_embedding @ inputs.text_embedding.T)
-        logits -= logits.max(axis=1, keepdims=True)
-        np.exp(logits, out=logits)
-        targets += loss.anchor * logits / logits.sum(axis=1, keepdims=True)
+        # in place: (B, C) is large where there are many classes
+        powers = logits.similarity(inputs.image_embedding, inputs.text_embedding)
+        powers -= powers.max(axis=1, keepdims=True)
+        np.exp(powers, out=powers)
+        targets += loss.anchor * powers / powers.sum(axis=1, keepdims=True)
     return targets

@@ -11,16 +11,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from edgeladder.runtime.logits import softmax
+
 Array = np.ndarray
 
 _NEWTON_STEPS = 12
 _RIDGE = 1e-4  # keeps the weights finite where the terms separate the support set perfectly
-
-
-def softmax(logits: Array) -> Array:
-    """Probabilities over the last axis."""
-    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
 
 
 def log_loss(logits: Array, labels: Array) -> float:
@@ -88,8 +84,8 @@ def fit_weights(
     return weights / spread, log_loss(total, labels)
 
 
-def choose_eta(ladder: Array, head: Array, labels: Array) -> float:
-    """The weight of a head's logits beside the ladder's: `logits = ladder + eta * head`.
+def choose_head_weight(ladder: Array, head: Array, labels: Array) -> float:
+    """The weight of a head's logits beside the ladder's.
 
     Args:
         ladder: (n, C) held-out ladder logits of the support pictures (k-fold).
@@ -97,7 +93,7 @@ def choose_eta(ladder: Array, head: Array, labels: Array) -> float:
         labels: (n,).
 
     Returns:
-        eta >= 0, the ratio of the two best weights: the sum's own temperature does not change
+        At least 0: the ratio of the two best weights: the sum's own temperature does not change
         the class chosen. A ladder that is worth nothing would make it infinite: at most 100.
     """
     (first, second), _ = fit_weights([ladder, head], labels)

@@ -1,14 +1,14 @@
 """Closed-form heads on cached features: GDA, ProKeR, the multi-tap kernel, and the last two's mean.
 
 A head is fitted in well under a second, without an optimiser. Alone it classifies; beside a
-ladder it is a term: `logits = ladder + eta * head`. Its features are the taps (flattened) and,
+ladder it counts by a weight (`logits.ClassLogits`). Its features are the taps (flattened) and,
 last, CLIP's final embedding; before it, where the bundle has one, the embedding before CLIP's
 projection.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from edgeladder.runtime.heads.kernel import (
     normalise,
     shot_folds,
 )
+from edgeladder.runtime.logits import ClassLogits
 
 Array = np.ndarray
 Kind = Literal["gda", "proker", "kernel", "blend"]
@@ -219,7 +220,7 @@ def head_arrays(head: Head) -> tuple[dict[str, Array], dict[str, Any]]:
     return arrays, values
 
 
-def head_from(arrays: dict[str, Array], values: dict[str, Any]) -> Head:
+def head_from(arrays: dict[str, Array], values: Mapping[str, Any]) -> Head:
     """The head that `head_arrays` took apart; support rows are at unit length again.
 
     Raises:
@@ -268,6 +269,24 @@ def head_from(arrays: dict[str, Array], values: dict[str, Any]) -> Head:
         raise IntegrityError(
             f"the adapter's head lacks {error}", remedy="train or copy the adapter again"
         ) from error
+
+
+def with_stored_head(
+    logits: ClassLogits, values: Mapping[str, Any] | None, arrays: dict[str, Array]
+) -> ClassLogits:
+    """The formula beside the head that an adapter stores; as it is where it stores none.
+
+    Args:
+        values: the head's plain values, with `eta`, its weight, and `ladder`, the ladder's.
+        arrays: the head's.
+
+    Raises:
+        IntegrityError: arrays or values are missing, or of an unknown kind.
+    """
+    if not values or values.get("kind", "none") == "none":
+        return logits
+    head_weight, ladder_weight = values.get("eta", 1.0), values.get("ladder", 1.0)
+    return logits.with_head(head_from(arrays, values), float(head_weight), float(ladder_weight))
 
 
 def _wide(array: Array) -> Array:

@@ -1,21 +1,21 @@
-"""A closed-form head fitted after training, from the cache, as a term beside the ladder."""
+"""A closed-form head fitted after training, from the cache, to count beside the ladder."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgeladder.runtime.heads.closed_form import Head, Kind, fit_head
-from edgeladder.runtime.scoring import head_features
+from edgeladder.runtime.logits import ClassLogits, windows
 
 if TYPE_CHECKING:
     from edgeladder.runtime.engine.protocol import StepInputs
 
 Array = np.ndarray
 
-# Both terms are log-odds at a temperature of their own choosing, so their sum is a product of
+# Head and ladder are log-odds at a temperature of their own choosing, so their sum is a product of
 # experts. The ladder's own support logits cannot weigh it: it was trained on them.
 DEFAULT_HEAD_WEIGHT = 1.0
 MOST_PICTURES = 600  # that a kernel is fitted on, classes alike: its memory is theirs squared
@@ -32,7 +32,7 @@ def pictures_to_fit(kind: str, pictures: int, classes: int) -> int:
 def fixed_head_weight(
     weight: float | None, full_at: int | None, pictures: int, classes: int
 ) -> float:
-    """Eta of `logits = ladder + eta * head` where nothing held out chooses it.
+    """The head's weight beside the ladder where nothing held out chooses it.
 
     Args:
         weight: the profile's `head.weight`; None: 1.
@@ -52,8 +52,8 @@ def fixed_head_weight(
 
 
 def fit_cached_head(
-    model: Any,
-    windows: Iterable[StepInputs],
+    logits: ClassLogits,
+    batches: Iterable[StepInputs],
     kind: Kind,
     *,
     chunk: int = 64,
@@ -62,8 +62,8 @@ def fit_cached_head(
     """Fit a head on the cached training pictures.
 
     Args:
-        model: the manifest's `model` record: scale and bias of the zero-shot logits.
-        windows: the training pictures, plain view.
+        logits: the formula that gives zero-shot's.
+        batches: windows of the training pictures, plain view.
         kind: gda, proker, kernel or blend.
         chunk: pictures whose taps are widened to fp32 at a time.
         seed: of the sample that the kernel's search looks at.
@@ -73,19 +73,13 @@ def fit_cached_head(
     """
     parts: list[list[Array]] = []
     labels, zero_shot = [], []
-    extra: dict[str, Array] = {}
-    for inputs in windows:
-        count = len(inputs.labels)
-        for start in range(0, count, chunk):
-            stop = min(start + chunk, count)
-            embedding = inputs.image_embedding[start:stop]
-            deep = kind in ("kernel", "blend")
-            taps = inputs.image_taps(start, stop) if deep else []
-            extra = {n: v[start:stop] for n, v in inputs.image_extra.items()} if deep else {}
-            rows = head_features(taps, embedding, extra)
+    projected = False
+    for inputs in batches:
+        for _, given in windows(inputs, chunk, embedding_only=kind in ("gda", "proker")):
+            rows = given.features()
+            projected = bool(given.extra)
             parts.append([row.astype(np.float16) for row in rows[:-1]] + [rows[-1]])
-            logits = model.logit_scale * (embedding @ inputs.text_embedding.T)
-            zero_shot.append(logits + float(getattr(model, "logit_bias", 0.0)))
+            zero_shot.append(logits.similarity(given.embedding, inputs.text_embedding))
         labels.append(np.asarray(inputs.labels))
     features = [np.concatenate([part[k] for part in parts]) for k in range(len(parts[0]))]
     del parts
@@ -95,5 +89,5 @@ def fit_cached_head(
         np.concatenate(labels),
         np.concatenate(zero_shot),
         seed=seed,
-        projected=bool(extra),
+        projected=projected,
     )

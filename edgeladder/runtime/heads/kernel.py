@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from edgeladder.runtime.heads.blend import fit_weights, softmax
+from edgeladder.runtime.heads.blend import fit_weights
+from edgeladder.runtime.logits import softmax
 
 Array = np.ndarray
 

@@ -27,6 +27,7 @@ from edgeladder.runtime.deployment import deploy
 from edgeladder.runtime.engine import StepPlan, open_engine
 from edgeladder.runtime.evaluation import evaluate
 from edgeladder.runtime.ladder_encoder import Encoder
+from edgeladder.runtime.logits import ClassLogits
 from edgeladder.runtime.prompt_storage import finalize, reactivate
 from tests.jobs.here import run
 from tests.make_bundle import CLASSES, register_model
@@ -113,7 +114,7 @@ def trained(bundle, folder, *, stop=None, plan=None, name="stock", train="prompt
         share=0.4,
         only_prompts=train == "prompts",
         pictures=lambda: [problem(bundle, seed=0)],
-        logit_scale=10.0,
+        logits=ClassLogits(10.0),
         chunk=4,
     )
     settings = LoopSettings(

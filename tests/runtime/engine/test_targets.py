@@ -9,6 +9,7 @@ import pytest
 
 from edgeladder.core.config import LossConfig
 from edgeladder.runtime.engine.targets import soft_targets
+from edgeladder.runtime.logits import ClassLogits
 
 SCALE = 12.0
 
@@ -47,7 +48,7 @@ def objective(logits: np.ndarray, inputs: SimpleNamespace, loss: LossConfig) -> 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_the_gradient_is_that_of_the_written_loss(inputs, anchor, smoothing):
     loss = LossConfig(anchor=anchor, smoothing=smoothing)
-    targets = soft_targets(inputs, loss, SCALE).astype(float)
+    targets = soft_targets(inputs, loss, ClassLogits(SCALE)).astype(float)
     logits = np.random.default_rng(1).normal(size=targets.shape) * 3
     # of -(targets * log_softmax(logits)).sum(1).mean(), which is what the graphs compute
     ours = (targets.sum(1, keepdims=True) * np.exp(log_softmax(logits)) - targets) / len(targets)
@@ -62,11 +63,11 @@ def test_the_gradient_is_that_of_the_written_loss(inputs, anchor, smoothing):
 
 
 def test_plain_targets_are_the_labels(inputs):
-    targets = soft_targets(inputs, LossConfig(), SCALE)
+    targets = soft_targets(inputs, LossConfig(), ClassLogits(SCALE))
     assert targets.dtype == np.float32
     np.testing.assert_array_equal(targets, np.eye(5)[inputs.labels])
 
 
 def test_rows_sum_to_one_plus_the_anchor(inputs):
-    targets = soft_targets(inputs, LossConfig(anchor=0.5, smoothing=0.1), SCALE)
+    targets = soft_targets(inputs, LossConfig(anchor=0.5, smoothing=0.1), ClassLogits(SCALE))
     np.testing.assert_allclose(targets.sum(1), 1.5, rtol=1e-6)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from edgeladder.core.errors import IntegrityError
 from edgeladder.runtime.heads import kernel as kernel_module
-from edgeladder.runtime.heads.blend import choose_eta, fit_weights, log_loss, softmax
+from edgeladder.runtime.heads.blend import choose_head_weight, fit_weights, log_loss, softmax
 from edgeladder.runtime.heads.closed_form import (
     KINDS,
     fit_gda,
@@ -203,7 +203,7 @@ def test_a_term_that_misleads_gets_no_weight():
     _, labels, good = scene(shots=20, seed=1)
     weights, _ = fit_weights([good, -good + 0.1 * scene(shots=20, seed=4)[2]], labels)
     assert weights[1] == pytest.approx(0, abs=1e-6) or weights[0] > weights[1]
-    assert choose_eta(good, np.random.default_rng(0).normal(size=good.shape), labels) < 0.5
+    assert choose_head_weight(good, np.random.default_rng(0).normal(size=good.shape), labels) < 0.5
 
 
 def test_many_pictures_are_searched_on_a_sample_and_fitted_whole(monkeypatch):

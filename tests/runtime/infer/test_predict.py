@@ -17,9 +17,9 @@ from edgeladder.runtime.deployment import deploy
 from edgeladder.runtime.evaluation import EVALUATION, evaluate
 from edgeladder.runtime.heads.closed_form import fit_head, head_arrays
 from edgeladder.runtime.heads.kernel import normalise
+from edgeladder.runtime.logits import Activations
 from edgeladder.runtime.pictures.decode import decode_square
 from edgeladder.runtime.prediction import predict
-from edgeladder.runtime.scoring import head_features
 from edgeladder.runtime.session import open_session
 from tests.runtime.infer.conftest import CLASSES
 
@@ -40,7 +40,7 @@ def give_head(run: Path, kind: str | None) -> None:
             if g.side == "image"
         ]
         embedding = generator.normal(size=(12, manifest.model.embedding_dim))
-    features = head_features(taps, embedding)
+    features = Activations(taps, embedding).features()
     head = fit_head(kind, features, np.repeat(np.arange(3), 4), generator.normal(size=(12, 3)))
     adapter.head_arrays, values = head_arrays(head)
     adapter.head = {**values, "eta": 0.7}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
-from edgeladder.runtime.scoring import Score, evaluate_cached, head_features
+from edgeladder.runtime.logits import Activations, ClassLogits
+from edgeladder.runtime.scoring import Score, evaluate_cached
 
 NAMES = ["hat", "shoe", "dress"]
 
@@ -45,13 +44,13 @@ class Engine:
         return embedding
 
 
-MODEL = SimpleNamespace(logit_scale=10.0, logit_bias=-1.0)
+LOGITS = ClassLogits(scale=10.0, bias=-1.0)
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 64])
 def test_counts_match_brute_force_whatever_the_chunk(chunk):
     windows = [Inputs(11, 0), Inputs(7, 1)]
-    result = evaluate_cached(Engine(), MODEL, windows, NAMES, chunk=chunk)
+    result = evaluate_cached(Engine(), LOGITS, windows, NAMES, chunk=chunk)
     labels = np.concatenate([w.labels for w in windows])
     embedding = np.concatenate([w.image_embedding for w in windows])
     zero = (embedding[:, :3]).argmax(1)
@@ -70,21 +69,21 @@ def test_counts_match_brute_force_whatever_the_chunk(chunk):
     assert max(windows[0].reads) <= chunk
 
 
-def test_a_head_is_a_term():
+def test_a_head_counts_beside_the_ladder():
     class Oracle:
         def logits(self, features, zero_shot):
             assert [f.shape[1] for f in features] == [24, 24, 5]
             return np.tile(np.float64([0, 1, 0]), (len(zero_shot), 1))
 
     inputs = Inputs()
-    plain = evaluate_cached(Engine(), MODEL, [inputs], NAMES, head=Oracle(), eta=0.0)
-    assert plain["confusion"] == evaluate_cached(Engine(), MODEL, [inputs], NAMES)["confusion"]
-    swamped = evaluate_cached(Engine(), MODEL, [inputs], NAMES, head=Oracle(), eta=1e6)
+    plain = evaluate_cached(Engine(), LOGITS.with_head(Oracle(), 0.0), [inputs], NAMES)
+    assert plain["confusion"] == evaluate_cached(Engine(), LOGITS, [inputs], NAMES)["confusion"]
+    swamped = evaluate_cached(Engine(), LOGITS.with_head(Oracle(), 1e6), [inputs], NAMES)
     assert sum(row[1] for row in swamped["confusion"]) == 11
 
 
 def test_no_pictures_is_no_accuracy_rather_than_an_error():
-    result = evaluate_cached(Engine(), MODEL, [], NAMES)
+    result = evaluate_cached(Engine(), LOGITS, [], NAMES)
     assert result["accuracy"] is None and result["count"] == 0
     score = Score(NAMES)
     score.add(np.array([0]), np.eye(3)[:1], np.eye(3)[:1])
@@ -94,6 +93,6 @@ def test_no_pictures_is_no_accuracy_rather_than_an_error():
 
 def test_head_features_flatten_taps_picture_by_picture():
     taps = np.arange(2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 3, 4, 5)
-    features = head_features([taps], np.ones((4, 2)))
+    features = Activations([taps], np.ones((4, 2))).features()
     assert [f.shape for f in features] == [(4, 15), (4, 15), (4, 2)]
     np.testing.assert_array_equal(features[1][2], taps[1, :, 2].reshape(-1))

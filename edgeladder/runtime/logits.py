@@ -1,0 +1,151 @@
+"""Class logits: the one formula of zero-shot, ladder and head.
+
+    similarity(z, t) = scale * z t^T + bias
+    zero-shot        = similarity(CLIP's picture embedding, CLIP's class embedding)
+    tuned            = similarity(the ladder's picture embedding, the ladder's class embedding)
+    logits           = ladder_weight * tuned + head_weight * head(features, zero-shot)
+
+`deploy_graph` writes the same formula as ONNX operators. Nothing heavier than numpy is imported
+here, because the training and evaluation workers count inside the budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from edgeladder.core.bundle import ModelRecord
+    from edgeladder.runtime.engine.protocol import StepInputs
+    from edgeladder.runtime.heads.closed_form import Head
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What is cached of n pictures, as ladder and head read it."""
+
+    taps: list[Array]  # one (L, T, n, W) per image tap group
+    embedding: Array  # (n, D) at unit length
+    extra: dict[str, Array] = field(default_factory=dict)  # the ladder's further inputs, (n, W)
+
+    def features(self) -> list[Array]:
+        """What a head reads: every tap flattened to (n, T * W), then the embeddings.
+
+        The embedding before CLIP's projection, where the bundle has one, comes before the final
+        one.
+        """
+        flat = [
+            np.ascontiguousarray(tap.transpose(1, 0, 2)).reshape(tap.shape[1], -1)
+            for group in self.taps
+            for tap in group
+        ]
+        return [*flat, *self.extra.values(), self.embedding]
+
+
+@dataclass(frozen=True)
+class ClassEmbeddings:
+    """Every class as CLIP and as the ladder embed it, (C, D) at unit length each."""
+
+    zero_shot: Array
+    tuned: Array
+
+
+class PictureEncoder(Protocol):
+    """A ladder that encodes pictures: an engine, or `ladder_encoder.Encoder`."""
+
+    def encode_image(self, taps: list[Array], embedding: Array, extra: dict[str, Array]) -> Array:
+        """Tuned embeddings (n, D), L2-normalised."""
+
+
+class ClassEncoder(Protocol):
+    """A ladder that encodes classes."""
+
+    def encode_text(self, taps: list[Array], embedding: Array) -> Array:
+        """Tuned class embeddings (n, D), L2-normalised."""
+
+
+@dataclass(frozen=True)
+class ClassLogits:
+    """The formula with its constants.
+
+    Attributes:
+        scale: CLIP's logit scale, the inverse of its temperature.
+        bias: SigLIP's; 0 for CLIP.
+        head: a closed-form head that counts beside the ladder.
+        head_weight, ladder_weight: of the two; a ladder of weight 0 leaves the head alone.
+    """
+
+    scale: float
+    bias: float = 0.0
+    head: Head | None = None
+    head_weight: float = 1.0
+    ladder_weight: float = 1.0
+
+    @classmethod
+    def of(cls, model: ModelRecord) -> ClassLogits:
+        """A model's, without a head."""
+        return cls(float(model.logit_scale), float(model.logit_bias))
+
+    def with_head(self, head: Head, head_weight: float, ladder_weight: float = 1.0) -> ClassLogits:
+        """The same beside a head."""
+        return replace(self, head=head, head_weight=head_weight, ladder_weight=ladder_weight)
+
+    def similarity(self, pictures: Array, classes: Array) -> Array:
+        """Logits (n, C) of picture embeddings (n, D) against class embeddings (C, D)."""
+        return np.asarray(self.scale * (pictures @ classes.T) + self.bias)
+
+    def tuned(self, encoder: PictureEncoder, given: Activations, classes: Array) -> Array:
+        """The ladder's own logits (n, C) against tuned class embeddings (C, D)."""
+        encoded = encoder.encode_image(given.taps, given.embedding, given.extra)
+        return self.similarity(encoded, classes)
+
+    def classify(
+        self, encoder: PictureEncoder, given: Activations, classes: ClassEmbeddings
+    ) -> tuple[Array, Array]:
+        """Logits of the whole classifier, head included, and zero-shot's: (n, C) each."""
+        tuned = self.tuned(encoder, given, classes.tuned)
+        zero_shot = self.similarity(given.embedding, classes.zero_shot)
+        if self.head is not None:
+            beside = self.head.logits(given.features(), zero_shot)
+            tuned = np.asarray(self.ladder_weight * tuned + self.head_weight * beside)
+        return tuned, zero_shot
+
+
+def softmax(logits: Array) -> Array:
+    """Probabilities over the last axis, the classes."""
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+
+
+def windows(
+    inputs: StepInputs, size: int, *, embedding_only: bool = False
+) -> Iterator[tuple[slice, Activations]]:
+    """A batch's pictures, `size` at a time, in order; taps are read unless `embedding_only`."""
+    count = len(inputs.labels)
+    for start in range(0, count, size):
+        window = slice(start, min(start + size, count))
+        embedding = inputs.image_embedding[window]
+        if embedding_only:
+            yield window, Activations([], embedding)
+            continue
+        extra = {name: rows[window] for name, rows in inputs.image_extra.items()}
+        taps = inputs.image_taps(window.start, window.stop)
+        yield window, Activations(taps, embedding, extra)
+
+
+def class_embeddings(encoder: ClassEncoder, inputs: StepInputs, chunk: int) -> ClassEmbeddings:
+    """Every class of a batch's inputs, encoded `chunk` at a time."""
+    count = len(inputs.text_embedding)
+    tuned = [
+        encoder.encode_text(
+            inputs.text_taps(start, min(start + chunk, count)),
+            inputs.text_embedding[start : start + chunk],
+        )
+        for start in range(0, count, chunk)
+    ]
+    return ClassEmbeddings(inputs.text_embedding, np.concatenate(tuned))
