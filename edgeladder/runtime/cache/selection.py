@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -56,7 +57,7 @@ class Selection:
         try:
             stored = TensorFile(path)
             texts = {name: json.loads(stored.metadata[name]) for name in _TEXTS}
-            tensors = {name: stored[name] for name in _TENSORS}
+            tensors: dict[str, Any] = {name: stored[name] for name in _TENSORS}
         except (IntegrityError, KeyError, TypeError, ValueError) as error:
             raise IntegrityError(
                 f"cannot read the run's selection of pictures: {error}",
