@@ -128,7 +128,7 @@ def _model() -> str:
 
 def suggest_device(model: str, architecture: str, ram_bytes: int) -> str | None:
     """The shipped device profile that fits a machine: by its board's name, else by its RAM."""
-    from edgeladder.core.config import library, load_device
+    from edgeladder.core.yaml_config import library, load_device
 
     words = set(re.findall(r"[a-z]+|\d+", model.lower()))
     best: tuple[int, float] | None = None
@@ -147,7 +147,7 @@ def suggest_device(model: str, architecture: str, ram_bytes: int) -> str | None:
 
 
 def _device(machine: dict[str, Any]) -> Check:
-    from edgeladder.core.config import load_device
+    from edgeladder.core.yaml_config import load_device
 
     name = suggest_device(machine["model"], machine["architecture"], machine["ram_bytes"])
     machine["device"] = name

@@ -47,7 +47,7 @@ def register_model() -> str:
 
 def make_bundle(out: Path, *, profile: str = "tiny") -> Path:
     """Export the tiny model with a shipped profile; returns the bundle's folder."""
-    from edgeladder.core.config import load_profile
+    from edgeladder.core.yaml_config import load_profile
     from edgeladder.host.export import export
 
     bundle = export(

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # pydantic costs a worker 20 MB
-    from edgeladder.core.bundle import LadderRecord
+if TYPE_CHECKING:
+    from edgeladder.core.manifest import LadderRecord
 
 # Only the ratio matters, of a node's overhead to arithmetic: it says whether small windows that
 # hold everything beat large ones that do not. Measured on the reference ladder, two cores.

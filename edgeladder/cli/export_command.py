@@ -46,7 +46,7 @@ def export(
     as_json: options.Json = False,
 ) -> Answer:
     """Host: turn an open_clip model into a bundle for devices."""
-    from edgeladder.core.config import load_profile
+    from edgeladder.core.yaml_config import load_profile
     from edgeladder.host.export import export as run_export
 
     recipe = load_profile(profile, settings or ())

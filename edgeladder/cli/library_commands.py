@@ -8,6 +8,7 @@ import typer
 
 from edgeladder.cli import options
 from edgeladder.cli.output import Answer, table
+from edgeladder.core.records import to_json
 
 Name = Annotated[str, typer.Argument(help="A shipped name, or a YAML file of yours.")]
 Names = Annotated[list[str] | None, typer.Argument(help="Names or YAML files. [all shipped]")]
@@ -45,14 +46,14 @@ def _group(kind: Any) -> typer.Typer:
 
 
 def _load(kind: str, name: str) -> Any:
-    from edgeladder.core import config
+    from edgeladder.core import yaml_config
 
-    return config.load_device(name) if kind == "devices" else config.load_profile(name)
+    return yaml_config.load_device(name) if kind == "devices" else yaml_config.load_profile(name)
 
 
 def listing(kind: Any) -> Answer:
     """The shipped names with their summaries."""
-    from edgeladder.core.config import library
+    from edgeladder.core.yaml_config import library
 
     items = [{"name": name, "summary": _load(kind, name).summary} for name in library(kind)]
     rows = [[item["name"], item["summary"]] for item in items]
@@ -63,13 +64,13 @@ def showing(kind: str, name: str) -> Answer:
     """One entry with every key."""
     import json
 
-    values = _load(kind, name).model_dump(mode="json")
+    values = to_json(_load(kind, name))
     return Answer(values, lambda: json.dumps(values, indent=2, ensure_ascii=False))
 
 
 def validating(kind: Any, names: list[str] | None) -> Answer:
     """Load every entry named; the first that is wrong raises, with all its errors."""
-    from edgeladder.core.config import library
+    from edgeladder.core.yaml_config import library
 
     chosen = names or list(library(kind))
     for name in chosen:

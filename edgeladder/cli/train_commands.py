@@ -142,7 +142,7 @@ def _small(request: Any) -> bool:
     """Whether the budget is one in which this process's own 30 MB matter."""
     budget = request.budget_bytes
     if budget is None and request.device:
-        from edgeladder.core.config import load_device
+        from edgeladder.core.yaml_config import load_device
 
         budget = load_device(request.device).default_budget_bytes
     return budget is not None and budget < _SMALL_BYTES

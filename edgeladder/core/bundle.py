@@ -7,163 +7,17 @@ byte.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict
 
 from edgeladder.core.archive import is_archive, unpack
-from edgeladder.core.config import Profile, nearest, validate
 from edgeladder.core.errors import ConfigError, IntegrityError
 from edgeladder.core.files import read_json, sha256_file, write_json
+from edgeladder.core.manifest import SCHEMA_VERSION, FileRecord, Manifest
 from edgeladder.core.old_words import modern_manifest
 from edgeladder.core.ownership import MANIFEST
-
-SCHEMA_VERSION = 1
-
-
-class Record(BaseModel):
-    """Part of a manifest: frozen, unknown keys refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TensorRecord(Record):
-    """A named tensor at a segment's edge; the first dimension, the batch, is left out."""
-
-    name: str
-    shape: list[int]
-    dtype: str = "float32"
-
-
-class SegmentRecord(Record):
-    """One ONNX piece of a frozen tower. Segments run in order and pass tensors on by name."""
-
-    file: str
-    inputs: list[TensorRecord]
-    outputs: list[TensorRecord]  # hidden states for later segments, taps and embeddings
-    weight_bytes: int
-    activation_bytes: int  # measured at export: peak of intermediate tensors for one sample
-
-
-class TapRecord(Record):
-    """One tap: per-token standardised activations (mean 0, variance 1 over the channels)."""
-
-    name: str  # the segment output that carries it: (N, tokens, width)
-    block: int
-    tokens: int
-    width: int
-
-
-class PreprocessRecord(Record):
-    """Picture -> pixels, as open_clip does it."""
-
-    size: int  # of the square the tower sees, px
-    resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
-    interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bicubic"
-    mean: list[float]
-    std: list[float]
-    fill: int = 0
-
-
-class TokenizerRecord(Record):
-    """What a device needs to tokenise class names."""
-
-    kind: Literal["clip-bpe", "huggingface", "nano"]
-    files: list[str]
-    context_length: int
-    options: dict[str, Any] = {}
-
-
-class TowerRecord(Record):
-    """A frozen tower: its segments, taps and outputs."""
-
-    segments: list[SegmentRecord]
-    taps: list[TapRecord]
-    embedding: str  # output (N, D): after CLIP's projection, not normalised
-    embedding_pre: str | None = None  # output (N, W): before the projection, where there is one
-    digest: str  # SHA-256 over weights, cut and preprocessing or tokenizer: the cache's key
-
-
-class ModelRecord(Record):
-    """The frozen model and where it comes from."""
-
-    name: str
-    pretrained: str
-    origin: str
-    licence: str
-    embedding_dim: int
-    logit_scale: float  # already exponentiated
-    logit_bias: float = 0.0  # SigLIP
-
-
-class ParameterRecord(Record):
-    """A trained tensor of the ladder, in the order of the flat parameter vector."""
-
-    name: str
-    shape: list[int]
-    decay: bool  # weight decay applies (no biases, norms or gates)
-
-
-class TapGroup(Record):
-    """Taps of equal shape travel as one graph input (L, T, N, W), tokens first."""
-
-    input: str  # e.g. image_taps_0
-    side: Literal["image", "text"]
-    taps: list[int]  # indices into the tower's taps
-    tokens: int
-    width: int
-
-
-class GraphRecord(Record):
-    """One ONNX graph of the ladder: names of what goes in and comes out."""
-
-    file: str
-    inputs: list[str]
-    outputs: list[str]
-    nodes: int
-    activation_bytes: dict[str, float] = {}  # at 32 x 100: fixed, per_image, per_class
-    # peak of intermediates: the largest of fixed + pictures * per_image + classes * per_class
-    peaks: list[tuple[float, float, float]] = []
-    residual_bytes: float = 0.0  # keep graphs: what one picture or class hands to the backward pass
-
-
-class LadderRecord(Record):
-    """The trained part: parameters, and the graphs derived from `ladder/forward.onnx`."""
-
-    parameters: list[ParameterRecord]
-    buffers: list[TensorRecord] = []  # state that is not trained (codebooks, masks); full shapes
-    groups: list[TapGroup]
-    image_inputs: list[str] = []  # further per-picture inputs, e.g. image_embedding_pre
-    forward: str
-    initial: str  # parameters and buffers by name; parameters that are all zero are left out
-    golden: str
-    graphs: dict[str, GraphRecord]
-    ort_training: dict[str, str] = {}  # role -> file; empty where it was not exported
-
-
-class FileRecord(Record):
-    """Size and hash of one file."""
-
-    size: int
-    sha256: str
-
-
-class Manifest(Record):
-    """`manifest.json`."""
-
-    schema_version: int = SCHEMA_VERSION
-    model: ModelRecord
-    preprocess: PreprocessRecord
-    tokenizer: TokenizerRecord
-    image: TowerRecord
-    text: TowerRecord
-    ladder: LadderRecord
-    profile: Profile
-    classes: list[str] = []  # given at export; the device may bring its own
-    files: dict[str, FileRecord] = {}
-    versions: dict[str, str] = {}
+from edgeladder.core.records import from_json, to_json
 
 
 class Bundle:
@@ -199,6 +53,15 @@ class Bundle:
         bundle.check(verify=verify)
         return bundle
 
+    @classmethod
+    def reopen(cls, folder: str | Path) -> Bundle:
+        """A bundle whose files another process has just checked; its list of files is left out.
+
+        Raises:
+            IntegrityError: the manifest is not readable.
+        """
+        return cls(Path(folder), _read_manifest(Path(folder), with_files=False))
+
     @property
     def digest(self) -> str:
         """SHA-256 of the manifest, which holds every file's hash: the bundle's identity."""
@@ -231,7 +94,7 @@ class Bundle:
 _AGAIN = "copy or export the bundle again"
 
 
-def _read_manifest(folder: Path) -> Manifest:
+def _read_manifest(folder: Path, *, with_files: bool = True) -> Manifest:
     where = str(folder / MANIFEST)
     try:
         values = read_json(folder / MANIFEST)
@@ -244,10 +107,10 @@ def _read_manifest(folder: Path) -> Manifest:
             where=where,
             remedy="export the bundle with the same edgeladder version as the device's",
         )
-    try:
-        return validate(Manifest, modern_manifest(values), where=where)
-    except ConfigError as error:
-        raise IntegrityError(error.message, where=where, remedy=_AGAIN) from error
+    values = modern_manifest(values)
+    if not with_files:
+        values.pop("files", None)  # thousands of entries that nobody reads again
+    return from_json(Manifest, values, where=where)
 
 
 def record_files(folder: Path) -> dict[str, FileRecord]:
@@ -267,23 +130,5 @@ def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest.json` with the hashes of all files beside it: the last act of an export."""
-    complete = manifest.model_copy(update={"files": record_files(folder)})
-    write_json(folder / MANIFEST, complete.model_dump(mode="json"))
-
-
-def class_indices(names: list[str], known: list[str], *, where: str) -> list[int]:
-    """Indices of `names` in `known`.
-
-    Raises:
-        ConfigError: a name is unknown; the nearest is suggested.
-    """
-    position = {name: index for index, name in enumerate(known)}
-    for name in names:
-        if name not in position:
-            guess = nearest(name, known)
-            raise ConfigError(
-                f"label {name!r} is not among the classes",
-                where=where,
-                remedy=(f"did you mean {guess!r}? " if guess else "") + "correct the label",
-            )
-    return [position[name] for name in names]
+    complete = dataclasses.replace(manifest, files=record_files(folder))
+    write_json(folder / MANIFEST, to_json(complete))

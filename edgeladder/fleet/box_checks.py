@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from edgeladder.core.config import format_size, parse_size
+from edgeladder.core.sizes import format_size, parse_size
 from edgeladder.fleet.account import HostResult
 from edgeladder.fleet.transport import Box
 

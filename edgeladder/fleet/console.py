@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from edgeladder.core.config import format_size
+from edgeladder.core.sizes import format_size
 from edgeladder.fleet.account import Account, HostResult
 from edgeladder.fleet.remote_jobs import Progress
 

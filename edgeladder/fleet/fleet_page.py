@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from edgeladder import __version__
-from edgeladder.core.config import format_size
 from edgeladder.core.errors import ConfigError
 from edgeladder.core.files import read_json, write_text
 from edgeladder.core.ownership import GENERATOR, require_ours
+from edgeladder.core.sizes import format_size
 from edgeladder.fleet.pull import RECORD, failures
 from edgeladder.report.charts import bar_rows
 from edgeladder.report.page import percent

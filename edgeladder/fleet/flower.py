@@ -27,6 +27,7 @@ from edgeladder.core.bundle import Bundle
 from edgeladder.core.errors import ConfigError, EdgeLadderError
 from edgeladder.core.initial import initial_values
 from edgeladder.core.ownership import require_ours
+from edgeladder.core.records import to_json
 from edgeladder.core.tensors import TensorFile
 from edgeladder.fleet.aggregate import HEADLESS
 from edgeladder.runtime.adapter import adapter_of, save_adapter
@@ -147,7 +148,7 @@ def _save(bundle: Bundle, values: dict[str, np.ndarray], folder: Path) -> None:
     """Write parameters as an adapter of the bundle."""
     folder.mkdir(parents=True, exist_ok=True)
     manifest = bundle.manifest
-    profile = manifest.profile.model_dump(mode="json")
+    profile = to_json(manifest.profile)
     adapter = adapter_of(
         bundle, values, classes=manifest.classes, class_names=manifest.classes, templates=[],
         profile=profile,

@@ -19,8 +19,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
 
-from edgeladder.core.config import Strict, nearest, parse_size, read_yaml, validate
 from edgeladder.core.errors import ConfigError
+from edgeladder.core.sizes import parse_size
+from edgeladder.core.yaml_config import StrictModel, nearest, read_yaml, validate
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}")
 
@@ -56,7 +57,7 @@ Size = Annotated[str | int | None, AfterValidator(_size)]
 RemoteFolder = Annotated[str, AfterValidator(_remote_folder)]
 
 
-class HostVars(Strict):
+class HostVars(StrictModel):
     """What may stand for a host, a group or as a default; None: not said here."""
 
     address: str | None = None
@@ -79,7 +80,7 @@ class HostEntry(HostVars):
     groups: list[Name] = []
 
 
-class InventoryFile(Strict):
+class InventoryFile(StrictModel):
     """The YAML file."""
 
     defaults: HostVars = HostVars()
@@ -110,7 +111,7 @@ class InventoryFile(Strict):
         return self
 
 
-class Host(Strict):
+class Host(StrictModel):
     """One box, every value settled."""
 
     name: Name

@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from edgeladder.core.bundle import Manifest
 from edgeladder.core.files import building, read_json, sha256_file, write_json
+from edgeladder.core.manifest import Manifest
 from edgeladder.core.ownership import PULL_RECORD, require_ours
 from edgeladder.core.tensors import read_header
 from edgeladder.fleet.account import Account, HostError, HostResult

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgeladder.core.bundle import Bundle
-from edgeladder.core.config import format_size
 from edgeladder.core.errors import ConfigError, IntegrityError
 from edgeladder.core.files import sha256_file
 from edgeladder.core.ownership import MANIFEST
+from edgeladder.core.sizes import format_size
 from edgeladder.fleet.account import HostError, HostResult
 from edgeladder.fleet.transport import BLOCK_BYTES, Box
 

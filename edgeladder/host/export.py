@@ -12,10 +12,11 @@ import torch
 
 import edgeladder
 from edgeladder.core.archive import pack
-from edgeladder.core.bundle import Bundle, Manifest, ModelRecord, TowerRecord, write_manifest
+from edgeladder.core.bundle import Bundle, pack, write_manifest
 from edgeladder.core.config import Profile, TapConfig
 from edgeladder.core.errors import ConfigError
 from edgeladder.core.files import building
+from edgeladder.core.manifest import Manifest, ModelRecord, TowerRecord
 from edgeladder.core.ownership import require_ours
 from edgeladder.host.compile import training_artifacts as ort_training
 from edgeladder.host.compile.artifact import write_ladder

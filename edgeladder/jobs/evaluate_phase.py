@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from edgeladder.core.bundle import Bundle
 from edgeladder.core.files import write_json
-from edgeladder.core.plain import PlainBundle
 from edgeladder.core.trim import release_startup_memory
 from edgeladder.jobs.folds import held_out
 from edgeladder.jobs.run_directory import RunDirectory
@@ -28,7 +28,6 @@ from edgeladder.runtime.logits import ClassLogits
 from edgeladder.runtime.scoring import evaluate_cached
 
 if TYPE_CHECKING:
-    from edgeladder.core.bundle import Bundle
     from edgeladder.jobs.control import Control
 
 _WINDOW = 256  # pictures whose embeddings are held at once; their taps come by the chunk
@@ -44,7 +43,7 @@ def score(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]
     request = values["request"]
     chunk = int(values["sizes"].get("chunk") or 64)
     run = RunDirectory(request["run"])
-    bundle = cast("Bundle", PlainBundle(request["bundle"]))
+    bundle = Bundle.reopen(request["bundle"])
     selection = Selection.load(run.selection)
     engine = open_engine_named(values, bundle, {"mode": "chunked", "chunk": chunk})
     adapter = load_adapter(run.folder, bundle)

@@ -23,17 +23,12 @@ from edgeladder.budget.baseline import MachineBaseline
 from edgeladder.budget.planner import Plan, plan
 from edgeladder.budget.workload import Workload
 from edgeladder.core.bundle import Bundle
-from edgeladder.core.config import (
-    DeviceProfile,
-    Profile,
-    load_device,
-    load_profile,
-    override,
-    read_yaml,
-)
+from edgeladder.core.config import DeviceProfile, Profile
 from edgeladder.core.errors import ConfigError, IntegrityError
 from edgeladder.core.files import write_json, write_text
+from edgeladder.core.records import to_json
 from edgeladder.core.request import TrainRequest
+from edgeladder.core.yaml_config import load_device, load_profile, override, read_yaml
 from edgeladder.jobs.machine_baseline import machine_baseline
 from edgeladder.jobs.run_directory import RunDirectory
 from edgeladder.runtime import engine as engines
@@ -113,7 +108,7 @@ def prepare(values: dict[str, Any], control: Control) -> tuple[str, dict[str, An
         "folds": profile.head.folds,
         "batch": batch,
         "warmup_steps": math.ceil(profile.train.warmup_epochs * steps_per_epoch),
-        "profile": profile.model_dump(mode="json"),
+        "profile": to_json(profile),
         "plan": decided.to_dict(),
         "counts": {"train": len(train), "test": len(test), "classes": len(dataset.classes)},
     }
@@ -187,7 +182,7 @@ def _profile(request: TrainRequest, bundle: Bundle) -> Profile:
     exported = bundle.manifest.profile
     profile = load_profile(request.profile) if request.profile else exported
     profile = override(profile, request.overrides)
-    wanted, given = profile.ladder.model_dump(), exported.ladder.model_dump()
+    wanted, given = to_json(profile.ladder), to_json(exported.ladder)
     exported_prompts = exported.ladder.prompts
     if profile.ladder.prompts.keep is not None and exported_prompts.keep is None:
         raise ConfigError(
@@ -280,7 +275,7 @@ def _write_run(
     config = {
         "request": prepared["request"],
         "profile": prepared["profile"],
-        "device": device.model_dump(mode="json") if device is not None else None,
+        "device": to_json(device) if device is not None else None,
         "bundle_digest": prepared["bundle_digest"],
         "engine": prepared["engine"],
         "seed": prepared["seed"],

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from edgeladder.core.plain import PlainBundle
+from edgeladder.core.bundle import Bundle
 from edgeladder.core.trim import trim_heap
 from edgeladder.jobs.run_directory import RunDirectory
 from edgeladder.runtime.pictures.dataset import open_data, split
@@ -14,7 +14,6 @@ from edgeladder.runtime.towers.fill_cache import PrecomputeSizes, precompute
 from edgeladder.runtime.towers.runner import TowerSizes
 
 if TYPE_CHECKING:
-    from edgeladder.core.bundle import Bundle
     from edgeladder.jobs.control import Control
 
 _TELL_SECONDS = 0.2
@@ -31,7 +30,7 @@ def fill(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]]
         values: what the plan worker prepared, and `sizes`: whole, batch, group, text_batch.
     """
     request, sizes = values["request"], values["sizes"]
-    bundle = cast("Bundle", PlainBundle(request["bundle"]))
+    bundle = Bundle.reopen(request["bundle"])
     dataset = open_data(request["data"])
     train, test = split(dataset, request["shots"], values["seed"])
     leave: list[str] = []

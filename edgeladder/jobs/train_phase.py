@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from edgeladder.core.plain import PlainBundle, plain
+from edgeladder.core.bundle import Bundle
+from edgeladder.core.config import Profile
+from edgeladder.core.records import from_json
 from edgeladder.core.trim import release_startup_memory
 from edgeladder.jobs.checkpoint import Checkpoints
 from edgeladder.jobs.codebook import Codebook
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from edgeladder.core.bundle import Bundle
     from edgeladder.jobs.control import Control
 
 
@@ -45,7 +46,7 @@ def fit(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]]:
     started = time.monotonic()
     request, sizes = values["request"], values["sizes"]
     run = RunDirectory(request["run"])
-    bundle = cast("Bundle", PlainBundle(request["bundle"]))
+    bundle = Bundle.reopen(request["bundle"])
     selection = Selection.load(run.selection)
     batches = open_batches(
         bundle,
@@ -226,7 +227,8 @@ def open_engine_named(values: dict[str, Any], bundle: Bundle, sizes: dict[str, A
         threads=values["threads"],
         arena=bool(sizes.get("arena", True)),
     )
-    train, loss = plain(values["profile"]["train"]), plain(values["profile"]["loss"])
+    profile = from_json(Profile, values["profile"], where="the plan worker")
+    train, loss = profile.train, profile.loss
     if ":" in name:
         module, _, factory = name.partition(":")
         made: Engine = getattr(importlib.import_module(module), factory)(

@@ -15,9 +15,9 @@ from typing import Any
 import yaml
 
 from edgeladder import __version__
-from edgeladder.core.config import format_size
 from edgeladder.core.files import write_text
 from edgeladder.core.ownership import GENERATOR, require_ours
+from edgeladder.core.sizes import format_size
 from edgeladder.report.charts import bar_rows, confusion_matrix, line_chart
 from edgeladder.report.record import RunRecord, memory_of, read_run
 from edgeladder.report.style import STYLE

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgeladder.core.config import read_yaml
 from edgeladder.core.errors import ConfigError
+from edgeladder.core.yaml_config import read_yaml
 
 _EVENT_KINDS = ("limit", "memory", "watch", "chunk", "restart", "resume", "stop")
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from edgeladder.core.bundle import Bundle
-from edgeladder.core.config import read_yaml
 from edgeladder.core.errors import ConfigError
+from edgeladder.core.yaml_config import read_yaml
 from edgeladder.runtime.adapter import Adapter, load_adapter
 from edgeladder.runtime.cache.layout import EMBEDDING, EMBEDDING_PRE, l2_normalize
 from edgeladder.runtime.heads.closed_form import with_stored_head

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from edgeladder import __version__
-from edgeladder.core.config import nearest
 from edgeladder.core.errors import ConfigError, EdgeLadderError
 from edgeladder.core.ownership import require_ours
+from edgeladder.core.records import compact_json
+from edgeladder.core.yaml_config import nearest
 from edgeladder.runtime.classifier import Classifier, probabilities
 from edgeladder.runtime.compress_weights import Dtype, compress
 from edgeladder.runtime.deploy_graph import PICTURE, PROBABILITIES, assemble
@@ -116,7 +117,7 @@ def _metadata(classifier: Classifier) -> dict[str, str]:
         "model": f"{manifest.model.name} {manifest.model.pretrained}",
         "licence": manifest.model.licence,
         "bundle_digest": classifier.bundle.digest,
-        "preprocess": manifest.preprocess.model_dump_json(),
+        "preprocess": compact_json(manifest.preprocess),
         "session_config": json.dumps(IN_FLOAT),  # for the same numbers with int8 weights
         "input": "RGB, resized and cropped as preprocess says; mean and std are in the graph",
     }

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeladder.core.config import read_yaml
 from edgeladder.core.errors import ConfigError, DataError
 from edgeladder.core.files import write_json
+from edgeladder.core.yaml_config import read_yaml
 from edgeladder.runtime.cache.store import ActivationCache, sample_key
 from edgeladder.runtime.classifier import Classifier
 from edgeladder.runtime.logits import Activations

@@ -16,7 +16,8 @@ from edgeladder.runtime.pictures.decode import decode_square
 from edgeladder.runtime.pictures.sources import UnreadableError, ZipSource
 
 if TYPE_CHECKING:
-    from edgeladder.core.bundle import Bundle, PreprocessRecord
+    from edgeladder.core.bundle import Bundle
+    from edgeladder.core.manifest import PreprocessRecord
 
 
 def predict(

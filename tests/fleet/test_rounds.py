@@ -16,7 +16,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from edgeladder.core.bundle import Bundle
-from edgeladder.core.config import HeadConfig, library, load_profile
+from edgeladder.core.config import HeadConfig
+from edgeladder.core.yaml_config import library, load_profile
 from edgeladder.fleet import fleet_page
 from edgeladder.fleet.aggregate import HEADLESS
 from edgeladder.fleet.crew import Crew, run

@@ -11,9 +11,10 @@ import torch
 from safetensors.numpy import load_file
 
 from edgeladder.core.bundle import Bundle
-from edgeladder.core.config import LossConfig, TrainConfig, load_profile
+from edgeladder.core.config import LossConfig, TrainConfig
 from edgeladder.core.errors import ConfigError, EdgeLadderError
 from edgeladder.core.initial import initial_values
+from edgeladder.core.yaml_config import load_profile
 from edgeladder.host.compile import gate
 from edgeladder.host.export import export
 from edgeladder.host.model.backbone import canonical, load_backbone

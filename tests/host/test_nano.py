@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from edgeladder.core.bundle import Bundle
-from edgeladder.core.config import load_profile
 from edgeladder.core.errors import DataError
+from edgeladder.core.yaml_config import load_profile
 from edgeladder.host.export import export
 from edgeladder.host.model import nano_model as nano
 from edgeladder.runtime.towers.tokens import Tokenizer

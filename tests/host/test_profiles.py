@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from edgeladder.core.bundle import TapRecord
-from edgeladder.core.config import Profile, library, load_profile, override
+from edgeladder.core.config import Profile
 from edgeladder.core.errors import ConfigError
+from edgeladder.core.manifest import TapRecord
+from edgeladder.core.yaml_config import library, load_profile, override
 from edgeladder.host.export import tap_config
 from edgeladder.host.model.ladder import Ladder, Objective
 

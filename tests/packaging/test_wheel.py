@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgeladder import __version__
-from edgeladder.core.config import library
+from edgeladder.core.yaml_config import library
 
 ROOT = Path(__file__).parents[2]
 BASE = {

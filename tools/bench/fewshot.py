@@ -31,8 +31,9 @@ from ladder_row import train_ladder  # noqa: E402
 from task import Task, load_pool  # noqa: E402
 from variants import DEVICE  # noqa: E402
 
-from edgeladder.core.bundle import Bundle  # noqa: E402
-from edgeladder.core.config import Profile, override  # noqa: E402
+from edgeladder.core.bundle import Bundle
+from edgeladder.core.config import Profile
+from edgeladder.core.yaml_config import override  # noqa: E402
 from edgeladder.runtime.heads.closed_form import (  # noqa: E402
     Head,
     fit_head,

@@ -16,6 +16,7 @@ from edgeladder.budget.planner import plan
 from edgeladder.budget.tower_costs import precompute_phases
 from edgeladder.budget.workload import PhasePlan, Workload
 from edgeladder.core.bundle import Bundle
+from edgeladder.core.records import to_json
 from edgeladder.core.request import TrainRequest
 from edgeladder.jobs.machine_baseline import machine_baseline
 from edgeladder.jobs.run_directory import MetricsLog, read_metrics
@@ -105,7 +106,7 @@ class Phases:
             arena=config["arena"],
             hold=config.get("hold"),
         )
-        profile = bundle.manifest.profile.model_dump(mode="json")
+        profile = to_json(bundle.manifest.profile)
         profile["train"]["moments"] = config["moments"]
         request = TrainRequest(
             bundle=str(bundle.folder), cache=str(cache), run=str(run), limit="none"

@@ -16,6 +16,7 @@ from task import Activations, Task
 
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.config import Profile
+from edgeladder.core.records import to_json
 from edgeladder.jobs.control import Control
 from edgeladder.jobs.train_phase import _loop, begin, open_engine_named
 from edgeladder.runtime.cache.inputs import CacheBatches
@@ -38,7 +39,7 @@ def values_of(task: Task, profile: Profile, threads: int) -> dict[str, Any]:
     if keep is not None and keep < 1:
         until = steps + profile.condense.epochs * per_epoch
         condense = {"at": steps, "until": until, "keep": keep, "train": profile.condense.train}
-    dumped = profile.model_dump(mode="json")
+    dumped = to_json(profile)
     dumped["train"]["checkpoint_steps"] = 10**9
     dumped["train"]["checkpoint_seconds"] = 1e9
     return {

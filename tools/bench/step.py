@@ -41,8 +41,8 @@ def reference_ladder() -> Any:
     """The reference ladder, seed 0."""
     import torch
 
-    from edgeladder.core.bundle import TapRecord
     from edgeladder.core.config import LadderConfig
+    from edgeladder.core.manifest import TapRecord
     from edgeladder.host.model.ladder import Ladder
 
     torch.manual_seed(0)
@@ -75,7 +75,9 @@ def write_graphs(folder: Path) -> dict[str, Any]:
     )
     end = time.perf_counter()
     training = next((at for note, at in marks if "ort_training" in note), end)
-    (folder / "parts.json").write_text(record.model_dump_json())
+    from edgeladder.core.records import compact_json
+
+    (folder / "parts.json").write_text(compact_json(record))
     nodes = {name: graph.nodes for name, graph in record.graphs.items()}
     if with_training:
         model = onnx.load(str(folder / record.ort_training["training_model"]))

@@ -71,10 +71,10 @@ class Pictures:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """One contender, in this process."""
     from edgeladder.budget import meter
-    from edgeladder.core.plain import PlainBundle
+    from edgeladder.core.bundle import Bundle
     from edgeladder.runtime.towers.runner import TowerRunner, TowerSizes
 
-    bundle: Any = PlainBundle(options.bundle)
+    bundle = Bundle.reopen(options.bundle)
     pictures = Pictures(options.pictures, bundle.manifest.preprocess.size)
     checks = []
     if options.way == "one graph":

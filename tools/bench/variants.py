@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="+", choices=list(HOST), default=list(HOST))
     arguments = parser.parse_args()
-    from edgeladder.core.config import load_profile
+    from edgeladder.core.yaml_config import load_profile
     from edgeladder.host.export import export
 
     for name in arguments.only:

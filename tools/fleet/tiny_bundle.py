@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from edgeladder.core.bundle import (
-    Bundle,
+from edgeladder.core.bundle import Bundle, write_manifest
+from edgeladder.core.config import Profile
+from edgeladder.core.manifest import (
     LadderRecord,
     Manifest,
     ModelRecord,
@@ -16,9 +17,7 @@ from edgeladder.core.bundle import (
     PreprocessRecord,
     TokenizerRecord,
     TowerRecord,
-    write_manifest,
 )
-from edgeladder.core.config import Profile
 
 
 def write_bundle(folder: Path, *, weights_bytes: int, width: int = 4) -> Bundle:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from edgeladder.core.bundle import GraphRecord, LadderRecord, ParameterRecord, TensorRecord
 from edgeladder.core.config import TrainConfig
+from edgeladder.core.manifest import GraphRecord, LadderRecord, ParameterRecord, TensorRecord
 from edgeladder.core.tensors import write_tensors
 from edgeladder.host.compile import (
     optimizer_graphs as optimizer,

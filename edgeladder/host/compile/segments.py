@@ -22,9 +22,10 @@ import onnx
 import torch
 from onnx import TensorProto, numpy_helper
 
-from edgeladder.core.bundle import SegmentRecord, TapRecord, TensorRecord, TowerRecord
 from edgeladder.core.config import TapConfig
 from edgeladder.core.errors import EdgeLadderError
+from edgeladder.core.manifest import SegmentRecord, TapRecord, TensorRecord, TowerRecord
+from edgeladder.core.records import compact_json, to_json
 from edgeladder.host.compile import forward_towers  # noqa: F401  (registers its rules)
 from edgeladder.host.compile.forward import lower
 from edgeladder.host.compile.weights import compress
@@ -66,8 +67,8 @@ def write_segments(
     tower = backbone.tower(side)
     target = folder / "backbone" / side
     target.mkdir(parents=True)
-    digest = hashlib.sha256(json.dumps([dtype, config.model_dump()], sort_keys=True).encode())
-    digest.update(backbone.preprocess.model_dump_json().encode() if side == "image" else b"text")
+    digest = hashlib.sha256(json.dumps([dtype, to_json(config)], sort_keys=True).encode())
+    digest.update(compact_json(backbone.preprocess).encode() if side == "image" else b"text")
     templates: dict[str, Template] = {}
     pieces = tower.pieces(taps, config)
     values: dict[str, torch.Tensor] = {tower.source: _sample(tower)}

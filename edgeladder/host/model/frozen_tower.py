@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgeladder.core.bundle import TapRecord
 from edgeladder.core.config import TapConfig
+from edgeladder.core.manifest import TapRecord
 
 TAP_EPSILON = 1e-5
 

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgeladder.core.bundle import TapGroup, TapRecord
 from edgeladder.core.config import LadderConfig
+from edgeladder.core.manifest import TapGroup, TapRecord
 from edgeladder.host.model.aggregate import Aggregate
 from edgeladder.host.model.prompts import PreparedPrompts, RungPrompts, build_prompts
 from edgeladder.host.model.prompts.base import joined, split, standardise

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgeladder.core.bundle import TokenizerRecord
 from edgeladder.core.errors import DataError
 from edgeladder.core.files import sha256_file
+from edgeladder.core.manifest import TokenizerRecord
 from edgeladder.core.tensors import TensorFile
 from edgeladder.host.model.backbone import Backbone, wrap
 

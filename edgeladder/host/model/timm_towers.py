@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgeladder.core.bundle import TapRecord
 from edgeladder.core.config import TapConfig
+from edgeladder.core.manifest import TapRecord
 from edgeladder.host.model.frozen_tower import (
     Call,
     ImageTap,

@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from edgeladder.core.bundle import TokenizerRecord
 from edgeladder.core.errors import EdgeLadderError
+from edgeladder.core.manifest import TokenizerRecord
 from edgeladder.host.model.backbone import Backbone
 
 _PROBES = [

@@ -19,7 +19,8 @@ from edgeladder.runtime.cache.sampler import Sampler
 from edgeladder.runtime.cache.store import ActivationCache
 
 if TYPE_CHECKING:
-    from edgeladder.core.bundle import Bundle, TapGroup
+    from edgeladder.core.bundle import Bundle
+    from edgeladder.core.manifest import TapGroup
     from edgeladder.runtime.cache.selection import Selection
 
 KEEP_BYTES = 8 << 20  # of decoded text taps, the same in every step

@@ -16,7 +16,8 @@ import numpy as np
 from edgeladder.runtime.float16 import to_float16
 
 if TYPE_CHECKING:
-    from edgeladder.core.bundle import Bundle, TowerRecord
+    from edgeladder.core.bundle import Bundle
+    from edgeladder.core.manifest import TowerRecord
 
 Side = Literal["image", "text"]
 TapDtype = Literal["fp16", "int8"]

@@ -38,7 +38,8 @@ from edgeladder.runtime.cache.shards import ROW_BITS, SUFFIX, ShardReader, shard
 from edgeladder.runtime.float16 import Float16Block
 
 if TYPE_CHECKING:
-    from edgeladder.core.bundle import Bundle, TapGroup
+    from edgeladder.core.bundle import Bundle
+    from edgeladder.core.manifest import TapGroup
 
 SHARD_BYTES = 4 << 20  # held in memory until written; a power cut costs at most this
 INDEX = "index" + SUFFIX

@@ -10,9 +10,9 @@ import numpy as np
 
 from edgeladder.runtime.session import Bound, open_session
 
-if TYPE_CHECKING:  # pydantic costs a worker 20 MB
-    from edgeladder.core.bundle import ParameterRecord
+if TYPE_CHECKING:
     from edgeladder.core.config import TrainConfig
+    from edgeladder.core.manifest import ParameterRecord
     from edgeladder.runtime.engine.protocol import StepPlan
 
 ROW = 256  # elements per quantisation scale; sections are padded to it

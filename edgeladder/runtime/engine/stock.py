@@ -17,7 +17,7 @@ from edgeladder.runtime.engine.targets import soft_targets
 from edgeladder.runtime.logits import ClassLogits
 from edgeladder.runtime.session import Bound, open_session
 
-if TYPE_CHECKING:  # pydantic costs a worker 20 MB
+if TYPE_CHECKING:
     from edgeladder.core.bundle import Bundle
     from edgeladder.core.config import LossConfig, TrainConfig
 

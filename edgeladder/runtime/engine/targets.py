@@ -9,7 +9,7 @@ import numpy as np
 from edgeladder.runtime.engine.protocol import StepInputs
 from edgeladder.runtime.logits import ClassLogits
 
-if TYPE_CHECKING:  # pydantic costs a worker 20 MB
+if TYPE_CHECKING:
     from edgeladder.core.config import LossConfig
 
 

@@ -16,7 +16,7 @@ from edgeladder.runtime.engine.protocol import StepPlan
 from edgeladder.runtime.engine.stock import StockEngine
 from edgeladder.runtime.session import Bound, open_session
 
-if TYPE_CHECKING:  # pydantic costs a worker 20 MB
+if TYPE_CHECKING:
     from edgeladder.core.bundle import Bundle
     from edgeladder.core.config import LossConfig, TrainConfig
 

@@ -17,7 +17,7 @@ from PIL import Image
 from edgeladder.runtime.pictures.sources import UnreadableError
 
 if TYPE_CHECKING:
-    from edgeladder.core.bundle import PreprocessRecord
+    from edgeladder.core.manifest import PreprocessRecord
 
 EXACT_PIXELS = 4096 * 4096  # 67 MB decoded; beyond it a JPEG is decoded at 1/2, 1/4 or 1/8
 _WIDEST_RESIZED_PIXELS = 4096 * 1024  # beyond it only the part that survives the crop is resized

@@ -23,7 +23,7 @@ from edgeladder.runtime.pictures.decode import (
 )
 
 if TYPE_CHECKING:
-    from edgeladder.core.bundle import PreprocessRecord
+    from edgeladder.core.manifest import PreprocessRecord
 
 VERSION = "crop-flip-1"  # part of a view's cache key: change it with anything below
 _SMALLEST_AREA = 0.5  # of the picture; Tip-Adapter's RandomResizedCrop(scale=(0.5, 1))

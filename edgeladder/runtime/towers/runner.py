@@ -22,7 +22,8 @@ from edgeladder.runtime.towers.spill import SpillFile
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-    from edgeladder.core.bundle import Bundle, SegmentRecord, TowerRecord
+    from edgeladder.core.bundle import Bundle
+    from edgeladder.core.manifest import SegmentRecord, TowerRecord
 
 _SINK_SAMPLES = 16  # handed on at a time
 SOURCE_NAMES = {"image": "pixels", "text": "tokens"}

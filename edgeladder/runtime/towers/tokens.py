@@ -19,7 +19,8 @@ from edgeladder.runtime.pictures.class_names import ClassName, readable
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from edgeladder.core.bundle import Bundle, TokenizerRecord
+    from edgeladder.core.bundle import Bundle
+    from edgeladder.core.manifest import TokenizerRecord
 
 # of the seven that serve best on ImageNet (openai/CLIP, Prompt_Engineering_for_ImageNet), those
 # that hold for things in a factory, a farm or a van too: no origami, no video games, no art

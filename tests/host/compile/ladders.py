@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from edgeladder.core.bundle import TapRecord
 from edgeladder.core.config import LadderConfig, PromptConfig
+from edgeladder.core.manifest import TapRecord
+from edgeladder.core.records import from_json
 from edgeladder.host.compile.artifact import forward_graph
 from edgeladder.host.compile.graph import Graph
 from edgeladder.host.compile.step import Trained
@@ -72,7 +73,8 @@ RECIPES = (
 def build(recipe: Recipe) -> Ladder:
     """The ladder of a recipe: width 16, two heads, three prompts, seed 0."""
     torch.manual_seed(0)
-    config = LadderConfig.model_validate(
+    config = from_json(
+        LadderConfig,
         {
             "width": 16,
             "heads": 2,
@@ -81,16 +83,17 @@ def build(recipe: Recipe) -> Ladder:
             "aggregate": recipe.aggregate,
             "fuse": recipe.fuse,
             "project": recipe.project,
-            "prompts": PromptConfig.model_validate(
+            "prompts": from_json(
+                PromptConfig,
                 {
                     "kind": recipe.kind,
                     "length": 3,
                     "bits": recipe.bits,
                     "keep": recipe.keep,
                     "couple": recipe.couple,
-                }
+                },
             ),
-        }
+        },
     )
     taps = {
         side: [

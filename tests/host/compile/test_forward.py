@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import get_args
+from typing import get_args, get_type_hints
 
 import numpy as np
 import onnx
@@ -54,7 +54,7 @@ def test_the_recipes_use_every_switch():
     """Every value of every switch, every method shared and separate, and condensed."""
 
     def choices(model: type, key: str) -> set[object]:
-        return set(get_args(model.model_fields[key].annotation))
+        return set(get_args(get_type_hints(model)[key]))
 
     used = {f.name: {getattr(r, f.name) for r in RECIPES} for f in dataclasses.fields(RECIPES[0])}
     for key in ("share", "aggregate", "fuse"):

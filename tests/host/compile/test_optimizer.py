@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from edgeladder.core.bundle import ParameterRecord
 from edgeladder.core.config import TrainConfig
+from edgeladder.core.manifest import ParameterRecord
 from edgeladder.host.compile import optimizer_graphs as graphs
 from edgeladder.runtime.engine.optimizer_step import Layout, Optimizer
 from edgeladder.runtime.engine.protocol import StepPlan

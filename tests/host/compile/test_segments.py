@@ -10,9 +10,9 @@ import onnxruntime
 import pytest
 import torch
 
-from edgeladder.core.bundle import TowerRecord
 from edgeladder.core.config import TapConfig
 from edgeladder.core.errors import EdgeLadderError
+from edgeladder.core.manifest import TowerRecord
 from edgeladder.host.compile.segments import check_segments, write_segments
 from edgeladder.host.model.backbone import Backbone, resolve_taps
 from tests.host.model.small_models import CONTEXT, small_backbone

@@ -11,9 +11,11 @@ import pytest
 
 from edgeladder.cli.app import main
 from edgeladder.core.bundle import Bundle
-from edgeladder.core.config import LossConfig, TrainConfig, load_profile
+from edgeladder.core.config import LossConfig, TrainConfig
 from edgeladder.core.errors import ConfigError
+from edgeladder.core.records import to_json
 from edgeladder.core.request import TrainRequest
+from edgeladder.core.yaml_config import load_profile
 from edgeladder.host.export import export
 from edgeladder.jobs import plan_phase as prepare
 from edgeladder.jobs.checkpoint import Checkpoints
@@ -146,7 +148,7 @@ def same(left, right, **tolerance):
 
 def test_it_begins_at_zero_shot(bundle):
     engine, inputs = opened(bundle), problem(bundle)
-    config = bundle.manifest.profile.ladder.prompts.model_dump()
+    config = to_json(bundle.manifest.profile.ladder.prompts)
     made = initial_prompts(bundle.manifest.ladder, config, engine.parameters(), [inputs], 0)
     engine.set_parameters(made)
     record = SimpleNamespace(engine=engine, step=0, record=lambda values: None)

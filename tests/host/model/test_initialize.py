@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from edgeladder.core.config import LadderConfig, TapConfig, load_profile
+from edgeladder.core.config import LadderConfig, TapConfig
 from edgeladder.core.errors import ConfigError
+from edgeladder.core.records import from_json
+from edgeladder.core.yaml_config import load_profile
 from edgeladder.host.export import export
 from edgeladder.host.model.backbone import resolve_taps
 from edgeladder.host.model.fisher import fisher
@@ -33,7 +35,7 @@ def sample():
 
 
 def build(backbone, **values):
-    config = LadderConfig.model_validate({"width": 16, "heads": 2, "hidden": 2, **values})
+    config = from_json(LadderConfig, {"width": 16, "heads": 2, "hidden": 2, **values})
     taps = [resolve_taps(backbone, side, TapConfig(count=2)) for side in ("image", "text")]
     torch.manual_seed(0)
     return Ladder(config, *taps, backbone.embedding_dim)

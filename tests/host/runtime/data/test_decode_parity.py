@@ -9,7 +9,7 @@ import pytest
 from open_clip.transform import image_transform
 from PIL import Image
 
-from edgeladder.core.bundle import PreprocessRecord
+from edgeladder.core.manifest import PreprocessRecord
 from edgeladder.runtime.pictures.decode import decode
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -13,8 +13,8 @@ import onnxruntime
 import pytest
 import torch
 
-from edgeladder.core.bundle import LadderRecord
 from edgeladder.core.config import LossConfig, TrainConfig
+from edgeladder.core.manifest import LadderRecord
 from edgeladder.host.compile import training_artifacts as ort_training
 from edgeladder.host.compile.artifact import decays, write_ladder
 from edgeladder.host.model.ladder import Objective

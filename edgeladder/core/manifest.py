@@ -1,0 +1,170 @@
+"""The manifest: what a bundle says of itself (contract 1), as frozen records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from edgeladder.core.config import Profile
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorRecord:
+    """A named tensor at a segment's edge; the first dimension, the batch, is left out."""
+
+    name: str
+    shape: list[int]
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentRecord:
+    """One ONNX piece of a frozen tower. Segments run in order and pass tensors on by name."""
+
+    file: str
+    inputs: list[TensorRecord]
+    outputs: list[TensorRecord]  # hidden states for later segments, taps and embeddings
+    weight_bytes: int
+    activation_bytes: int  # measured at export: peak of intermediate tensors for one sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class TapRecord:
+    """One tap: per-token standardised activations (mean 0, variance 1 over the channels)."""
+
+    name: str  # the segment output that carries it: (N, tokens, width)
+    block: int
+    tokens: int
+    width: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessRecord:
+    """Picture -> pixels, as open_clip does it."""
+
+    size: int  # of the square the tower sees, px
+    resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
+    interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bicubic"
+    mean: list[float]
+    std: list[float]
+    fill: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerRecord:
+    """What a device needs to tokenise class names."""
+
+    kind: Literal["clip-bpe", "huggingface", "nano"]
+    files: list[str]
+    context_length: int
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerRecord:
+    """A frozen tower: its segments, taps and outputs."""
+
+    segments: list[SegmentRecord]
+    taps: list[TapRecord]
+    embedding: str  # output (N, D): after CLIP's projection, not normalised
+    embedding_pre: str | None = None  # output (N, W): before the projection, where there is one
+    digest: str  # SHA-256 over weights, cut and preprocessing or tokenizer: the cache's key
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRecord:
+    """The frozen model and where it comes from."""
+
+    name: str
+    pretrained: str
+    origin: str
+    licence: str
+    embedding_dim: int
+    logit_scale: float  # already exponentiated
+    logit_bias: float = 0.0  # SigLIP
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterRecord:
+    """A trained tensor of the ladder, in the order of the flat parameter vector."""
+
+    name: str
+    shape: list[int]
+    decay: bool  # weight decay applies (no biases, norms or gates)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TapGroup:
+    """Taps of equal shape travel as one graph input (L, T, N, W), tokens first."""
+
+    input: str  # e.g. image_taps_0
+    side: Literal["image", "text"]
+    taps: list[int]  # indices into the tower's taps
+    tokens: int
+    width: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphRecord:
+    """One ONNX graph of the ladder: names of what goes in and comes out."""
+
+    file: str
+    inputs: list[str]
+    outputs: list[str]
+    nodes: int
+    activation_bytes: dict[str, float] = field(
+        default_factory=dict
+    )  # at 32 x 100: fixed, per_image, per_class
+    # peak of intermediates: the largest of fixed + pictures * per_image + classes * per_class
+    peaks: list[tuple[float, float, float]] = field(default_factory=list)
+    residual_bytes: float = 0.0  # keep graphs: what one picture or class hands to the backward pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class LadderRecord:
+    """The trained part: parameters, and the graphs derived from `ladder/forward.onnx`."""
+
+    parameters: list[ParameterRecord]
+    buffers: list[TensorRecord] = field(
+        default_factory=list
+    )  # state that is not trained (codebooks, masks); full shapes
+    groups: list[TapGroup]
+    image_inputs: list[str] = field(
+        default_factory=list
+    )  # further per-picture inputs, e.g. image_embedding_pre
+    forward: str
+    initial: str  # parameters and buffers by name; parameters that are all zero are left out
+    golden: str
+    graphs: dict[str, GraphRecord]
+    ort_training: dict[str, str] = field(
+        default_factory=dict
+    )  # role -> file; empty where it was not exported
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileRecord:
+    """Size and hash of one file."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """`manifest.json`."""
+
+    schema_version: int = SCHEMA_VERSION
+    model: ModelRecord
+    preprocess: PreprocessRecord
+    tokenizer: TokenizerRecord
+    image: TowerRecord
+    text: TowerRecord
+    ladder: LadderRecord
+    profile: Profile
+    classes: list[str] = field(
+        default_factory=list
+    )  # given at export; the device may bring its own
+    files: dict[str, FileRecord] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
