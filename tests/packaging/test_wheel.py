@@ -15,8 +15,8 @@ from edgeladder.core.yaml_config import library
 
 ROOT = Path(__file__).parents[2]
 BASE = {
-    "numpy", "onnxruntime", "pillow", "psutil", "pydantic", "pyyaml", "rich", "safetensors",
-    "tokenizers", "typer",
+    "annotated-types", "numpy", "onnxruntime", "pillow", "psutil", "pydantic", "pyyaml", "rich",
+    "safetensors", "tokenizers", "typer",
 }  # fmt: skip
 
 
