@@ -11,7 +11,6 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from edgeladder.core.archive import is_archive, unpack
 from edgeladder.core.errors import ConfigError, IntegrityError
 from edgeladder.core.files import read_json, sha256_file, write_json
 from edgeladder.core.manifest import SCHEMA_VERSION, FileRecord, Manifest
@@ -39,6 +38,8 @@ class Bundle:
             ConfigError: there is no bundle at `path`.
             IntegrityError: another schema version, a missing or changed file.
         """
+        from edgeladder.core.archive import is_archive, unpack  # workers open no archives
+
         folder = Path(path)
         if is_archive(folder):
             folder = unpack(folder)

@@ -12,7 +12,7 @@ import torch
 
 import edgeladder
 from edgeladder.core.archive import pack
-from edgeladder.core.bundle import Bundle, pack, write_manifest
+from edgeladder.core.bundle import Bundle, write_manifest
 from edgeladder.core.config import Profile, TapConfig
 from edgeladder.core.errors import ConfigError
 from edgeladder.core.files import building
