@@ -23,10 +23,9 @@ def holder(size, more="time.sleep(60)"):
 
 @pytest.fixture
 def held():
-    process = holder(80 * MB)
-    yield process
-    process.kill()
-    process.wait()
+    with holder(80 * MB) as process:
+        yield process
+        process.kill()
 
 
 def test_against_psutil(held):
@@ -54,7 +53,7 @@ def test_a_tree_is_summed_over_generations():
     assert not cheap.exact and 70 * MB < usage.bytes < cheap.bytes < 110 * MB
     for pid in pids:
         os.kill(pid, 9)
-    process.wait()
+    process.communicate()
 
 
 def test_high_water_is_the_programs_own_not_its_parents():
@@ -63,14 +62,14 @@ def test_high_water_is_the_programs_own_not_its_parents():
     process = holder(5 * MB)
     assert meter.high_water(process.pid) < 60 * MB
     process.kill()
-    process.wait()
+    process.communicate()
     del ballast
 
 
 def test_a_process_that_is_gone_is_zero():
     process = holder(MB)
     process.kill()
-    process.wait()
+    process.communicate()
     assert meter.measure(process.pid).bytes == 0
     assert meter.high_water(process.pid) == meter.private(process.pid) == 0
 

@@ -199,7 +199,7 @@ def test_a_call_given_up_writes_no_more(tmp_path: Path) -> None:
         )
 
     first = call()
-    assert first.stdin is not None
+    assert first.stdin is not None and first.stdout is not None
     first.stdin.write(content[:300_000])
     first.stdin.flush()
     part = tmp_path / "blobs" / f"{name}.part"
@@ -213,6 +213,7 @@ def test_a_call_given_up_writes_no_more(tmp_path: Path) -> None:
         first.stdin.write(content[300_000:])
         first.stdin.close()
     assert first.wait() == -signal.SIGKILL
+    first.stdout.close()
     assert hashlib.sha256((tmp_path / "blobs" / name).read_bytes()).hexdigest() == name
     third = call()  # the number of one that ended by itself is not kept
     third.communicate(content)

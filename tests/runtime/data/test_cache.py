@@ -260,16 +260,13 @@ def test_killed_at_any_moment(tiny: TinyBundle, tmp_path: Path) -> None:
     random_source = random.Random(1)
     flushed = 0
     for _ in range(4):
-        process = subprocess.Popen(
-            [sys.executable, "-c", WRITER, here, str(tmp_path / "b"), str(tmp_path / "cache")],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert process.stdout is not None and process.stdout.readline() == "ready\n"
-        time.sleep(random_source.uniform(0.0, 0.25))
-        process.send_signal(signal.SIGKILL)
-        told = [int(line) for line in process.stdout.read().split()]
-        process.wait()
+        command = [sys.executable, "-c", WRITER, here, str(tmp_path / "b"), str(tmp_path / "cache")]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            time.sleep(random_source.uniform(0.0, 0.25))
+            process.send_signal(signal.SIGKILL)
+            told = [int(line) for line in process.stdout.read().split()]
         flushed = max([flushed, *told])
         cache = open_cache(tmp_path / "cache", tiny, writable=True)
         assert len(cache) >= flushed
