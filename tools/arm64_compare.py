@@ -116,6 +116,7 @@ def compare(folder: Path) -> bool:
 
 
 def main() -> None:
+    """`sample ARCHIVE FOLDER` or `compare FOLDER`."""
     match sys.argv[1:]:
         case ["sample", archive, folder]:
             sample(Path(archive), Path(folder))

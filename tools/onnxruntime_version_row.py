@@ -38,6 +38,7 @@ def error(found: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> flo
 
 
 def main() -> None:
+    """Print the row; fail above the tolerance."""
     bundle, saved = Bundle.open(sys.argv[1]), Path(sys.argv[2])
     result = replay(bundle, engine="stock", threads=1)
     ways = [

@@ -75,10 +75,15 @@ def test_a_folder_is_replaced_only_where_all_of_it_is_ours(
 
 def test_what_comes_while_a_bundle_is_made_stays(tmp_path: Path) -> None:
     folder = tmp_path / "bundle"
-    with pytest.raises(ConfigError, match="holds no bundle"), building(folder, "bundle") as fresh:
-        (fresh / "new").write_text("new")
-        folder.mkdir()
-        (folder / "precious").write_text("precious")
+
+    def build() -> None:
+        with building(folder, "bundle") as fresh:
+            (fresh / "new").write_text("new")
+            folder.mkdir()
+            (folder / "precious").write_text("precious")
+
+    with pytest.raises(ConfigError, match="holds no bundle"):
+        build()
     assert tree(folder) == {"precious": b"precious"}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ PICTURE = np.random.default_rng(7).bytes(4096)
 
 
 @pytest.fixture
-def received(monkeypatch: pytest.MonkeyPatch) -> Iterator[bytearray]:
+def received(monkeypatch: pytest.MonkeyPatch) -> bytearray:
     """Every byte that any box sent to the controller over its channels."""
     import asyncssh
 
@@ -37,7 +36,7 @@ def received(monkeypatch: pytest.MonkeyPatch) -> Iterator[bytearray]:
         return block
 
     monkeypatch.setattr(asyncssh.SSHReader, "read", recording)
-    yield seen
+    return seen
 
 
 def trained(farm: Any, crew_of: Any, bundle: Bundle) -> Any:

@@ -179,11 +179,11 @@ def test_a_leaking_engine_under_budgets_just_above_the_smallest(ask, tmp_path, m
         monkeypatch.setenv("EDGELADDER_BALLOON", str(10 * MB))
         request = ask(f"run{number}", engine="troubled_engine:open", budget_bytes=budget)
         request.limit, request.restarts = "auto", 4
+        refusal = ""
         try:
             supervisor.train(request)
         except BudgetError as error:
-            assert "ran out of memory" in error.message
-            continue
+            refusal = error.message
         finally:
             records = list(read_metrics(Path(request.run) / "metrics.jsonl"))
             peaks = [r["sampled_peak_bytes"] for r in records if r["kind"] == "phase"]
@@ -192,5 +192,8 @@ def test_a_leaking_engine_under_budgets_just_above_the_smallest(ask, tmp_path, m
                 r["last_step"] - r["checkpoint_step"] for r in records if r["kind"] == "restart"
             ]
             assert all(steps <= 1 for steps in lost[1:])
+        if refusal:
+            assert "ran out of memory" in refusal
+            continue
         for name, value in adapter(ask("free")).items():
             np.testing.assert_allclose(adapter(request)[name], value, atol=1e-5)

@@ -190,7 +190,7 @@ def test_a_curve_survives_numbers_that_are_none():
     assert "fewer than two" in line_chart([(1, float("inf"))], x_label="step", label="loss")
 
 
-@pytest.mark.parametrize("low, high", [(0, 1), (0, 0), (-3, 17), (1e-6, 2e-6), (0, 1e9)])
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 0), (-3, 17), (1e-6, 2e-6), (0, 1e9)])
 def test_ticks_are_few_and_inside(low, high):
     ticks = nice_ticks(low, high)
     top = high if high > low else low + 1

@@ -55,6 +55,7 @@ def feeds(opened: Any, sizes: dict[str, int]) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
+    """Time both ways in turns; print the medians."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--pictures", type=int, default=32)

@@ -1,5 +1,7 @@
-"""Caches filled with random activations: training's memory and time do not depend on what they
-say, and a backbone need not run for them."""
+"""Caches filled with random activations, for which no backbone need run.
+
+Training's memory and time do not depend on what they say.
+"""
 
 from __future__ import annotations
 

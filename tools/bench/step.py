@@ -249,6 +249,7 @@ def table(size: str, found: dict[str, Any], peak: float) -> str:
 
 
 def main() -> None:
+    """Run every contender in turns; print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", action="append", help="pictures x classes; default 32x100")
     parser.add_argument("--chunks", default="8,32", help="of the chunked step")

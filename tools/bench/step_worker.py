@@ -59,12 +59,15 @@ class Inputs:
         self.bytes += self.image_embedding.nbytes + self.text_embedding.nbytes
 
     def image_taps(self, start: int, stop: int) -> list[np.ndarray]:
+        """Taps of pictures, (L, T, n, D) per group."""
         return [np.ascontiguousarray(t[:, :, start:stop]) for t in self.taps["image"]]
 
     def text_taps(self, start: int, stop: int) -> list[np.ndarray]:
+        """Taps of classes, (L, T, n, D) per group."""
         return [np.ascontiguousarray(t[:, :, start:stop]) for t in self.taps["text"]]
 
     def targets(self) -> np.ndarray:
+        """One-hot labels (B, C)."""
         return np.eye(len(self.text_embedding), dtype=np.float32)[self.labels]
 
 
@@ -197,6 +200,7 @@ def peak_mb() -> float:
 
 
 def main() -> None:
+    """Answer every `run N` on stdin with the seconds of N steps, `end` with the peak."""
     name, folder, size, threads = sys.argv[1:5]
     out = sys.stdout
     sys.stdout = sys.stderr  # libraries print; our lines are the protocol

@@ -115,7 +115,6 @@ def load_pool(
     test_per_class: int | None = None,
     dtype: str = "fp16",
     views: int = 0,
-    threads: int = 1,
 ) -> Pool:
     """Precompute what is missing and load all that `seeds` draws of up to `shots` need.
 
@@ -136,7 +135,7 @@ def load_pool(
         test=test,
         dtype=dtype,  # type: ignore[arg-type]
         views=views,
-        sizes=_sizes(threads),
+        sizes=_sizes(threads=1),
     )
     reader = open_reader(bundle, cache, result.selection)
     skipped = {item["path"] for item in result.selection.skipped}

@@ -1,5 +1,7 @@
-"""A farm of boxes on this machine: real sshd instances on loopback ports, each with its own home,
-host key and faults. For tests, proofs and trying the fleet out without hardware.
+"""A farm of boxes on this machine: real sshd instances on loopback ports.
+
+Each has its own home, host key and faults. For tests, proofs and trying the fleet out without
+hardware.
 
     python tools/fleet/farm.py --boxes 5 --folder farm      # runs until interrupted
 

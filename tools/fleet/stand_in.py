@@ -1,5 +1,7 @@
-"""Stands in for `edgeladder` on a box where the fleet is tested: the same options, files and exit
-codes, no learning. What a box does wrong is read from `~/behaviour.json`.
+"""Stands in for `edgeladder` on a box where the fleet is tested.
+
+The same options, files and exit codes, no learning. What a box does wrong is read from
+`~/behaviour.json`.
 
     {"steps": 5, "step_seconds": 0.01, "pictures": 10, "shift": 1.0,
      "nan": false, "far": 1.0, "stray": false, "exit": 0, "link": null, "extra_tensor": null}

@@ -53,7 +53,7 @@ def symbol(name: str) -> Extent:
 
 
 def parse(text: str) -> int | Extent:
-    """The inverse of `str`: parse(str(e)) == e."""
+    """The inverse of `str`: an extent from its text."""
     parts: list[tuple[int | Extent, int]] = []
     for part in text.split("+"):
         match = re.fullmatch(r"\s*(?:(\d+)\s*\*\s*)?([A-Za-z_]\w*|\d+)\s*", part)

@@ -219,6 +219,7 @@ class Call(nn.Module):
         self.function = function
 
     def forward(self, *tensors: Tensor) -> Any:
+        """What the function gives, for torch.export."""
         return self.function(self.owner, *tensors)
 
 
@@ -246,6 +247,7 @@ def chain(
 
 
 def norms(first: Any, second: Any) -> dict[str, Tensor]:
+    """Both layer norms of a block, by our names."""
     return {
         "ln1_weight": first.weight,
         "ln1_bias": first.bias,
@@ -255,6 +257,7 @@ def norms(first: Any, second: Any) -> dict[str, Tensor]:
 
 
 def feed_forward(first: Any, second: Any) -> dict[str, Tensor]:
+    """Both layers of a block's feed-forward part, by our names."""
     return {
         "fc1_weight": first.weight,
         "fc1_bias": first.bias,

@@ -38,8 +38,13 @@ class Sampler:
     """Batches of picture indices and views."""
 
     def __init__(self, count: int, batch: int, seed: int, views: int = 0):
-        """Args: count: pictures; batch: at most, fewer where there are fewer pictures; views:
-        augmented views per picture, one of which (or the plain one) is drawn each time."""
+        """Start at the first picture of the first epoch.
+
+        Args:
+            count: pictures.
+            batch: at most; fewer where there are fewer pictures.
+            views: augmented views per picture, one of which (or the plain one) is drawn each time.
+        """
         if count < 1 or batch < 1:
             raise ConfigError(
                 f"cannot draw batches of {batch} from {count} pictures",

@@ -50,8 +50,7 @@ _BLOCK_BYTES = 256 << 10  # of stored taps converted at a time: stays in a small
 
 
 def sample_key(content_digest: bytes, view: int = 0, version: str = "") -> bytes:
-    """A sample's key from the SHA-256 of its content, and the view with the version of the
-    augmentation that made it."""
+    """A sample's key: its content's SHA-256, and the view with its augmentation's version."""
     if view:
         content_digest += f"{view}/{version}".encode()
     return hashlib.sha256(content_digest).digest()[:KEY_BYTES]

@@ -148,8 +148,10 @@ def fit_gda(
 
 
 def _unit_spread(matrix: Array, bias: Array, rows: Array) -> tuple[Array, Array]:
-    """The rule in units of its own spread between classes, so that rules of different covariance
-    (a fold's, the whole set's) share one weight."""
+    """The rule in units of its own spread between classes.
+
+    So rules of different covariance (a fold's, the whole set's) share one weight.
+    """
     term = rows @ matrix + bias
     spread = max(float((term - term.mean(axis=1, keepdims=True)).std()), 1e-12)
     return matrix / spread, bias / spread

@@ -73,8 +73,10 @@ def decode_square(
 
 
 def normalize(squares: np.ndarray, preprocess: PreprocessRecord) -> np.ndarray:
-    """(n, S, S, 3) uint8 -> (n, 3, S, S) float32; the operations and their order are torchvision's
-    ToTensor and Normalize, so the bits are too."""
+    """(n, S, S, 3) uint8 -> (n, 3, S, S) float32.
+
+    Operations and their order are torchvision's ToTensor and Normalize, so the bits are too.
+    """
     pixels = np.ascontiguousarray(squares.transpose(0, 3, 1, 2)).astype(np.float32)
     pixels /= np.float32(255)
     pixels -= np.asarray(preprocess.mean, np.float32)[:, None, None]
@@ -118,8 +120,10 @@ def orientation(image: Image.Image) -> Image.Transpose | None:
 
 
 def upright(square: Image.Image, turn: Image.Transpose | None) -> np.ndarray:
-    """The finished square (S, S, 3) uint8. Turned only now: a turned phone photo would need its
-    whole size in memory twice."""
+    """The finished square (S, S, 3) uint8.
+
+    Turned only now: a turned phone photo would need its whole size in memory twice.
+    """
     colour = square.convert("RGB")
     return np.asarray(colour if turn is None else colour.transpose(turn))
 

@@ -98,8 +98,10 @@ def _blocks(
 
 
 class _ClassMean:
-    """Averages a class's prompts: taps as they are, embeddings normalised first, as CLIP's
-    prompt ensembling does (arXiv:2103.00020, section 3.1.4)."""
+    """Averages a class's prompts: taps as they are, embeddings normalised first.
+
+    As CLIP's prompt ensembling does (arXiv:2103.00020, section 3.1.4).
+    """
 
     def __init__(self, counts: list[int], keys: list[bytes]):
         self._counts = counts

@@ -188,7 +188,7 @@ def test_the_deployed_file_is_predict(run_folder, bundle_folder, picture_folder,
     assert np.abs(given - 1 / 3).max() > 1e-3  # not the same answer for everything
 
 
-@pytest.mark.parametrize("dtype, tolerance", [("fp16", 0.01), ("int8", 0.1)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("fp16", 0.01), ("int8", 0.1)])
 def test_small_weights_stay_close(run_folder, tmp_path, dtype, tolerance):
     whole = deploy(run_folder, tmp_path / "whole.onnx")
     small = deploy(run_folder, tmp_path / "small.onnx", dtype=dtype)
