@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
-    from edgeladder.core.bundle import ModelRecord
+    from edgeladder.core.manifest import ModelRecord
     from edgeladder.runtime.engine.protocol import StepInputs
     from edgeladder.runtime.heads.closed_form import Head
 
