@@ -12,6 +12,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from edgeladder.core.prompt_kinds import Kind, refused
+
 
 class Strict:
     """What refuses unknown keys when `yaml_config` reads it."""
@@ -33,7 +35,7 @@ class TapConfig(Strict):
 class PromptConfig(Strict):
     """The prompts inside the ladder: where they act and how they are stored."""
 
-    kind: Literal["none", "token", "cross", "diffusion", "memory"] = "token"
+    kind: Kind = "token"  # which combines with what: `prompt_kinds`
     length: Annotated[int, Ge(1), Le(256)] = 4  # tokens per rung
     couple: bool = True  # image prompts = text prompts + a learnt map of them (MaPLe-style)
     bits: Literal[1, 2, 4, 8] | None = None  # quantized prompts (QPrompt); None trains fp32
@@ -44,15 +46,9 @@ class PromptConfig(Strict):
     keep: Annotated[float, Gt(0), Le(1)] | None = None
 
     def __post_init__(self) -> None:
-        if self.kind == "none":
-            asked = {"bits": self.bits, "keep": self.keep}
-            given = [name for name, value in asked.items() if value is not None]
-            given += ["initialize"] * (self.initialize != "random")
-            if given:
-                raise ValueError(
-                    f"{' and '.join(given)} given, but kind none has no prompts to quantize, "
-                    "condense or initialize"
-                )
+        reason = refused(self.kind, bits=self.bits, keep=self.keep, initialize=self.initialize)
+        if reason:
+            raise ValueError(reason)
 
 
 @dataclass(frozen=True, kw_only=True)

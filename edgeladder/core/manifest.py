@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from edgeladder.core.config import Profile
+from edgeladder.core.prompt_tensors import PromptTensors
 
 SCHEMA_VERSION = 1
 
@@ -130,6 +131,7 @@ class LadderRecord:
     buffers: list[TensorRecord] = field(
         default_factory=list
     )  # state that is not trained (codebooks, masks); full shapes
+    prompts: PromptTensors = PromptTensors()  # which of both are prompts
     groups: list[TapGroup]
     image_inputs: list[str] = field(
         default_factory=list

@@ -7,11 +7,11 @@ clusters and packs the prompts of a kind that it does not know.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PromptTensors:
     """Names of the tensors by what they are; one that a ladder has not is simply not there.
 
@@ -40,17 +40,3 @@ class PromptTensors:
     def places(self, tensors: Mapping[str, Any]) -> list[str]:
         """Those of `by_place` that a ladder has."""
         return [name for name in self.by_place if name in tensors]
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return {**asdict(self), "by_place": list(self.by_place)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any] | None) -> PromptTensors:
-        """What `to_dict` made; the defaults where a file is from before it was written."""
-        if not values:
-            return cls()
-        return cls(**{**values, "by_place": tuple(values["by_place"])})
-
-
-STANDARD = PromptTensors()

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeladder.runtime.prompt_storage import CODEBOOK, MASK, TOKENS, nearest, spread
+from edgeladder.core.prompt_tensors import PromptTensors
+from edgeladder.runtime.prompt_storage import nearest, spread
 
 if TYPE_CHECKING:
     from edgeladder.jobs.loop import TrainLoop
@@ -22,17 +23,16 @@ _DRIFT = 0.01  # nats of KL between the histogram of the indices then and now
 _ROUNDS = 50  # of Lloyd's algorithm, which ends by itself long before
 
 
-def normalised(values: dict[str, np.ndarray]) -> np.ndarray:
+def normalised(values: dict[str, np.ndarray], names: PromptTensors) -> np.ndarray:
     """All kept prompts' values at mean 0 and deviation 1 per rung and side, flat float32.
 
     Args:
         values: parameters and buffers of a ladder, by name.
+        names: which of them are prompts.
     """
-    mask = values.get(MASK)
+    mask = values.get(names.mask)
     parts = []
-    for name in TOKENS:
-        if name not in values:
-            continue
+    for name in names.sets(values):
         mean, deviation = spread(values[name], mask)
         normal = (values[name] - mean) / deviation
         parts.append(normal.ravel() if mask is None else normal[mask > 0].ravel())
@@ -78,7 +78,8 @@ class Codebook:
 
     name = "codebook"
 
-    def __init__(self) -> None:
+    def __init__(self, names: PromptTensors) -> None:
+        self.names = names
         self.clustered_at: int | None = None
         self.counts = np.zeros(0, np.int64)
 
@@ -89,14 +90,14 @@ class Codebook:
             return
         engine = loop.engine
         values = {**engine.parameters(), **engine.buffers()}
-        normal, codebook = normalised(values), values[CODEBOOK]
+        normal, codebook = normalised(values, self.names), values[self.names.codebook]
         moved = math.inf
         if not first:
             moved = drift(self.counts, histogram(normal, codebook))
             if moved < _DRIFT:
                 return
         codebook = cluster(normal, codebook)
-        engine.set_buffers({CODEBOOK: codebook})
+        engine.set_buffers({self.names.codebook: codebook})
         self.clustered_at, self.counts = loop.step, histogram(normal, codebook)
         loop.record(
             {"kind": "codebook", "step": loop.step, "drift": None if first else round(moved, 6)}

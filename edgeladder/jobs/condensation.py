@@ -17,15 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgeladder.core.prompt_tensors import PromptTensors
 from edgeladder.runtime.logits import ClassLogits, class_embeddings, windows
-from edgeladder.runtime.prompt_storage import MASK
 
 if TYPE_CHECKING:
     from edgeladder.jobs.loop import TrainLoop
     from edgeladder.runtime.engine.protocol import Engine, StepInputs
 
 PICTURES = 128  # that scores are measured on, classes in turn
-_PROMPTS = "prompts."  # how the names of what fine-tuning changes begin
 
 Progress = Callable[[int, int], None]
 
@@ -48,6 +47,7 @@ def scores(
     pictures: Sequence[StepInputs],
     logits: ClassLogits,
     *,
+    names: PromptTensors,
     chunk: int,
     progress: Progress = lambda done, total: None,
 ) -> np.ndarray:
@@ -57,24 +57,25 @@ def scores(
         engine: with a ladder that has masks; it is left as it was.
         pictures: training pictures, in windows against the same classes.
         logits: the formula.
+        names: which of the ladder's tensors are prompts.
         chunk: pictures or classes encoded at a time.
         progress: told how many prompts are scored.
     """
-    mask = engine.buffers()[MASK]
+    mask = engine.buffers()[names.mask]
     found = np.zeros(mask.shape)
     before = [losses(engine, inputs, logits, chunk) for inputs in pictures]
     places = np.argwhere(mask > 0)
     for number, (rung, prompt) in enumerate(places):
         without = mask.copy()
         without[rung, prompt] = 0
-        engine.set_buffers({MASK: without})
+        engine.set_buffers({names.mask: without})
         changes = [
             np.abs(losses(engine, inputs, logits, chunk) - was)
             for inputs, was in zip(pictures, before, strict=True)
         ]
         found[rung, prompt] = np.concatenate(changes).mean()
         progress(number + 1, len(places))
-    engine.set_buffers({MASK: mask})
+    engine.set_buffers({names.mask: mask})
     return found
 
 
@@ -104,6 +105,7 @@ class Condense:
         only_prompts: fine-tuning changes nothing else.
         pictures: opens the training pictures' windows.
         logits: the formula.
+        names: which of the ladder's tensors are prompts.
         chunk: pictures or classes encoded at a time.
     """
 
@@ -112,6 +114,7 @@ class Condense:
     only_prompts: bool
     pictures: Callable[[], Iterable[StepInputs]]
     logits: ClassLogits
+    names: PromptTensors
     chunk: int
     name: str = "condense"
     done: bool = False
@@ -127,7 +130,7 @@ class Condense:
             self._frozen = {
                 name: value
                 for name, value in loop.engine.parameters().items()
-                if not name.startswith(_PROMPTS)
+                if not name.startswith(self.names.prefix)
             }
 
     def after(self, loop: TrainLoop) -> None:
@@ -153,11 +156,18 @@ class Condense:
         # has room for one kind; each opens anew when it is used
         loop.batches.trim()
         engine.close()
-        mask = engine.buffers()[MASK]
-        found = scores(engine, list(self.pictures()), self.logits, chunk=self.chunk, progress=told)
+        mask = engine.buffers()[self.names.mask]
+        found = scores(
+            engine,
+            list(self.pictures()),
+            self.logits,
+            names=self.names,
+            chunk=self.chunk,
+            progress=told,
+        )
         engine.close()
         kept = keep(found, mask, self.share)
-        engine.set_buffers({MASK: kept})
+        engine.set_buffers({self.names.mask: kept})
         self.done = True
         loop.record(
             {

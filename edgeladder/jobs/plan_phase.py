@@ -26,6 +26,7 @@ from edgeladder.core.bundle import Bundle
 from edgeladder.core.config import DeviceProfile, Profile
 from edgeladder.core.errors import ConfigError, IntegrityError
 from edgeladder.core.files import write_json, write_text
+from edgeladder.core.prompt_kinds import KINDS
 from edgeladder.core.records import to_json
 from edgeladder.core.request import TrainRequest
 from edgeladder.core.yaml_config import load_device, load_profile, override, read_yaml
@@ -187,7 +188,7 @@ def _profile(request: TrainRequest, bundle: Bundle) -> Profile:
     if profile.ladder.prompts.keep is not None and exported_prompts.keep is None:
         raise ConfigError(
             "this bundle's prompts cannot be condensed: its ladder has no masks"
-            if exported_prompts.kind != "none"
+            if KINDS[exported_prompts.kind].condense
             else "this bundle's ladder has no prompts to condense",
             where=f"bundle {bundle.folder} (profile {exported.name!r})",
             remedy="export it with masks: `edgeladder export --profile condensation`, or any "

@@ -5,8 +5,8 @@ tokens that enter it, projected as the rung sees them, or simply a random sample
 which is nearly as good. Training pictures only, from the cache; no step is needed. The ladder's
 way out is zero at the start, so that it still begins at zero-shot.
 
-Token and cross prompts take the tokens as they are. Diffusion and memory prompts meet no layer
-norm and act by their size too: they take the direction and keep the size they were given.
+Prompts that pass through a layer norm take the tokens as they are. Others act by their size too:
+they take the direction and keep the size they were given (`PromptKind.prototypes`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from edgeladder.runtime.prompt_storage import TOKENS
+from edgeladder.core.prompt_kinds import KINDS
 
 if TYPE_CHECKING:
     from edgeladder.runtime.engine.protocol import StepInputs
@@ -114,14 +114,15 @@ def initial_prompts(
     that side (its tower has fewer) takes those of the other.
     """
     windows = list(windows)
-    rungs, length, _ = parameters[TOKENS[0]].shape
+    names = ladder.prompts
+    rungs, length, _ = parameters[names.text].shape
     found = {
         side: gather(ladder, parameters, windows, side)  # (n, d) per tap; joins at the later rungs
         for side in ("image", "text")
     }
-    sides = ("image",) if TOKENS[1] not in parameters else ("text", "image")
+    sides = ("image",) if names.image not in parameters else ("text", "image")
     made = {}
-    for name, side in zip(TOKENS, sides, strict=False):
+    for name, side in zip(names.sets(parameters), sides, strict=True):
         other = "text" if side == "image" else "image"
         rows = []
         for rung in range(rungs):
@@ -132,7 +133,7 @@ def initial_prompts(
                 place = rung - (rungs - len(taps))
             rows.append(prototypes(taps[place], length, config["initialize"], seed + rung))
         made[name] = np.stack(rows).astype(np.float32)
-        if config["kind"] in ("diffusion", "memory"):
+        if KINDS[config["kind"]].prototypes == "directions":
             made[name] = _at_size_of(made[name], parameters[name])
     return made
 

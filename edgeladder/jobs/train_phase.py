@@ -24,7 +24,7 @@ from edgeladder.runtime.cache.sampler import Sampler
 from edgeladder.runtime.cache.selection import Selection
 from edgeladder.runtime.engine.protocol import Engine, StepPlan
 from edgeladder.runtime.logits import ClassLogits
-from edgeladder.runtime.prompt_storage import CODEBOOK, finalize, reactivate
+from edgeladder.runtime.prompt_storage import finalize, reactivate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,7 +77,7 @@ def fit(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]]:
         release_startup_memory()
         adapter = adapter_of(
             bundle,
-            finalize({**engine.parameters(), **engine.buffers()}),
+            finalize({**engine.parameters(), **engine.buffers()}, bundle.manifest.ladder.prompts),
             classes=selection.classes,
             class_names=selection.class_names,
             templates=selection.templates,
@@ -177,11 +177,11 @@ def begin(engine: Engine, bundle: Bundle, batches: CacheBatches, values: dict[st
     start = values["request"]["start"]
     if start:
         adapter = load_adapter(Path(start), bundle)
-        adapter.parameters = reactivate(adapter.parameters)
+        adapter.parameters = reactivate(adapter.parameters, adapter.prompt_tensors)
         adapter.apply(engine)
         return
     prompts = values["profile"]["ladder"]["prompts"]
-    if prompts["kind"] != "none" and prompts["initialize"] != "random":
+    if prompts["initialize"] != "random":
         pictures = batches.reader.windows("train", _WINDOW, limit=PICTURES)
         made = initial_prompts(
             bundle.manifest.ladder, prompts, engine.parameters(), pictures, values["seed"]
@@ -198,8 +198,9 @@ def callbacks(
 ) -> list[Callback]:
     """What the profile asks for between the steps; `at`: the step that condenses."""
     found: list[Callback] = []
-    if CODEBOOK in engine.buffers():
-        found.append(Codebook())
+    names = bundle.manifest.ladder.prompts
+    if names.codebook in engine.buffers():
+        found.append(Codebook(names))
     condense = values["condense"]
     if condense and at is not None:
         found.append(
@@ -209,6 +210,7 @@ def callbacks(
                 only_prompts=condense["train"] == "prompts",
                 pictures=lambda: batches.reader.windows("train", PICTURES, limit=PICTURES),
                 logits=ClassLogits.of(bundle.manifest.model),
+                names=names,
                 chunk=values["sizes"].get("chunk") or values["batch"],
             )
         )

@@ -19,6 +19,8 @@ import numpy as np
 
 from edgeladder.core.errors import ConfigError, IntegrityError
 from edgeladder.core.files import read_json, sha256_file, write_json
+from edgeladder.core.prompt_tensors import PromptTensors
+from edgeladder.core.records import from_json, to_json
 from edgeladder.core.tensors import TensorFile, write_tensors
 from edgeladder.runtime.prompt_storage import pack, unpack
 
@@ -44,6 +46,7 @@ class Adapter:
     templates: list[str]
     bundle_digest: str = ""
     ladder_digest: str = ""  # SHA-256 of ladder/forward.onnx
+    prompt_tensors: PromptTensors = PromptTensors()  # which of the parameters are prompts
     model: str = ""
     profile: dict[str, Any] = field(default_factory=dict)
     head: dict[str, Any] | None = None  # its plain values, `eta` among them
@@ -92,6 +95,7 @@ def adapter_of(
         templates=list(templates),
         bundle_digest=bundle.digest,
         ladder_digest=sha256_file(bundle.path(bundle.manifest.ladder.forward)),
+        prompt_tensors=bundle.manifest.ladder.prompts,
         model=bundle.manifest.model.name,
         profile=dict(profile or {}),
         text=dict(text or {}),
@@ -109,7 +113,7 @@ def save_adapter(folder: Path, adapter: Adapter) -> dict[str, Any] | None:
         StorageError: no space left.
     """
     folder = Path(folder)
-    packed, prompts = pack(adapter.parameters)
+    packed, prompts = pack(adapter.parameters, adapter.prompt_tensors)
     head_arrays = {_HEAD + name: array for name, array in adapter.head_arrays.items()}
     write_tensors(folder / WEIGHTS, {**packed, **head_arrays})
     write_json(
@@ -126,6 +130,7 @@ def save_adapter(folder: Path, adapter: Adapter) -> dict[str, Any] | None:
             "text": adapter.text,
             "created": adapter.created,
             "prompts": prompts,  # how they are stored; None: as they are
+            "prompt_tensors": to_json(adapter.prompt_tensors),
             "head": adapter.head,
             "sha256": sha256_file(folder / WEIGHTS),
         },
@@ -162,8 +167,10 @@ def load_adapter(path: Path, bundle: Bundle | None = None) -> Adapter:
             f"{WEIGHTS} is not what {RECORD} says", where=str(folder), remedy=_AGAIN
         )
     parameters, head_arrays = _tensors(folder / WEIGHTS)
+    names = from_json(PromptTensors, record.get("prompt_tensors") or {}, where=str(folder / RECORD))
     adapter = Adapter(
-        parameters=unpack(parameters, record.get("prompts")),
+        parameters=unpack(parameters, record.get("prompts"), names),
+        prompt_tensors=names,
         head_arrays=head_arrays,
         classes=list(record["classes"]),
         class_names=list(record.get("class_names") or record["classes"]),

@@ -3,10 +3,12 @@
 A ladder's graphs take whole arrays (L, m, d). What is stored is less, and gives the same arrays
 back bit for bit:
 
-    prompts.tokens    rows of the prompts that condensation kept, (K, d); where they are quantized
-                      the index of each value in the codebook, `bits` bits each, in bytes
-    prompts.mask      one bit per prompt
-    prompts.codebook  2^bits values, fp16
+    tokens    rows of the prompts that condensation kept, (K, d); where they are quantized the
+              index of each value in the codebook, `bits` bits each, in bytes
+    mask      one bit per prompt
+    codebook  2^bits values, fp16
+
+Which tensors these are, `PromptTensors` says: of the bundle, or of the adapter's own record.
 """
 
 from __future__ import annotations
@@ -17,13 +19,10 @@ from typing import Any
 import numpy as np
 
 from edgeladder.core.errors import IntegrityError
+from edgeladder.core.prompt_tensors import PromptTensors
 
 Array = np.ndarray
 
-TOKENS = ("prompts.tokens", "prompts.image_tokens")
-MASK, CODEBOOK = "prompts.mask", "prompts.codebook"
-LIVE, STATISTICS = "prompts.live", "prompts.statistics"
-_BY_PLACE = ("prompts.memory_key", "prompts.memory_value")  # (m, d), shared by all rungs
 _TURNS = 50  # of `reactivate`
 PACKED = "packed:"  # before the name of a tensor that is not stored as the ladder takes it
 
@@ -48,28 +47,32 @@ def nearest(normal: Array, codebook: Array) -> Array:
     return np.searchsorted((codebook[1:] + codebook[:-1]) * np.float32(0.5), normal)
 
 
-def finalize(parameters: Mapping[str, Array]) -> dict[str, Array]:
+def finalize(parameters: Mapping[str, Array], names: PromptTensors) -> dict[str, Array]:
     """A trained ladder's arrays as they will be stored: quantized values in place of the trained.
 
     The ladder computes the same with them, to rounding. What condensation left out, and nothing
     reads, is zero. Other arrays pass as they are.
     """
-    final = _drop(parameters)
-    if CODEBOOK not in parameters or not parameters[LIVE].any():
+    final = _drop(parameters, names)
+    if names.codebook not in parameters or not parameters[names.live].any():
         return final
-    codebook = parameters[CODEBOOK].astype(np.float16).astype(np.float32)
-    statistics = np.empty_like(parameters[STATISTICS])
-    for which, name in enumerate(_sets(parameters)):
+    codebook = parameters[names.codebook].astype(np.float16).astype(np.float32)
+    statistics = np.empty_like(parameters[names.statistics])
+    for which, name in enumerate(names.sets(parameters)):
         tokens = parameters[name]
-        mean, deviation = spread(tokens, parameters.get(MASK))
+        mean, deviation = spread(tokens, parameters.get(names.mask))
         statistics[which] = np.stack([mean, deviation])
         indices = nearest((tokens - mean) / deviation, codebook)
         final[name] = _values(indices, codebook, statistics[which])
-    final |= {CODEBOOK: codebook, STATISTICS: statistics, LIVE: np.zeros_like(parameters[LIVE])}
-    return _drop(final)
+    final |= {
+        names.codebook: codebook,
+        names.statistics: statistics,
+        names.live: np.zeros_like(parameters[names.live]),
+    }
+    return _drop(final, names)
 
 
-def reactivate(parameters: Mapping[str, Array]) -> dict[str, Array]:
+def reactivate(parameters: Mapping[str, Array], names: PromptTensors) -> dict[str, Array]:
     """Stored arrays ready to train on: values that quantizing turns into the stored ones.
 
     Quantized values have another mean and deviation than those that were trained. They are moved
@@ -77,15 +80,15 @@ def reactivate(parameters: Mapping[str, Array]) -> dict[str, Array]:
     where that took them out, in turns until both hold or nearly so.
     """
     active = dict(parameters)
-    if CODEBOOK not in parameters or parameters[LIVE].all():
+    if names.codebook not in parameters or parameters[names.live].all():
         return active
-    mask, codebook = parameters.get(MASK), parameters[CODEBOOK]
+    mask, codebook = parameters.get(names.mask), parameters[names.codebook]
     middle = (codebook[1:] + codebook[:-1]) * np.float32(0.5)
     room = np.float32(1e-3) * np.diff(codebook).min()
     low = np.concatenate([[-np.inf], middle + room]).astype(np.float32)
     high = np.concatenate([middle - room, [np.inf]]).astype(np.float32)
-    for which, name in enumerate(_sets(parameters)):
-        mean, deviation = parameters[STATISTICS][which]
+    for which, name in enumerate(names.sets(parameters)):
+        mean, deviation = parameters[names.statistics][which]
         values = (parameters[name] - mean) / deviation
         indices = nearest(values, codebook)
         for _ in range(_TURNS):
@@ -93,56 +96,60 @@ def reactivate(parameters: Mapping[str, Array]) -> dict[str, Array]:
             values = np.clip((values - centre) / width, low[indices], high[indices])
         centre, width = spread(values, mask)
         active[name] = ((values - centre) / width * deviation + mean).astype(np.float32)
-    active[LIVE] = np.ones_like(parameters[LIVE])
-    active[STATISTICS] = np.zeros_like(parameters[STATISTICS])
-    return _drop(active)
+    active[names.live] = np.ones_like(parameters[names.live])
+    active[names.statistics] = np.zeros_like(parameters[names.statistics])
+    return _drop(active, names)
 
 
-def pack(parameters: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str, Any] | None]:
+def pack(
+    parameters: Mapping[str, Array], names: PromptTensors
+) -> tuple[dict[str, Array], dict[str, Any] | None]:
     """Arrays to store, and what they are in words; None where they are stored as they are.
 
     Args:
         parameters: by name, `finalize`d; a ladder's parameters and buffers.
     """
-    mask = parameters.get(MASK)
-    quantized = CODEBOOK in parameters and not parameters[LIVE].any()
+    mask = parameters.get(names.mask)
+    quantized = names.codebook in parameters and not parameters[names.live].any()
     condensed = mask is not None and not mask.all()
     tensors = dict(parameters)
     if not quantized and not condensed:
         return tensors, None
-    kept = np.ones(parameters[TOKENS[0]].shape[:2], bool) if mask is None else mask > 0
+    kept = np.ones(parameters[names.text].shape[:2], bool) if mask is None else mask > 0
     packed: dict[str, Array] = {}
-    codebook = tensors.pop(CODEBOOK) if quantized else np.zeros(1, np.float32)
+    codebook = tensors.pop(names.codebook) if quantized else np.zeros(1, np.float32)
     bits = int(codebook.size).bit_length() - 1
-    for which, name in enumerate(_sets(parameters)):
+    for which, name in enumerate(names.sets(parameters)):
         rows = tensors.pop(name)[kept]  # (K, d)
         if quantized:
-            mean, deviation = (_rows(s, kept) for s in parameters[STATISTICS][which])
+            mean, deviation = (_rows(s, kept) for s in parameters[names.statistics][which])
             indices = nearest((rows - mean) / deviation, codebook)
             packed[name] = _to_bits(indices, bits)
         else:
             packed[name] = rows
-    for name in (n for n in _BY_PLACE if n in tensors and condensed):
+    for name in names.places(tensors) if condensed else ():
         packed[name] = tensors.pop(name)[kept.any(0)]
     if mask is not None:
-        packed[MASK] = np.packbits(tensors.pop(MASK) > 0)
+        packed[names.mask] = np.packbits(tensors.pop(names.mask) > 0)
     if quantized:
-        packed[CODEBOOK] = codebook.astype(np.float16)
-        tensors.pop(LIVE)
+        packed[names.codebook] = codebook.astype(np.float16)
+        tensors.pop(names.live)
     tensors |= {PACKED + name: np.ascontiguousarray(value) for name, value in packed.items()}
-    rungs, length, width = parameters[TOKENS[0]].shape
+    rungs, length, width = parameters[names.text].shape
     described = {
         "rungs": rungs,
         "prompts_per_rung": length,
         "width": width,
         "kept": int(kept.sum()),
         "bits": bits if quantized else None,
-        "bytes": sum(packed[name].nbytes for name in _sets(parameters)),
+        "bytes": sum(packed[name].nbytes for name in names.sets(parameters)),
     }
     return tensors, described
 
 
-def unpack(tensors: Mapping[str, Array], described: Mapping[str, Any] | None) -> dict[str, Array]:
+def unpack(
+    tensors: Mapping[str, Array], described: Mapping[str, Any] | None, names: PromptTensors
+) -> dict[str, Array]:
     """The arrays that `pack` was given, bit for bit.
 
     Raises:
@@ -151,7 +158,7 @@ def unpack(tensors: Mapping[str, Array], described: Mapping[str, Any] | None) ->
     if described is None:
         return dict(tensors)
     try:
-        return _unpack(tensors, described)
+        return _unpack(tensors, described, names)
     except (KeyError, ValueError, IndexError, TypeError) as error:
         raise IntegrityError(
             f"the adapter's stored prompts are not readable: {error!r}",
@@ -159,52 +166,50 @@ def unpack(tensors: Mapping[str, Array], described: Mapping[str, Any] | None) ->
         ) from error
 
 
-def _unpack(tensors: Mapping[str, Array], described: Mapping[str, Any]) -> dict[str, Array]:
+def _unpack(
+    tensors: Mapping[str, Array], described: Mapping[str, Any], names: PromptTensors
+) -> dict[str, Array]:
     rungs, length, width = (described[k] for k in ("rungs", "prompts_per_rung", "width"))
     plain = {n: v for n, v in tensors.items() if not n.startswith(PACKED)}
     packed = {n[len(PACKED) :]: v for n, v in tensors.items() if n.startswith(PACKED)}
     kept = np.ones((rungs, length), bool)
-    if MASK in packed:
-        flags = np.unpackbits(packed[MASK], count=rungs * length).reshape(rungs, length)
+    if names.mask in packed:
+        flags = np.unpackbits(packed[names.mask], count=rungs * length).reshape(rungs, length)
         kept = flags > 0
-        plain[MASK] = flags.astype(np.float32)
+        plain[names.mask] = flags.astype(np.float32)
     bits = described["bits"]
     if bits:
-        codebook = packed[CODEBOOK].astype(np.float32)
-        plain[CODEBOOK] = codebook
-        plain[LIVE] = np.zeros(1, np.float32)
-    for which, name in enumerate(n for n in TOKENS if n in packed):
+        codebook = packed[names.codebook].astype(np.float32)
+        plain[names.codebook] = codebook
+        plain[names.live] = np.zeros(1, np.float32)
+    for which, name in enumerate(names.sets(packed)):
         whole = np.zeros((rungs, length, width), np.float32)
         if bits:
             indices = _from_bits(packed[name], bits, int(kept.sum()) * width).reshape(-1, width)
-            statistics = [_rows(s, kept) for s in plain[STATISTICS][which]]
+            statistics = [_rows(s, kept) for s in plain[names.statistics][which]]
             whole[kept] = _values(indices, codebook, statistics)
         else:
             whole[kept] = packed[name]
         plain[name] = whole
-    for name in (n for n in _BY_PLACE if n in packed):
+    for name in names.places(packed):
         whole = np.zeros((length, width), np.float32)
         whole[kept.any(0)] = packed[name]
         plain[name] = whole
     return plain
 
 
-def _drop(parameters: Mapping[str, Array]) -> dict[str, Array]:
+def _drop(parameters: Mapping[str, Array], names: PromptTensors) -> dict[str, Array]:
     """Zeros in place of what condensation left out."""
     dropped = dict(parameters)
-    mask = parameters.get(MASK)
+    mask = parameters.get(names.mask)
     if mask is None or mask.all():
         return dropped
     kept = mask.astype(bool)
-    for name in _sets(parameters):
+    for name in names.sets(parameters):
         dropped[name] = np.where(kept[..., None], parameters[name], np.float32(0))
-    for name in (n for n in _BY_PLACE if n in parameters):
+    for name in names.places(parameters):
         dropped[name] = np.where(kept.any(axis=0, keepdims=True).T, parameters[name], np.float32(0))
     return dropped
-
-
-def _sets(parameters: Mapping[str, Array]) -> list[str]:
-    return [name for name in TOKENS if name in parameters]
 
 
 def _rows(statistic: Array, kept: Array) -> Array:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from edgeladder.core.prompt_tensors import PromptTensors
 from edgeladder.jobs.codebook import Codebook, cluster, drift, histogram, normalised
 
 
@@ -40,7 +41,7 @@ def test_normalised_values_leave_out_what_was_condensed():
     random = np.random.default_rng(1)
     tokens = random.normal(3, 2, (2, 3, 8)).astype(np.float32)
     mask = np.float32([[1, 0, 1], [0, 0, 0]])
-    values = normalised({"prompts.tokens": tokens, "prompts.mask": mask})
+    values = normalised({"prompts.tokens": tokens, "prompts.mask": mask}, PromptTensors())
     kept = tokens[0, [0, 2]]
     np.testing.assert_allclose(values, ((kept - kept.mean()) / kept.std()).ravel(), atol=1e-5)
 
@@ -49,7 +50,7 @@ def test_it_clusters_at_first_and_then_only_after_a_drift():
     random = np.random.default_rng(2)
     tokens = random.normal(size=(2, 3, 64)).astype(np.float32)
     loop, records, buffers = loop_with(tokens, np.float32([-9, -8, 8, 9]))
-    callback = Codebook()
+    callback = Codebook(PromptTensors())
     callback.before(loop)
     first = buffers["prompts.codebook"]
     assert abs(first).max() < 3 and records[0]["drift"] is None
@@ -60,7 +61,7 @@ def test_it_clusters_at_first_and_then_only_after_a_drift():
     loop.step = 41
     callback.before(loop)
     assert len(records) == 1, "too soon after the last look"
-    again = Codebook()
+    again = Codebook(PromptTensors())
     again.load_state(callback.state())
     loop.step = 60
     again.before(loop)

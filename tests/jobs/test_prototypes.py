@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from edgeladder.core.prompt_tensors import PromptTensors
 from edgeladder.jobs.prototypes import gather, initial_prompts, prototypes
 
 WIDTH, RUNG = 6, 4
@@ -38,7 +39,7 @@ def scene():
         image_taps=lambda a, b: [image[:, :, a:b]],
         text_taps=lambda a, b: [text[:, :, a:b]],
     )
-    return SimpleNamespace(groups=groups), parameters, [window], image
+    return SimpleNamespace(groups=groups, prompts=PromptTensors()), parameters, [window], image
 
 
 def test_tokens_are_projected_as_the_rung_does_it(scene):

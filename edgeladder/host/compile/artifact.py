@@ -150,6 +150,7 @@ def write_ladder(
     return LadderRecord(
         parameters=records,
         buffers=[TensorRecord(name=n, shape=list(s)) for n, s in buffers.items()],
+        prompts=ladder.prompts.tensors(),
         groups=[*ladder.image.groups, *ladder.text.groups],
         image_inputs=["image_embedding_pre"] if ladder.project is not None else [],
         forward="ladder/forward.onnx",

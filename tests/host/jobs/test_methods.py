@@ -17,6 +17,7 @@ from edgeladder.core.records import to_json
 from edgeladder.core.request import TrainRequest
 from edgeladder.core.yaml_config import load_profile
 from edgeladder.host.export import export
+from edgeladder.host.model.prompts.cross import CrossPrompts
 from edgeladder.jobs import plan_phase as prepare
 from edgeladder.jobs.checkpoint import Checkpoints
 from edgeladder.jobs.codebook import Codebook
@@ -35,6 +36,7 @@ from tests.jobs.here import run
 from tests.make_bundle import CLASSES, register_model
 from tests.runtime.engine.problem import problem
 
+NAMES = CrossPrompts.tensors()
 STEPS, AT = 12, 8
 COMBINED = [
     "ladder.prompts.kind=cross",
@@ -117,6 +119,7 @@ def trained(bundle, folder, *, stop=None, plan=None, name="stock", train="prompt
         only_prompts=train == "prompts",
         pictures=lambda: [problem(bundle, seed=0)],
         logits=ClassLogits(10.0),
+        names=NAMES,
         chunk=4,
     )
     settings = LoopSettings(
@@ -129,7 +132,7 @@ def trained(bundle, folder, *, stop=None, plan=None, name="stock", train="prompt
         Checkpoints(folder),
         record,
         control,
-        [Codebook(), condense],
+        [Codebook(NAMES), condense],
     )
     loop.resume()
     loop.run()
@@ -146,13 +149,17 @@ def same(left, right, **tolerance):
         np.testing.assert_allclose(right[name], value, err_msg=name, **tolerance)
 
 
+def test_the_bundle_says_which_tensors_are_prompts(bundle):
+    assert bundle.manifest.ladder.prompts == NAMES and NAMES.by_place == ()
+
+
 def test_it_begins_at_zero_shot(bundle):
     engine, inputs = opened(bundle), problem(bundle)
     config = to_json(bundle.manifest.profile.ladder.prompts)
     made = initial_prompts(bundle.manifest.ladder, config, engine.parameters(), [inputs], 0)
     engine.set_parameters(made)
     record = SimpleNamespace(engine=engine, step=0, record=lambda values: None)
-    Codebook().before(record)
+    Codebook(NAMES).before(record)
     image = engine.encode_image(inputs.image_taps(0, 6), inputs.image_embedding, {})
     text = engine.encode_text(inputs.text_taps(0, 5), inputs.text_embedding)
     np.testing.assert_allclose(image, inputs.image_embedding, atol=1e-6)
@@ -161,15 +168,15 @@ def test_it_begins_at_zero_shot(bundle):
 
 def test_scores_are_the_change_of_the_loss(bundle):
     engine, inputs = moved(opened(bundle)), problem(bundle)
-    found = scores(engine, [inputs], 10.0, chunk=3)
+    found = scores(engine, [inputs], ClassLogits(10.0), names=NAMES, chunk=3)
     assert found.shape == (2, 4) and (found > 0).all()
     mask = np.ones((2, 4), np.float32)
-    before = losses(engine, inputs, 10.0, 6)
+    before = losses(engine, inputs, ClassLogits(10.0), 6)
     mask[1, 2] = 0
     engine.set_buffers({"prompts.mask": mask})
-    change = np.abs(losses(engine, inputs, 10.0, 6) - before).mean()
+    change = np.abs(losses(engine, inputs, ClassLogits(10.0), 6) - before).mean()
     assert found[1, 2] == pytest.approx(change, rel=1e-3)
-    again = scores(engine, [inputs], 10.0, chunk=6)
+    again = scores(engine, [inputs], ClassLogits(10.0), names=NAMES, chunk=6)
     assert again[1, 2] == 0 and (again[0] > 0).all(), "what was dropped is not scored again"
     kept = keep(found, np.ones((2, 4)), 0.3)
     assert kept.sum() == 2 and found[kept > 0].min() >= found[kept == 0].max()
@@ -221,7 +228,7 @@ def test_a_stored_adapter_computes_what_was_trained(bundle, tmp_path):
     taps, text_taps = inputs.image_taps(0, 6), inputs.text_taps(0, 5)
     image = engine.encode_image(taps, inputs.image_embedding, {})
     text = engine.encode_text(text_taps, inputs.text_embedding)
-    values = finalize(arrays(engine))
+    values = finalize(arrays(engine), NAMES)
     adapter = adapter_of(bundle, values, classes=CLASSES, class_names=CLASSES, templates=[])
     (tmp_path / "adapter").mkdir()
     stored = save_adapter(tmp_path / "adapter", adapter)
@@ -239,7 +246,9 @@ def test_a_stored_adapter_computes_what_was_trained(bundle, tmp_path):
     )
     engine.set_buffers({"prompts.mask": np.ones((2, 4), np.float32)})
     assert np.abs(engine.encode_image(taps, inputs.image_embedding, {}) - image).max() > 1e-4
-    loaded.parameters = reactivate(loaded.parameters)  # and training may go on from it
+    loaded.parameters = reactivate(
+        loaded.parameters, loaded.prompt_tensors
+    )  # and training may go on from it
     loaded.apply(engine)
     again = engine.encode_image(taps, inputs.image_embedding, {})
     np.testing.assert_allclose(again, image, atol=1e-3)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from edgeladder.core.config import LadderConfig
+from edgeladder.core.records import from_json
 from edgeladder.host.model.ladder import Rung
 from edgeladder.host.model.prompts import build_prompts
 
@@ -25,7 +26,7 @@ def scene(kind: str, *, condensed: bool = False, **prompts: object) -> SimpleNam
     """`method`, `rung`, `given` (rung INDEX's prompts) and `state` (R, d), all in float64."""
     torch.manual_seed(3)
     values = {"kind": kind, "length": LENGTH, "keep": 0.5 if condensed else None, **prompts}
-    config = LadderConfig.model_validate({"width": WIDTH, "heads": HEADS, "prompts": values})
+    config = from_json(LadderConfig, {"width": WIDTH, "heads": HEADS, "prompts": values})
     method, rung = build_prompts(config, RUNGS).double(), Rung(config, fused=False).double()
     with torch.no_grad():
         for parameter in [*method.parameters(), *rung.parameters()]:

@@ -9,6 +9,7 @@ import torch
 
 from edgeladder.core.prompt_kinds import KINDS, Kind, refused
 from edgeladder.core.prompt_tensors import PromptTensors
+from edgeladder.core.records import from_json, to_json
 from edgeladder.host.model.prompts import METHODS
 from edgeladder.host.model.prompts.base import PromptMethod, register
 from edgeladder.host.model.prompts.quantize import normal_codebook, quantize
@@ -36,7 +37,7 @@ def test_a_kind_without_a_row_and_a_second_class_are_refused():
 def test_what_the_bundle_says_of_the_tensors_is_true(kind, coupled):
     method = scene(kind, condensed=True, bits=2, couple=coupled).method
     given = method.tensors()
-    assert PromptTensors.from_dict(given.to_dict()) == given
+    assert from_json(PromptTensors, to_json(given)) == given
     state = {f"prompts.{name}": value for name, value in method.state_dict().items()}
     assert all(name.startswith(given.prefix) for name in state)
     assert len(given.sets(state)) == (1 if coupled else 2)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from edgeladder.core.errors import ConfigError, IntegrityError
+from edgeladder.core.prompt_tensors import PromptTensors
 from edgeladder.runtime.adapter import adapter_of, load_adapter, save_adapter
 from edgeladder.runtime.heads.closed_form import fit_gda, head_arrays, head_from
 
@@ -40,7 +41,8 @@ def bundle(tmp_path):
         digest="a" * 64,
         path=lambda name: tmp_path / name,
         manifest=SimpleNamespace(
-            ladder=SimpleNamespace(forward="forward.onnx"), model=SimpleNamespace(name="nano")
+            ladder=SimpleNamespace(forward="forward.onnx", prompts=PromptTensors()),
+            model=SimpleNamespace(name="nano"),
         ),
     )
 
