@@ -271,8 +271,12 @@ def _cat(lowering: Lowering, node: torch.fx.Node) -> str:
 def _stack(lowering: Lowering, node: torch.fx.Node) -> str:
     parts = [lowering.value(a) for a in node.args[0]]  # type: ignore[union-attr]
     graph = lowering.graph
-    lifted = [graph.reshape(part, (1, *graph.shapes[part])) for part in parts]
-    return lowering.emit(node, "Concat", lifted, axis=0)
+    axis = int(node.args[1]) % len(lowering.shape(node)) if len(node.args) > 1 else 0  # type: ignore[arg-type]
+    lifted = [
+        graph.reshape(part, (*shape[:axis], 1, *shape[axis:]))
+        for part, shape in ((part, graph.shapes[part]) for part in parts)
+    ]
+    return lowering.emit(node, "Concat", lifted, axis=axis)
 
 
 @rule("transpose")

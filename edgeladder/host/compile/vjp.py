@@ -173,7 +173,17 @@ def _split(b: Backward, node: Node, gradients: list[Gradient]) -> list[Gradient]
 
 @rule("Slice")
 def _slice(b: Backward, node: Node, gradients: list[Gradient]) -> list[Gradient]:
-    """Zeros around the gradient; slices have one axis and step 1 here."""
+    """Zeros around the gradient, along the one axis of the slice.
+
+    Raises:
+        EdgeLadderError: the slice has a step.
+    """
+    if len(node.inputs) > 4:
+        raise EdgeLadderError(
+            "a slice with a step has no derivative here",
+            where=node.name,
+            remedy="write the ladder with contiguous slices",
+        )
     start, stop, axis = (int(b.graph.constants[name][0]) for name in node.inputs[1:4])
     shape = b.shape(node.inputs[0])
     size = shape[axis]

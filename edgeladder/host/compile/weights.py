@@ -7,6 +7,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 _SMALL = 1024  # elements below which a tensor is left alone
+_LARGEST = {"fp16": 65504.0, "int8": float(np.finfo(np.float32).max) / 2}  # magnitude that is kept
 
 
 def compress(model: onnx.ModelProto, dtype: str) -> None:
@@ -26,6 +27,8 @@ def compress(model: onnx.ModelProto, dtype: str) -> None:
         array = numpy_helper.to_array(tensor)
         if array.dtype != np.float32 or array.size < _SMALL or array.ndim < 2:
             continue
+        if not np.abs(array).max() <= _LARGEST[dtype]:
+            continue  # an attention mask: its -inf has no scale, and its finite minimum no half
         uses = readers.get(tensor.name, [])
         gathers = [n for n in uses if n.op_type == "Gather" and n.input[0] == tensor.name]
         if uses and len(gathers) == len(uses) and dtype == "int8":

@@ -87,3 +87,18 @@ def test_an_operator_without_a_rule_is_named():
     with pytest.raises(EdgeLadderError, match="no ONNX rule for operator 'cos'") as caught:
         lower(Outer(), [torch.ones(3, 2)], ({0: size},), ["x"], ["y"], "odd")
     assert "'cos'" in str(caught.value.where) and "inner" in str(caught.value.where)
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_stacked_and_stepped_values_stand_where_torch_puts_them(axis: int) -> None:
+    """What a rotary embedding does: every other value, negated, beside its neighbour."""
+
+    class Rotate(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (torch.stack([-x[..., 1::2], x[..., ::2]], axis).flatten(1),)
+
+    size = torch.export.Dim("B", min=2, max=99)
+    graph = lower(Rotate(), [torch.ones(3, 4)], ({0: size},), ["x"], ["y"], "rotate")
+    x = torch.arange(20.0).reshape(5, 4)
+    found = execute(graph, {"x": x.numpy()})
+    np.testing.assert_array_equal(found["y"], Rotate()(x)[0].numpy())

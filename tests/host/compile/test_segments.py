@@ -46,8 +46,9 @@ def image(openai: Backbone, tmp_path_factory: pytest.TempPathFactory) -> tuple[T
     return written(openai, "image", folder), folder
 
 
-@pytest.mark.parametrize("make", ["siglip", "efficientnet"])
+@pytest.mark.parametrize("make", ["siglip", "eva", "efficientnet"])
 def test_timm_towers_agree_with_the_library(make: str, tmp_path: Path) -> None:
+    """EVA-02 turns queries and keys by a rotary embedding, and gates its feed-forward."""
     backbone = small_backbone(make)
     record = written(backbone, "image", tmp_path)
     assert check_segments(backbone, "image", record, TAPS, tmp_path) < 1e-4
@@ -127,6 +128,16 @@ def test_narrow_weights_stay_close(
         for place in (tmp_path, image[1])
     ]
     assert sizes[0] < 0.75 * sizes[1]
+
+
+@pytest.mark.parametrize("make", ["vit-b-16", "vit-b-32", "vit-b-16-custom-text"])
+@pytest.mark.parametrize(("dtype", "limit"), [("fp32", 1e-5), ("fp16", 2e-3), ("int8", 0.05)])
+def test_native_towers_pass_the_gate(make: str, dtype: str, limit: float, tmp_path: Path) -> None:
+    """At a text's real length the causal mask is as large as a weight, and holds -inf."""
+    backbone = small_backbone(make)
+    for side in ("image", "text"):
+        record = written(backbone, side, tmp_path, dtype)
+        check_segments(backbone, side, record, TAPS, tmp_path, tolerance=limit)
 
 
 def test_the_gate_names_what_disagrees(openai: Backbone, tmp_path: Path) -> None:

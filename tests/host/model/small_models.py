@@ -11,7 +11,10 @@ from edgeladder.host.model.backbone import Backbone, wrap
 WORDS = 300  # ids 298 and 299 start and end a text, as in OpenAI's vocabulary
 CONTEXT = 12
 
-MAKES = ("openai", "siglip", "eva", "efficientnet", "convnext", "fastvit")
+# ViT-B/16 and B/32 by open_clip's own classes at their texts' real length, inside CLIP and, as
+# later models are, inside CustomTextCLIP
+_NATIVE = {"vit-b-16": 16, "vit-b-32": 32, "vit-b-16-custom-text": 16}
+MAKES = ("openai", *_NATIVE, "siglip", "eva", "efficientnet", "convnext", "fastvit")
 _TIMM = {
     "siglip": ("vit_tiny_patch16_224", {"timm_pool": "map", "timm_proj": "none"}),
     "eva": ("eva02_tiny_patch14_224", {"timm_proj": "linear"}),
@@ -38,6 +41,13 @@ def small_backbone(make: str) -> Backbone:
     if make == "openai":
         vision = CLIPVisionCfg(layers=3, width=48, head_width=16, patch_size=8, image_size=32)
         network = CLIP(24, vision, CLIPTextCfg(**text), quick_gelu=True)
+    elif make in _NATIVE:
+        vision = CLIPVisionCfg(
+            layers=3, width=64, head_width=16, patch_size=_NATIVE[make], image_size=64
+        )
+        text |= {"context_length": 77, "width": 64}
+        make_clip = CustomTextCLIP if make.endswith("custom-text") else CLIP
+        network = make_clip(48, vision, CLIPTextCfg(**text))
     else:
         name, options = _TIMM[make]
         width = 192 if make == "siglip" else 24  # without a projection the trunk's width
