@@ -1,0 +1,339 @@
+#!/usr/bin/env python3
+"""What EdgeLadder computes, as SHA-256 sums: the same before a change and after it.
+
+    python -m tools.bench.referee --out sums.json                # this tree
+    python -m tools.bench.referee --against sums.json            # compare; 1: something differs
+    python -m tools.bench.referee --tree OTHER --out sums.json   # another checkout
+
+On nano and its pictures: five bundles (profiles default, prompt-ladder, qprompt, condensation,
+memvp), their caches, one cache made segment by segment, ten runs (each profile on the stock engine,
+three on onnxruntime-training, one killed and resumed, one chunked by a small budget), what
+`evaluate` and `predict` say of two of them, and two deployed files. It goes by commands and files
+alone, and sums values, not names: the rooms of the package and the names of tensors may change.
+
+Sums hold for one machine and one set of packages: take both sides on the same. --host-python
+(edgeladder[host,ort-training]) exports the bundles; --device-python does everything else, needs
+both engines and should hold no torch. Four minutes on two free cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tools.bench import sums
+from tools.bench.court import THREADS, Court, Failure, kill_after, sets
+
+Task = Callable[[], dict[str, Any]]
+
+ROOT = Path(__file__).resolve().parents[2]
+AMPLE = "2GB"  # nothing is made smaller to fit
+STEPS = 30
+SETTINGS = [f"train.steps={STEPS}", "train.checkpoint_steps=5", "train.seed=0"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One profile as it is exported and trained on nano."""
+
+    engines: tuple[str, ...]
+    dtype: str = "fp32"  # of the towers on disk
+    export: tuple[str, ...] = ()  # settings at export
+    train: tuple[str, ...] = ()  # settings of the training
+
+
+RECIPES = {
+    "default": Recipe(("stock", "ort-training")),
+    # the paper's blocks 0, 5, 10 are of a deeper tower
+    "prompt-ladder": Recipe(("stock",), dtype="int8", export=("ladder.taps.blocks=[0,1,2]",)),
+    "qprompt": Recipe(("stock", "ort-training")),
+    "condensation": Recipe(("stock",), train=("condense.epochs=2",)),
+    "memvp": Recipe(("stock", "ort-training"), dtype="fp16"),
+}
+JUDGED = ("default", "prompt-ladder")  # with a head, and without: evaluate, predict, deploy
+PICTURES = ("test/hat/00.jpg", "test/shirt/03.jpg", "test/skirt/05.jpg")
+
+KILLED_AFTER = 12  # steps: past two checkpoints, and not at one
+# The chunked run: every picture in four views and all in one batch, so that one step is larger than
+# the budgets below. Which budget gives these chunks is the planner's affair, so it is asked.
+VIEWS = (None, 0, 1, 3)  # Pillow's transpositions: none, mirrored, upside down, half a turn
+CHUNK, CHUNKED_STEPS = 128, 3
+CHUNKED = [
+    f"train.steps={CHUNKED_STEPS}",
+    "train.batch=640",
+    "train.moments=fp32",
+    "train.seed=0",
+    "head.kind=none",
+    "head.weight=null",
+    "head.full_at=null",
+]
+BUDGETS_MB = (155, 160, 150, 165, 145, 170, 175, 140, 180, 185, 190, 135, 200, 210, 220, 130, 120)
+SHRUNK = {"halve", "restart", "kill"}  # actions after which the sizes are not those asked for
+
+
+# -- what is judged -----------------------------------------------------------------------------
+
+
+def judge_profile(court: Court, name: str) -> dict[str, Any]:
+    """Export a profile, fill its cache, train it on its engines."""
+    recipe, bundle, cache = (
+        RECIPES[name],
+        court.work / f"bundle-{name}",
+        court.work / f"cache-{name}",
+    )
+    engine = "all" if "ort-training" in recipe.engines else "stock"
+    court.ask(
+        "export", "--model", "nano", "--profile", name, "--dtype", recipe.dtype, "--engine", engine,
+        *sets(list(recipe.export)), "--out", bundle, host=True,
+    )  # fmt: skip
+    place = ["--bundle", bundle, "--data", court.data, "--cache", cache, "--budget", AMPLE]
+    court.ask("precompute", *place)
+    runs = {}
+    for engine in recipe.engines:
+        run = court.work / f"run-{name}-{engine}"
+        settings = [*SETTINGS, *recipe.train]
+        court.ask("train", *place, *sets(settings), "--engine", engine, "--run", run)
+        runs[f"{name}, {engine}"] = sums_of_run(run)
+    return {
+        "bundles": {name: {"initial": sums.sum_of_file(bundle / "ladder" / "init.safetensors")}},
+        "caches": {name: sums.sums_of_cache(cache)},
+        "runs": runs,
+    }
+
+
+def sums_of_run(run: Path) -> dict[str, Any]:
+    """What a run learnt: its adapter (head and all), every step's loss, and how good it is."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    # a resumed run repeats the steps after its checkpoint: the last of each counts
+    losses = {record["step"]: record["loss"] for record in records if record["kind"] == "step"}
+    result = json.loads((run / "result.json").read_text())
+    return {
+        "adapter": sums.sum_of_file(run / "adapter.safetensors"),
+        "losses": sums.sum_of_text(repr(sorted(losses.items()))),
+        "steps": result["steps"],
+        "zero_shot": result["accuracy"]["zero_shot"],
+        "tuned": result["accuracy"]["tuned"],
+    }
+
+
+def judge_resumed(court: Court) -> dict[str, Any]:
+    """The default profile's run, killed with all its processes in the middle and resumed."""
+    run = court.work / "run-resumed"
+    place = ["--bundle", court.work / "bundle-default", "--data", court.data, "--budget", AMPLE]
+    place += ["--cache", court.work / "cache-default", "--engine", "stock", "--run", run]
+    steps = kill_after(court, court.command("train", *place, *sets(SETTINGS)), run, KILLED_AFTER)
+    if steps >= STEPS:
+        raise Failure(f"{run} had done all {steps} steps before it could be killed")
+    result = court.ask("train", "--resume", run)
+    if not result["resumed_from"]:
+        raise Failure(f"{run} was killed after step {steps}, but did not resume from a checkpoint")
+    court.notes["killed"] = {"after_step": steps, "resumed_from": result["resumed_from"]}
+    resumed, whole = sums_of_run(run), sums_of_run(court.work / "run-default-stock")
+    if resumed != whole:
+        said = "\n".join(sums.differences(whole, resumed))
+        raise Failure(f"the resumed run is not the one that was never killed:\n{said}")
+    return {"runs": {"default, stock, killed and resumed": resumed}}
+
+
+def judge_chunked(court: Court) -> dict[str, Any]:
+    """A batch of 640 under a budget that takes it 128 pictures at a time."""
+    bundle = court.work / "bundle-default"
+    place = ["--bundle", bundle, "--data", court.work / "views"]
+    place += ["--cache", court.work / "cache-views"]
+    options = [*sets(CHUNKED), "--engine", "stock"]
+    court.ask("precompute", *place, "--budget", AMPLE)
+    for budget in BUDGETS_MB:
+        within = [*place, *options, "--budget", f"{budget}MB"]
+        planned = court.ask("plan", *within, codes=(0, 3))
+        if not planned["fits"] or planned["phases"]["train"].get("chunk") != CHUNK:
+            continue
+        run = court.work / f"run-chunked-{budget}"
+        memory = court.ask("train", *within, "--run", run)["memory"]
+        if not SHRUNK & {action["action"] for action in memory["actions"]}:
+            court.notes["chunked"] = {"budget_mb": budget, "chunk": CHUNK}
+            return {
+                "runs": {f"default, stock, chunked by {CHUNK}": sums_of_run(run)},
+                "caches": {"default, four views": sums.sums_of_cache(court.work / "cache-views")},
+            }
+    raise Failure(f"no budget of {sorted(BUDGETS_MB)} MB trains in chunks of {CHUNK}")
+
+
+def judge_segments(court: Court) -> dict[str, Any]:
+    """The default profile's cache once more, one segment and one picture at a time."""
+    cache = court.work / "cache-segments"
+    place = ["--bundle", court.work / "bundle-default", "--data", court.data, "--cache", cache]
+    for budget in sorted(BUDGETS_MB):
+        within = [*place, "--budget", f"{budget}MB"]
+        planned = court.ask("plan", *within, codes=(0, 3))
+        sizes = planned["phases"]["precompute"]
+        if planned["fits"] and sizes.get("group") and sizes["batch"] == 1:
+            court.ask("precompute", *within)
+            court.notes["segments"] = {"budget_mb": budget, "batch": 1, "group": sizes["group"]}
+            return {"caches": {"default, by segments": sums.sums_of_cache(cache)}}
+    raise Failure(f"no budget of {sorted(BUDGETS_MB)} MB runs the towers segment by segment")
+
+
+def judge_answers(court: Court, name: str) -> dict[str, Any]:
+    """What a run's `evaluate` and `predict` say, and its deployed file."""
+    run, out = court.work / f"run-{name}-stock", court.work / f"{name}.onnx"
+    evaluated = court.ask("evaluate", "--run", run)
+    paths = [court.data / picture for picture in PICTURES]
+    predicted = court.ask("predict", "--run", run, "--top", "10", *paths)["predictions"]
+    said = [
+        f"{Path(item['path']).name} {label['label']} {label['probability']:.6f}"
+        for item in predicted
+        for label in sorted(item["labels"], key=lambda label: str(label["label"]))
+    ]
+    court.ask("deploy", "--run", run, "--out", out)
+    return {
+        "evaluate": {
+            name: {
+                "accuracy": evaluated["accuracy"],
+                "zero_shot_accuracy": evaluated["zero_shot_accuracy"],
+                "confusion": sums.sum_of_text(json.dumps(evaluated["confusion"], sort_keys=True)),
+            }
+        },
+        "predict": {name: sums.sum_of_text("\n".join(said))},
+        "deploy": {name: sums.sums_of_deployed(out, squares(paths))},
+    }
+
+
+def squares(paths: list[Path], side: int = 224) -> sums.Array:
+    """Pictures squeezed into squares: (N, side, side, 3) uint8."""
+    from PIL import Image
+
+    small = [Image.open(path).convert("RGB").resize((side, side)) for path in paths]
+    return np.stack([np.asarray(picture, np.uint8) for picture in small])
+
+
+# -- pictures -----------------------------------------------------------------------------------
+
+
+def unpack_pictures(court: Court) -> None:
+    """The embedded pictures as a folder, and a second folder with those to train on four times."""
+    from PIL import Image
+
+    with zipfile.ZipFile(court.tree / "edgeladder" / "_nano" / "pictures.zip") as archive:
+        archive.extractall(court.data)
+    for path in sorted(path for path in court.data.rglob("*") if path.is_file()):
+        place = court.work / "views" / path.relative_to(court.data)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if "train" not in place.parts:
+            place.write_bytes(path.read_bytes())
+            continue
+        picture = Image.open(path).convert("RGB")
+        for number, turn in enumerate(VIEWS):
+            turned = picture if turn is None else picture.transpose(Image.Transpose(turn))
+            turned.save(place.with_name(f"{path.stem}-{number}.png"))
+
+
+# -- the whole ----------------------------------------------------------------------------------
+
+
+def judge(court: Court) -> dict[str, Any]:
+    """Every sum; two things at a time, because most of them use one core."""
+    unpack_pictures(court)
+    first: list[Task] = [partial(judge_profile, court, name) for name in RECIPES]
+    then: list[Task] = [partial(part, court) for part in (judge_chunked, judge_resumed)]
+    then += [partial(judge_segments, court)]
+    then += [partial(judge_answers, court, name) for name in JUDGED]
+    found: dict[str, Any] = {}
+    with ThreadPoolExecutor(2) as pool:
+        for stage in (first, then):
+            for part in pool.map(lambda task: task(), stage):
+                for room, values in part.items():
+                    found.setdefault(room, {}).update(values)
+    return found
+
+
+def describe(court: Court, seconds: float) -> dict[str, Any]:
+    """Where sums come from: they are compared, this is not."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", court.tree, *words], capture_output=True, text=True)
+        return done.stdout.strip()
+
+    packages = ("numpy", "onnxruntime", "onnxruntime-training-cpu", "torch", "onnx", "pillow")
+    known = {
+        package.metadata["Name"].lower(): package.version for package in metadata.distributions()
+    }
+    return {
+        "command": "python -m tools.bench.referee --tree TREE --out sums.json",
+        "commit": git("rev-parse", "HEAD") + (" and changes" if git("status", "--short") else ""),
+        "machine": f"{platform.machine()}, {THREADS} threads, {_processor()}",
+        "host": {name: known[name] for name in packages if name in known},
+        "seconds": round(seconds),
+        "notes": court.notes,
+    }
+
+
+def _processor() -> str:
+    """The processor's name: kernels are chosen by it, and sums with them."""
+    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return found[1] if found else "unknown processor"
+
+
+def compare(known: dict[str, Any], found: dict[str, Any], path: Path) -> int:
+    """Print every difference; the exit code."""
+    lines = sums.differences(known, found)
+    for line in lines:
+        print(line)
+    count = json.dumps(known).count('": "') + json.dumps(known).count('": 0.')
+    print(
+        f"{len(lines)} differ from {path}" if lines else f"all sums are those of {path} ({count})"
+    )
+    return 1 if lines else 0
+
+
+def main() -> int:
+    """Judge a tree; 0, 1 where something differs, 2 where a command failed."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, help="file to write the sums to")
+    parser.add_argument("--against", type=Path, help="sums to compare with; exit 1 if any differs")
+    parser.add_argument("--tree", type=Path, default=ROOT, help="checkout to judge [this one]")
+    parser.add_argument("--host-python", default=sys.executable, help="exports [this interpreter]")
+    parser.add_argument("--device-python", default=sys.executable, help="the rest [this one]")
+    parser.add_argument("--work", type=Path, help="folder to work in and to keep [a temporary one]")
+    options = parser.parse_args()
+    known = json.loads(options.against.read_text()) if options.against else None
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="referee-") as temporary:
+        work = (options.work or Path(temporary)).resolve()
+        work.mkdir(parents=True, exist_ok=True)
+        try:
+            court = Court(options.tree.resolve(), options.host_python, options.device_python, work)
+            found = judge(court)
+        except Failure as failure:
+            print(f"error: {failure}", file=sys.stderr)
+            return 2
+    record = {**describe(court, time.monotonic() - began), "sums": found}
+    if options.out:
+        options.out.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+    if known is None:
+        print(json.dumps(record["sums"], indent=2, sort_keys=True))
+        return 0
+    return compare(known["sums"], found, options.against)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
