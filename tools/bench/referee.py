@@ -75,17 +75,17 @@ KILLED_AFTER = 12  # steps: past two checkpoints, and not at one
 # the budgets below. Which budget gives these chunks is the planner's affair, so it is asked.
 VIEWS = (None, 0, 1, 3)  # Pillow's transpositions: none, mirrored, upside down, half a turn
 CHUNK, CHUNKED_STEPS = 128, 3
+BARE = ["head.kind=none", "head.weight=null", "head.full_at=null"]
 CHUNKED = [
     f"train.steps={CHUNKED_STEPS}",
     "train.batch=640",
     "train.moments=fp32",
     "train.seed=0",
-    "head.kind=none",
-    "head.weight=null",
-    "head.full_at=null",
+    *BARE,
 ]
 BUDGETS_MB = (155, 160, 150, 165, 145, 170, 175, 140, 180, 185, 190, 135, 200, 210, 220, 130, 120)
-SHRUNK = {"halve", "restart", "kill"}  # actions after which the sizes are not those asked for
+SEGMENTS_MB = 145  # about here the towers go segment by segment; the nearest is tried first
+SHRINKING = ("halve", "restart", "kill")
 
 
 # -- what is judged -----------------------------------------------------------------------------
@@ -93,11 +93,8 @@ SHRUNK = {"halve", "restart", "kill"}  # actions after which the sizes are not t
 
 def judge_profile(court: Court, name: str) -> dict[str, Any]:
     """Export a profile, fill its cache, train it on its engines."""
-    recipe, bundle, cache = (
-        RECIPES[name],
-        court.work / f"bundle-{name}",
-        court.work / f"cache-{name}",
-    )
+    recipe = RECIPES[name]
+    bundle, cache = (court.work / f"{word}-{name}" for word in ("bundle", "cache"))
     engine = "all" if "ort-training" in recipe.engines else "stock"
     court.ask(
         "export", "--model", "nano", "--profile", name, "--dtype", recipe.dtype, "--engine", engine,
@@ -166,7 +163,7 @@ def judge_chunked(court: Court) -> dict[str, Any]:
             continue
         run = court.work / f"run-chunked-{budget}"
         memory = court.ask("train", *within, "--run", run)["memory"]
-        if not SHRUNK & {action["action"] for action in memory["actions"]}:
+        if not shrunk(memory):
             court.notes["chunked"] = {"budget_mb": budget, "chunk": CHUNK}
             return {
                 "runs": {f"default, stock, chunked by {CHUNK}": sums_of_run(run)},
@@ -177,17 +174,30 @@ def judge_chunked(court: Court) -> dict[str, Any]:
 
 def judge_segments(court: Court) -> dict[str, Any]:
     """The default profile's cache once more, one segment and one picture at a time."""
-    cache = court.work / "cache-segments"
-    place = ["--bundle", court.work / "bundle-default", "--data", court.data, "--cache", cache]
-    for budget in sorted(BUDGETS_MB):
-        within = [*place, "--budget", f"{budget}MB"]
-        planned = court.ask("plan", *within, codes=(0, 3))
-        sizes = planned["phases"]["precompute"]
-        if planned["fits"] and sizes.get("group") and sizes["batch"] == 1:
-            court.ask("precompute", *within)
-            court.notes["segments"] = {"budget_mb": budget, "batch": 1, "group": sizes["group"]}
+    place = ["--bundle", court.work / "bundle-default", "--data", court.data]
+    options = [*sets([*BARE, "train.steps=1", "train.seed=0"]), "--engine", "stock"]
+    for budget in sorted(BUDGETS_MB, key=lambda budget: abs(budget - SEGMENTS_MB)):
+        run, cache = (court.work / f"{word}-segments-{budget}" for word in ("run", "cache"))
+        within = [*place, *options, "--cache", cache, "--budget", f"{budget}MB"]
+        if not by_segments(court.ask("plan", *within, codes=(0, 3))):
+            continue
+        # `train`, not `precompute`: it says in plan.json what it did
+        memory = court.ask("train", *within, "--run", run)["memory"]
+        if by_segments(json.loads((run / "plan.json").read_text())) and not shrunk(memory):
+            court.notes["segments"] = {"budget_mb": budget}
             return {"caches": {"default, by segments": sums.sums_of_cache(cache)}}
     raise Failure(f"no budget of {sorted(BUDGETS_MB)} MB runs the towers segment by segment")
+
+
+def by_segments(planned: dict[str, Any]) -> bool:
+    """Whether a plan that fits takes the towers apart and one picture at a time."""
+    sizes = planned["phases"]["precompute"]
+    return bool(planned["fits"] and sizes.get("group") and sizes["batch"] == 1)
+
+
+def shrunk(memory: dict[str, Any]) -> bool:
+    """Whether a run had to go on with smaller sizes than planned."""
+    return any(action["action"] in SHRINKING for action in memory["actions"])
 
 
 def judge_answers(court: Court, name: str) -> dict[str, Any]:
