@@ -1,19 +1,27 @@
-"""Commands of `edgeladder` from some checkout, as the referee runs them: pinned and killable."""
+"""A checkout before the referee: its commands, pinned and killable, the pictures they are given."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import platform
 import re
 import shlex
 import subprocess
 import time
+import zipfile
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from tools.bench import sums
+
 THREADS = 2
+VIEWS = (None, 0, 1, 3)  # Pillow's transpositions: none, mirrored, upside down, half a turn
 
 
 class Failure(Exception):
@@ -126,3 +134,56 @@ def steps_done(run: Path) -> int:
     """Steps that a run has written down so far."""
     metrics = run / "metrics.jsonl"
     return metrics.read_text().count('"kind": "step"') if metrics.exists() else 0
+
+
+def squares(paths: list[Path], side: int = 224) -> sums.Array:
+    """Pictures squeezed into squares: (N, side, side, 3) uint8."""
+    from PIL import Image
+
+    small = [Image.open(path).convert("RGB").resize((side, side)) for path in paths]
+    return np.stack([np.asarray(picture, np.uint8) for picture in small])
+
+
+def unpack_pictures(court: Court) -> None:
+    """The embedded pictures as a folder, and a second folder with those to train on four times."""
+    from PIL import Image
+
+    with zipfile.ZipFile(court.tree / "edgeladder" / "_nano" / "pictures.zip") as archive:
+        archive.extractall(court.data)
+    for path in sorted(path for path in court.data.rglob("*") if path.is_file()):
+        place = court.work / "views" / path.relative_to(court.data)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if "train" not in place.parts:
+            place.write_bytes(path.read_bytes())
+            continue
+        picture = Image.open(path).convert("RGB")
+        for number, turn in enumerate(VIEWS):
+            turned = picture if turn is None else picture.transpose(Image.Transpose(turn))
+            turned.save(place.with_name(f"{path.stem}-{number}.png"))
+
+
+def describe(court: Court, seconds: float) -> dict[str, Any]:
+    """Where sums come from: they are compared, this is not."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", court.tree, *words], capture_output=True, text=True)
+        return done.stdout.strip()
+
+    packages = ("numpy", "onnxruntime", "onnxruntime-training-cpu", "torch", "onnx", "pillow")
+    known = {
+        package.metadata["Name"].lower(): package.version for package in metadata.distributions()
+    }
+    return {
+        "command": "python -m tools.bench.referee --tree TREE --out sums.json",
+        "commit": git("rev-parse", "HEAD") + (" and changes" if git("status", "--short") else ""),
+        "machine": f"{platform.machine()}, {THREADS} threads, {_processor()}",
+        "host": {name: known[name] for name in packages if name in known},
+        "seconds": round(seconds),
+        "notes": court.notes,
+    }
+
+
+def _processor() -> str:
+    """The processor's name: kernels are chosen by it, and sums with them."""
+    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return found[1] if found else "unknown processor"

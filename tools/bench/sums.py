@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
+ABSENT = "(absent)"  # in place of what one of two records does not have
 _KEYS = "keys"  # of a cache's shard: which picture each row is of
 _INDEX = "index"  # begins the name of the one file of a store that holds no activations
 
@@ -124,7 +125,7 @@ def differences(before: Any, after: Any, place: str = "") -> list[str]:
             line
             for key in sorted({*before, *after})
             for line in differences(
-                before.get(key, "(absent)"), after.get(key, "(absent)"), f"{place}/{key}"
+                before.get(key, ABSENT), after.get(key, ABSENT), f"{place}/{key}"
             )
         ]
     return [] if before == after else [f"{place}: {before} -> {after}"]
