@@ -174,7 +174,7 @@ def describe(court: Court, seconds: float) -> dict[str, Any]:
         package.metadata["Name"].lower(): package.version for package in metadata.distributions()
     }
     return {
-        "command": "python -m tools.bench.referee --tree TREE --device-python PYTHON --out sums.json",
+        "command": "python -m tools.bench.referee --tree TREE --device-python PYTHON",
         "commit": git("rev-parse", "HEAD") + (" and changes" if git("status", "--short") else ""),
         "machine": f"{platform.machine()}, {THREADS} threads, {_processor()}",
         "host": {name: known[name] for name in packages if name in known},
