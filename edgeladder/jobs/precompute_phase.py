@@ -10,7 +10,7 @@ from edgeladder.core.bundle import Bundle
 from edgeladder.core.trim import trim_heap
 from edgeladder.jobs.run_directory import RunDirectory
 from edgeladder.runtime.pictures.dataset import open_data, split
-from edgeladder.runtime.towers.fill_cache import PrecomputeSizes, precompute
+from edgeladder.runtime.towers.fill_cache import PrecomputeSizes, Wanted, precompute
 from edgeladder.runtime.towers.runner import TowerSizes
 
 if TYPE_CHECKING:
@@ -58,10 +58,7 @@ def fill(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]]
             bundle,
             dataset,
             request["cache"],
-            train=train,
-            test=test,
-            views=request["views"] or 0,
-            dtype=request["cache_dtype"],
+            Wanted(train, test, request["views"] or 0, request["cache_dtype"]),
             sizes=tower_sizes(sizes, values["threads"]),
             progress=progress,
             on_group=obey,

@@ -16,7 +16,7 @@ from edgeladder.runtime.cache.selection import Selection
 from edgeladder.runtime.logits import Activations as Cached
 from edgeladder.runtime.logits import ClassLogits
 from edgeladder.runtime.pictures.dataset import Dataset, Picture, open_data, split
-from edgeladder.runtime.towers.fill_cache import PrecomputeSizes, precompute
+from edgeladder.runtime.towers.fill_cache import PrecomputeSizes, Wanted, precompute
 
 Array = np.ndarray
 WINDOW = 512  # pictures read from the cache at a time
@@ -131,10 +131,7 @@ def load_pool(
         bundle,
         dataset,
         cache,
-        train=train,
-        test=test,
-        dtype=dtype,  # type: ignore[arg-type]
-        views=views,
+        Wanted(train, test, views, dtype),  # type: ignore[arg-type]
         sizes=_sizes(threads=1),
     )
     reader = open_reader(bundle, cache, result.selection)

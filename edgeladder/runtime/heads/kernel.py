@@ -161,42 +161,51 @@ def fit_kernel(
     centres = [CENTRING * normalise(tap).mean(axis=0) for tap in features]
     rows = [centred(tap, centre) for tap, centre in zip(features, centres, strict=True)]
     onehot = np.eye(zero_shot.shape[1])[labels]
-    trust = fit_weights([zero_shot], labels)[0][0]  # zero-shot saw no label: nothing to leave out
-    bases = [0.0, float(trust)]
+    trust = float(fit_weights([zero_shot], labels)[0][0])  # zero-shot saw no label: none left out
     picked = balanced(labels, SEARCH_PICTURES, seed)
     distances = [squared_distances(tap[picked], tap[picked]) for tap in rows]
     scales = [_mean_distance(distance) for distance in distances]
-    owners = np.arange(len(labels)) if folds is None else np.asarray(folds)
-    needed = 3 if len(rows) > 1 and len(labels) < _JUDGES else 2
-    folds_of = [len(np.unique(owners[labels == label])) for label in np.unique(labels)]
     held_out = None
-    if min(folds_of) < needed:
-        weights = [_FIXED[0] / len(rows)] * len(rows)
-        choice = Choice(tuple(weights), _FIXED[1], _FIXED[2], float(trust), float("nan"))
-    else:
+    if _can_leave_out(labels, folds, len(rows)):
         for distance, scale in zip(distances, scales, strict=True):
             distance /= scale  # in place: a second copy of all of them is what would count here
         search = _Search(
             distances,
-            bases,
+            [0.0, trust],
             onehot[picked],
             labels[picked],
             zero_shot[picked],
-            None if folds is None else owners[picked],
+            None if folds is None else np.asarray(folds)[picked],
         )
         choice, held_out = search.run()
         del search
+    else:
+        scale, ridge, temperature = _FIXED
+        weights = (scale / len(rows),) * len(rows)
+        choice = Choice(weights, ridge, temperature, trust, float("nan"))
     del distances
-    total = np.zeros((len(labels), len(labels)))
+    alpha = _solve(rows, scales, choice, onehot - softmax(choice.base * zero_shot))
+    if len(picked) < len(labels):
+        held_out = None
+    return Kernel(choice, centres, rows, scales, alpha, held_out)
+
+
+def _can_leave_out(labels: Array, folds: Array | None, taps: int) -> bool:
+    """Whether leaving out says enough to choose the settings of so many taps by."""
+    owners = np.arange(len(labels)) if folds is None else np.asarray(folds)
+    needed = 3 if taps > 1 and len(labels) < _JUDGES else 2
+    return min(len(np.unique(owners[labels == label])) for label in np.unique(labels)) >= needed
+
+
+def _solve(rows: list[Array], scales: list[float], choice: Choice, targets: Array) -> Array:
+    """The ridge's solution alpha (n, C) for targets (n, C), given rows (n, W) per tap."""
+    total = np.zeros((len(targets), len(targets)))
     for tap, scale, weight in zip(rows, scales, choice.weights, strict=True):
         if weight > 0:  # one tap's distances at a time: they are the most that is held here
             total += (weight / scale) * squared_distances(tap, tap)
     kernel = np.exp(-total)
     kernel[np.diag_indices_from(kernel)] += choice.ridge
-    alpha = np.linalg.solve(kernel, onehot - softmax(choice.base * zero_shot))
-    return Kernel(
-        choice, centres, rows, scales, alpha, held_out if len(picked) == len(labels) else None
-    )
+    return np.asarray(np.linalg.solve(kernel, targets))
 
 
 def fit_proker(embedding: Array, labels: Array, zero_shot: Array, **options: object) -> Kernel:

@@ -19,8 +19,7 @@ from edgeladder.core.errors import DataError
 from edgeladder.runtime.cache.layout import TapDtype
 from edgeladder.runtime.cache.selection import Selection, stack_keys
 from edgeladder.runtime.cache.store import remove_working_folder, working_folder
-from edgeladder.runtime.pictures.class_names import ClassName, readable
-from edgeladder.runtime.pictures.dataset import Dataset, Picture, split
+from edgeladder.runtime.pictures.dataset import Dataset, Picture
 from edgeladder.runtime.pictures.decode import EXACT_PIXELS
 from edgeladder.runtime.towers.class_run import ClassRun
 from edgeladder.runtime.towers.picture_run import PictureRun, Progress, spell_skipped
@@ -29,6 +28,16 @@ from edgeladder.runtime.towers.tokens import DEFAULT_TEMPLATES, class_prompts
 
 if TYPE_CHECKING:
     from edgeladder.core.bundle import Bundle
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the cache shall hold."""
+
+    train: Sequence[Picture]
+    test: Sequence[Picture]
+    views: int = 0  # augmented ones, of training pictures only
+    dtype: TapDtype = "fp16"
 
 
 @dataclass(frozen=True)
@@ -76,69 +85,48 @@ def precompute(
     bundle: Bundle,
     dataset: Dataset,
     cache_folder: str | Path,
+    wanted: Wanted,
     *,
-    train: Sequence[Picture] | None = None,
-    test: Sequence[Picture] | None = None,
-    views: int = 0,
-    dtype: TapDtype = "fp16",
-    sizes: PrecomputeSizes | None = None,
-    classes: list[str] | None = None,
-    names: Sequence[ClassName | str] | None = None,
-    templates: Sequence[str] | None = None,
+    sizes: PrecomputeSizes = PrecomputeSizes(),
     progress: Progress | None = None,
     on_group: Callable[[], None] | None = None,
 ) -> PrecomputeResult:
-    """Fill the cache with what these pictures and classes need.
+    """Fill the cache with what these pictures and their classes need.
 
     Args:
-        train, test: default to `split(dataset, None, 0)`; augmented `views` are of `train` only.
-        classes: folder names in the order of labels, an adapter's perhaps; the data set's.
-        names: readable names of those classes; the data set's.
-        templates: prompt templates; the data set's, else `DEFAULT_TEMPLATES`.
+        progress: told samples done, their number, and of what.
         on_group: called when a group's samples are on disk; an exception in it stops the work.
 
     Raises:
-        DataError: a label not among `classes`, over 5 % unreadable pictures, or a class left
-            without training pictures by them.
+        DataError: over 5 % unreadable pictures, or a class left without training pictures by them.
         StorageError: the disk is full. As with any stop, what is written is kept.
     """
-    if train is None or test is None:
-        train, test = split(dataset, None, 0)
-    known = dataset.classes if classes is None else classes
-    if names is None:
-        described = dict(zip(dataset.classes, dataset.names, strict=True))
-        names = [described.get(name) or readable(name) for name in known]
-    described_names = [readable(name) if isinstance(name, str) else name for name in names]
-    templates = list(templates or dataset.templates or DEFAULT_TEMPLATES)
-    sizes = sizes or PrecomputeSizes()
-    train_labels, test_labels = dataset.labels(train, known), dataset.labels(test, known)
-    folder = Path(cache_folder)
+    templates = list(dataset.templates or DEFAULT_TEMPLATES)
+    folder, dtype = Path(cache_folder), wanted.dtype
     workdir = working_folder(folder)
     try:
         started = time.perf_counter()
         texts = ClassRun(bundle, folder, dtype, sizes.text, workdir, on_group)
-        text_keys = texts.run(class_prompts(described_names, templates), progress)
+        text_keys = texts.run(class_prompts(dataset.names, templates), progress)
         between = time.perf_counter()
         images = PictureRun(bundle, folder, dtype, sizes.image, sizes.max_pixels, workdir, on_group)
-        wanted = [*((picture, views) for picture in train), *((picture, 0) for picture in test)]
-        keys = images.run(wanted, dataset.source, progress)
+        pictures = [(picture, wanted.views) for picture in wanted.train]
+        pictures += [(picture, 0) for picture in wanted.test]
+        keys = images.run(pictures, dataset.source, progress)
         ended = time.perf_counter()
     finally:
         remove_working_folder(workdir)
-    train_found = [index for index in range(len(train)) if keys[index]]
-    test_found = [index for index in range(len(test)) if keys[len(train) + index]]
-    _check_classes_left(train_labels, train_found, known, dataset.source, images.skipped)
+    train, test = _found(dataset, wanted, keys, images.skipped)
+    views = range(wanted.views + 1)
     selection = Selection(
-        train_keys=np.stack(
-            [stack_keys([keys[i][view] for i in train_found]) for view in range(views + 1)]
-        ),
-        train_labels=train_labels[train_found],
-        test_keys=stack_keys([keys[len(train) + i][0] for i in test_found]),
-        test_labels=test_labels[test_found],
+        train_keys=np.stack([stack_keys([found[view] for found in train.keys]) for view in views]),
+        train_labels=train.labels,
+        test_keys=stack_keys([found[0] for found in test.keys]),
+        test_labels=test.labels,
         text_keys=stack_keys(text_keys),
-        classes=list(known),
-        class_names=[item.name for item in described_names],
-        aliases=[list(item.aliases) for item in described_names],
+        classes=list(dataset.classes),
+        class_names=dataset.class_names,
+        aliases=[list(item.aliases) for item in dataset.names],
         templates=templates,
         dtype=dtype,
         skipped=images.skipped,
@@ -155,13 +143,31 @@ def precompute(
     )
 
 
-def _check_classes_left(
-    labels: np.ndarray, found: list[int], classes: list[str], where: str, skipped: list[Any]
-) -> None:
-    lost = sorted(set(labels.tolist()) - set(labels[found].tolist()))
+@dataclass(frozen=True)
+class _Found:
+    """Pictures that could be read."""
+
+    keys: list[list[bytes]]  # of each one's views
+    labels: np.ndarray
+
+
+def _found(
+    dataset: Dataset, wanted: Wanted, keys: list[list[bytes]], skipped: list[dict[str, str]]
+) -> tuple[_Found, _Found]:
+    """Training and test pictures without those that were skipped.
+
+    Raises:
+        DataError: a class is left without training pictures.
+    """
+    count, found = len(wanted.train), []
+    for pictures, of in ((wanted.train, keys[:count]), (wanted.test, keys[count:])):
+        labels, rows = dataset.labels(pictures), [row for row, views in enumerate(of) if views]
+        found.append(_Found([of[row] for row in rows], labels[rows]))
+    lost = sorted(set(dataset.labels(wanted.train).tolist()) - set(found[0].labels.tolist()))
     if lost:
         raise DataError(
-            f"none of the training pictures of class {classes[lost[0]]!r} can be read",
-            where=f"{where}: {spell_skipped(skipped)}",
+            f"none of the training pictures of class {dataset.classes[lost[0]]!r} can be read",
+            where=f"{dataset.source}: {spell_skipped(skipped)}",
             remedy="replace these pictures; what is cached is kept",
         )
+    return found[0], found[1]

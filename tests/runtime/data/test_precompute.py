@@ -17,7 +17,12 @@ from edgeladder.runtime.cache.selection import Selection
 from edgeladder.runtime.cache.store import ActivationCache
 from edgeladder.runtime.pictures.dataset import open_data, split
 from edgeladder.runtime.pictures.decode import decode
-from edgeladder.runtime.towers.fill_cache import PrecomputeResult, PrecomputeSizes, precompute
+from edgeladder.runtime.towers.fill_cache import (
+    PrecomputeResult,
+    PrecomputeSizes,
+    Wanted,
+    precompute,
+)
 from edgeladder.runtime.towers.runner import TowerSizes
 from edgeladder.runtime.towers.tokens import Tokenizer, class_prompts
 
@@ -33,9 +38,19 @@ FILES = {
 }
 
 
-def fill(bundle: TinyBundle, folder: Path, cache: Path, **options: object) -> PrecomputeResult:
+def fill(
+    bundle: TinyBundle,
+    folder: Path,
+    cache: Path,
+    *,
+    views: int = 0,
+    dtype: str = "fp16",
+    **options: object,
+) -> PrecomputeResult:
     """Precompute a folder with small sizes."""
-    return precompute(bundle, open_data(folder), cache, **{"sizes": SIZES, **options})
+    data = open_data(folder)
+    wanted = Wanted(*split(data, None, 0), views, dtype)
+    return precompute(bundle, data, cache, wanted, **{"sizes": SIZES, **options})
 
 
 def test_first_run_computes_second_run_reuses(
@@ -64,10 +79,11 @@ def test_inputs_are_what_the_towers_give(
     tiny: TinyBundle, make_folder: Make, tmp_path: Path
 ) -> None:
     """Pictures and class names through decoding, towers, cache and windows, against numpy."""
-    folder = make_folder({**FILES, "classes.yaml": b"hat: {name: red hat, aliases: [the hat]}\n"})
+    described = b"hat: {name: red hat, aliases: [the hat]}\ntemplates: ['a photo of the {}', '{}']"
+    folder = make_folder({**FILES, "classes.yaml": described})
     data = open_data(folder)
     train, test = split(data, None, 0)
-    result = fill(tiny, folder, tmp_path / "cache", templates=["a photo of the {}", "{}"])
+    result = fill(tiny, folder, tmp_path / "cache")
     result.selection.save(tmp_path / "selection.safetensors")
     selection = Selection.load(tmp_path / "selection.safetensors")
     assert selection.class_names == ["dress", "red hat", "shirt"] and selection.views == 0
@@ -206,23 +222,13 @@ def test_a_class_lost_to_bad_pictures(tiny: TinyBundle, make_folder: Make, tmp_p
     assert "only.png" in str(caught.value.where)
 
 
-def test_labels_the_adapter_does_not_know(
-    tiny: TinyBundle, make_folder: Make, tmp_path: Path
-) -> None:
-    """Said before anything is computed."""
+def test_an_adapters_classes_give_the_labels(make_folder: Make) -> None:
+    """In the order given, classes without pictures included; unknown ones are refused."""
+    data = open_data(make_folder(FILES))
+    found = data.labels(data.pictures, ["shirt", "coat", "hat", "dress"])
+    assert sorted(set(found.tolist())) == [0, 2, 3]
     with pytest.raises(DataError, match="'shirt' is not among the 2 known classes"):
-        fill(tiny, make_folder(FILES), tmp_path / "cache", classes=["dress", "hat"])
-    assert not list(tmp_path.rglob("0*.safetensors"))
-
-
-def test_an_adapters_classes_give_the_labels(
-    tiny: TinyBundle, make_folder: Make, tmp_path: Path
-) -> None:
-    """Labels and text follow the order given, classes without pictures included."""
-    order = ["shirt", "coat", "hat", "dress"]
-    result = fill(tiny, make_folder(FILES), tmp_path / "cache", classes=order)
-    assert len(result.selection.text_keys) == 4
-    assert sorted(set(result.selection.train_labels.tolist())) == [0, 2, 3]
+        data.labels(data.pictures, ["dress", "hat"])
 
 
 class StopError(Exception):
