@@ -13,6 +13,7 @@ from torch.nn import functional
 from edgeladder.core.config import Profile
 from edgeladder.core.errors import ConfigError
 from edgeladder.core.manifest import TapRecord
+from edgeladder.core.prompt_kinds import KINDS, refused
 from edgeladder.core.yaml_config import library, load_profile, override
 from edgeladder.host.export import tap_config
 from edgeladder.host.model.ladder import Ladder, Objective
@@ -96,7 +97,7 @@ def test_a_profiles_ladder_begins_at_zero_shot_and_learns(name):
 def test_every_method_has_a_profile():
     profiles = [load_profile(name) for name in library("profiles")]
     prompts = [profile.ladder.prompts for profile in profiles]
-    assert {p.kind for p in prompts} == {"none", "token", "cross", "diffusion", "memory"}
+    assert {p.kind for p in prompts} == set(KINDS)
     assert any(p.bits for p in prompts) and any((p.keep or 1) < 1 for p in prompts)
     assert "prototypes" in {p.initialize for p in prompts}
     ladders = [profile.ladder for profile in profiles]
@@ -109,7 +110,7 @@ def test_every_method_has_a_profile():
 
 
 SWITCHES = {
-    "ladder.prompts.kind": ["none", "token", "cross", "diffusion", "memory"],
+    "ladder.prompts.kind": sorted(KINDS),
     "ladder.prompts.bits": [None, 1],
     "ladder.prompts.keep": [None, 0.3],
     "ladder.prompts.couple": [True, False],
@@ -126,9 +127,10 @@ def test_methods_combine_or_say_why_not(kind):
     for number, chosen in enumerate(itertools.product(*(SWITCHES[name] for name in others))):
         values = {"ladder.prompts.kind": kind, **dict(zip(others, chosen, strict=True))}
         settings = [f"{k}={'null' if v is None else v}" for k, v in values.items()]
-        quantized, kept = values["ladder.prompts.bits"], values["ladder.prompts.keep"]
-        if kind == "none" and (quantized or kept):
-            with pytest.raises(ConfigError, match="has no prompts to quantize") as caught:
+        bits, keep = values["ladder.prompts.bits"], values["ladder.prompts.keep"]
+        reason = refused(kind, bits=bits, keep=keep, initialize="random")
+        if reason:
+            with pytest.raises(ConfigError, match=reason) as caught:
                 override(tiny, settings)
             assert caught.value.exit_code == 2
             continue

@@ -141,30 +141,38 @@ def _tokenizer_at_hand(open_clip: Any, name: str) -> bool:
 
 
 def _create(open_clip: Any, name: str, source: str, random: bool) -> nn.Module:
-    known = {} if random else open_clip.get_pretrained_cfg(name, source) or {}
-    quick = source == "openai" or bool(known.get("quick_gelu"))
+    """The network with random weights, those of a file, or those that a tag names."""
     if random:
-        return open_clip.create_model(name, pretrained=None, load_weights=False)  # type: ignore[no-any-return]
-    if Path(source).is_file():
-        original = _is_torchscript(Path(source))  # OpenAI's own download, trained with QuickGELU
-        network: nn.Module = open_clip.create_model(
-            name, pretrained=None, load_weights=False, force_quick_gelu=original
-        )
-        try:
-            if original:
-                state = torch.jit.load(source, map_location="cpu").state_dict()
-                for key in ("input_resolution", "context_length", "vocab_size"):
-                    state.pop(key, None)
-                network.load_state_dict({k: v.float() for k, v in state.items()})
-            else:
-                open_clip.load_checkpoint(network, source, weights_only=True)
-        except Exception as error:
-            raise DataError(
-                f"cannot load weights: {str(error).splitlines()[0]}",
-                where=source,
-                remedy=f"give a state_dict of {name}, as .safetensors or a plain torch file",
-            ) from error
+        network: nn.Module = open_clip.create_model(name, pretrained=None, load_weights=False)
         return network
+    if Path(source).is_file():
+        return _from_file(open_clip, name, source)
+    return _from_tag(open_clip, name, source)
+
+
+def _from_file(open_clip: Any, name: str, source: str) -> nn.Module:
+    original = _is_torchscript(Path(source))  # OpenAI's own download, trained with QuickGELU
+    network: nn.Module = open_clip.create_model(
+        name, pretrained=None, load_weights=False, force_quick_gelu=original
+    )
+    try:
+        if original:
+            state = torch.jit.load(source, map_location="cpu").state_dict()
+            for key in ("input_resolution", "context_length", "vocab_size"):
+                state.pop(key, None)
+            network.load_state_dict({k: v.float() for k, v in state.items()})
+        else:
+            open_clip.load_checkpoint(network, source, weights_only=True)
+    except Exception as error:  # torch, zipfile and safetensors raise many kinds
+        raise DataError(
+            f"cannot load weights: {str(error).splitlines()[0]}",
+            where=source,
+            remedy=f"give a state_dict of {name}, as .safetensors or a plain torch file",
+        ) from error
+    return network
+
+
+def _from_tag(open_clip: Any, name: str, source: str) -> nn.Module:
     tags = open_clip.list_pretrained_tags_by_model(name)
     if source not in tags:
         guess = nearest(source, tags)
@@ -174,9 +182,11 @@ def _create(open_clip: Any, name: str, source: str, random: bool) -> nn.Module:
             remedy=(f"did you mean {guess!r}? " if guess else "")
             + f"tags: {', '.join(tags) or 'none'}; a weights file or `none` works too",
         )
+    known = open_clip.get_pretrained_cfg(name, source) or {}
+    quick = source == "openai" or bool(known.get("quick_gelu"))
     try:
-        return open_clip.create_model(name, pretrained=source, force_quick_gelu=quick)  # type: ignore[no-any-return]
-    except Exception as error:
+        network: nn.Module = open_clip.create_model(name, pretrained=source, force_quick_gelu=quick)
+    except Exception as error:  # the hub raises many kinds
         raise ConfigError(
             f"the weights {source!r} of {name} cannot be downloaded: "
             f"{str(error).splitlines()[0][:200]}",
@@ -184,6 +194,7 @@ def _create(open_clip: Any, name: str, source: str, random: bool) -> nn.Module:
             remedy="download them elsewhere and give --pretrained FILE, or take --pretrained none "
             "for random weights",
         ) from error
+    return network
 
 
 def _is_torchscript(path: Path) -> bool:

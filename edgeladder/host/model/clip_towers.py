@@ -135,7 +135,8 @@ class ClipTextTower(Tower):
             if projection is None:
                 return pooled
             linear = isinstance(projection, nn.Linear)
-            return projection(pooled) if linear else pooled @ projection  # type: ignore[no-any-return]
+            projected: Tensor = projection(pooled) if linear else pooled @ projection
+            return projected
 
         inner, first, last = self.inner, nn.Module(), nn.Module()
         first.token_embedding, first.selector = inner.token_embedding, self.selector(config)

@@ -178,16 +178,18 @@ class PlainBlock(nn.Module):
             scores = scores + attn_mask
         mixed = (torch.softmax(scores, -1) @ value).transpose(1, 2).reshape(-1, length, width)
         x = x + block.ls_1(attention.out_proj(mixed))
-        return x + block.ls_2(block.mlp(block.ln_2(x)))  # type: ignore[no-any-return]
+        fed: Tensor = block.ls_2(block.mlp(block.ln_2(x)))
+        return x + fed
 
 
-def plain(block: Any) -> nn.Module:
+def plain(block: nn.Module) -> nn.Module:
     """A block in the form that exports best."""
     if isinstance(getattr(block, "attn", None), nn.MultiheadAttention):
         return PlainBlock(block)
-    if hasattr(getattr(block, "attn", None), "fused_attn"):
-        block.attn.fused_attn = False  # timm: written out instead of the fused operator
-    return block  # type: ignore[no-any-return]
+    attention: Any = getattr(block, "attn", None)
+    if hasattr(attention, "fused_attn"):
+        attention.fused_attn = False  # timm: written out instead of the fused operator
+    return block
 
 
 class TappedBlock(nn.Module):

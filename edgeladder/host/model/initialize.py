@@ -8,6 +8,7 @@ parts and the biases that the ladder has no place for are folded into the weight
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from edgeladder.host.model.backbone import Backbone
 from edgeladder.host.model.fisher import Importance
-from edgeladder.host.model.ladder import Down, Ladder, Rung
+from edgeladder.host.model.ladder import Down, Ladder
+from edgeladder.host.model.rung import Rung
 
 _QUICK_GELU = 1.702  # GELU(x) ~ x sigma(1.702 x)
 
@@ -58,13 +60,13 @@ def initialize(ladder: Ladder, backbone: Backbone, *, importance: Importance | N
     return count
 
 
-def _rungs(ladder: Ladder, which: int) -> list[Rung | None]:
+def _rungs(ladder: Ladder, which: int) -> Sequence[Rung | None]:
     if not ladder.shared:
         modules = ladder.image_rungs if which == 0 else ladder.text_rungs
-        return list(modules)  # type: ignore[arg-type]
+        return [module for module in modules if isinstance(module, Rung)]
     if which == 1:  # a shared trunk begins as the image tower's blocks, as in Prompt-Ladder
         return [None] * len(ladder.text.taps)
-    return list(ladder.rungs)[ladder.first[0] :]  # type: ignore[arg-type]
+    return [module for module in ladder.rungs if isinstance(module, Rung)][ladder.first[0] :]
 
 
 def _roles(importance: Importance | None, side: str, block: int) -> dict[str, Tensor]:

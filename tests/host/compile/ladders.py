@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from edgeladder.core.config import LadderConfig, PromptConfig
 from edgeladder.core.manifest import TapRecord
+from edgeladder.core.prompt_kinds import KINDS
 from edgeladder.core.records import from_json
 from edgeladder.host.compile.artifact import forward_graph
 from edgeladder.host.compile.graph import Graph
@@ -67,6 +68,13 @@ RECIPES = (
     Recipe("diffusion", "trunk", "sherl", keep=0.5, project=True, image=SHORT),
     Recipe("memory", "none", "unipt", keep=0.5),
     Recipe("memory", "trunk+up", bits=8, couple=False, image=UNEVEN, text=UNEVEN),
+)
+# a kind that is new: with shared and with separate rungs, and with all that it combines with
+RECIPES += tuple(
+    Recipe(kind, share, bits=2 if row.quantize else None, keep=0.5 if row.condense else None)
+    for kind, row in KINDS.items()
+    if kind not in {recipe.kind for recipe in RECIPES}
+    for share in ("none", "trunk")
 )
 
 

@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from edgeladder.core.config import LadderConfig
 from edgeladder.core.records import from_json
-from edgeladder.host.model.ladder import Rung
 from edgeladder.host.model.prompts import build_prompts
+from edgeladder.host.model.rung import Rung
 
 Act = Callable[[Tensor, Tensor], Tensor]
 
