@@ -34,7 +34,7 @@ def compress(graph: Graph, dtype: Dtype) -> int:
         if tensor.data_type != FLOAT or elements < SMALLEST_ELEMENTS:
             continue
         use = graph.uses.get(name, "")
-        made = _half(graph, tensor) if dtype == "fp16" else _quantized(graph, tensor, use)
+        made = _to_float16(graph, tensor) if dtype == "fp16" else _quantized(graph, tensor, use)
         if made:
             del graph.tensors[name]
             widened.append(graph.nodes.pop())
@@ -43,7 +43,7 @@ def compress(graph: Graph, dtype: Dtype) -> int:
     return changed
 
 
-def _half(graph: Graph, tensor: Tensor) -> bool:
+def _to_float16(graph: Graph, tensor: Tensor) -> bool:
     if float(np.abs(tensor.array()).max()) > _FLOAT16_MAX:
         return False
     small = f"{tensor.name}/fp16"

@@ -1,6 +1,6 @@
 """float32 <-> float16 by onnxruntime's Cast, which is five to fifteen times numpy's speed.
 
-numpy converts halves one by one in software: 1.4 ms there and back for a hidden state of ViT-B/16,
+numpy converts float16 one by one in software: 1.4 ms there and back for a hidden state of ViT-B/16,
 a sixth of the time its block takes.
 """
 
@@ -42,7 +42,7 @@ def _cast(source: int, target: int, values: np.ndarray) -> np.ndarray:
 
 
 class Float16Block:
-    """Two buffers of one size, halves and singles, and the conversion between them.
+    """Two buffers of one size, float16 and float32, and the conversion between them.
 
     For loops that convert block after block: fresh buffers would cost more in page faults, where
     the allocator gives large ones back at once, than the conversion itself.
@@ -52,18 +52,18 @@ class Float16Block:
         """Args: count: values per block."""
         import onnxruntime
 
-        self.half = np.zeros(count, np.float16)
-        self.single = np.empty(count, np.float32)
+        self.float16 = np.zeros(count, np.float16)
+        self.float32 = np.empty(count, np.float32)
         session = _session(FLOAT16, FLOAT)
         binding = session.io_binding()
         make = onnxruntime.OrtValue.ortvalue_from_numpy  # shares a CPU array's memory
-        self._values = make(self.half), make(self.single)
+        self._values = make(self.float16), make(self.float32)
         binding.bind_ortvalue_input("x", self._values[0])
         binding.bind_ortvalue_output("y", self._values[1])
         self._run = functools.partial(session.run_with_iobinding, binding)
 
     def convert(self) -> None:
-        """All of `half` into `single`."""
+        """All of `float16` into `float32`."""
         self._run()
 
 

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 SHARD_BYTES = 4 << 20  # held in memory until written; a power cut costs at most this
 INDEX = "index" + SUFFIX
 _LOCK = ".lock"
-_HIDDEN_STATES = "*.stage"  # in a working folder
+_SPILLED = ("*.spill", "*.stage")  # in a working folder; the second: before version 0.2
 _MERGE_SAMPLES = 4096
 _BLOCK_BYTES = 256 << 10  # of stored taps converted at a time: stays in a small core's cache
 
@@ -350,7 +350,7 @@ class ActivationCache:
     def _block_samples(self, field: TapField) -> int:
         return max(1, _BLOCK_BYTES // field.values.sample_bytes)
 
-    def _half_block(self, field: TapField) -> Float16Block:
+    def _float16_block(self, field: TapField) -> Float16Block:
         name = field.values.name
         if name not in self._blocks:
             values = field.values.sample_bytes // 2
@@ -361,12 +361,12 @@ class ActivationCache:
         """(L, T, n, W) float32 of a few samples, in any memory order; valid until the next call."""
         whole = places == list(range(len(field.taps)))
         if field.scales is None:
-            block = self._half_block(field)
-            count = len(locations) * block.half.size // self._block_samples(field)
+            block = self._float16_block(field)
+            count = len(locations) * block.float16.size // self._block_samples(field)
             shape = (len(locations), *field.values.shape)
-            self.reader.read(locations, field.values, block.half[:count].reshape(shape))
+            self.reader.read(locations, field.values, block.float16[:count].reshape(shape))
             block.convert()
-            taps = block.single[:count].reshape(shape)  # (n, L, T, W)
+            taps = block.float32[:count].reshape(shape)  # (n, L, T, W)
             return (taps if whole else taps[:, places]).transpose(1, 2, 0, 3)
         stored = self.reader.read(locations, field.values)
         stored = stored if whole else stored[:, places]
@@ -396,6 +396,6 @@ def working_folder(cache_folder: Path) -> Path:
 def remove_working_folder(folder: Path) -> None:
     """Remove hidden states and their folder; anything else in it, and so the folder, stays."""
     with contextlib.suppress(OSError):
-        for path in folder.glob(_HIDDEN_STATES):
+        for path in [path for pattern in _SPILLED for path in folder.glob(pattern)]:
             path.unlink()
         folder.rmdir()

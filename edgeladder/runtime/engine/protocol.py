@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class StepPlan:
-    """How a training step is computed; chosen by `device/memory/plan.py` alone."""
+    """How a training step is computed; chosen by `budget/` alone."""
 
     mode: Literal["fused", "recompute", "chunked"] = "fused"
     chunk: int | None = None  # pictures at a time, where mode is chunked

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from edgeladder.core.config import LossConfig, TrainConfig
 
 
-_OUTWARD = ("project", "up", "image_up", "text_up")  # zero at the start: the ladder's way out
+_ZERO_AT_START = ("project", "up", "image_up", "text_up")  # zero at the start: the ladder's way out
 
 
 class StockEngine:
@@ -41,7 +41,8 @@ class StockEngine:
         self._flat = np.zeros(self.layout.size, np.float32)
         self._gradients = np.zeros(self.layout.size, np.float32)
         self._views = self.layout.views(self._flat)
-        self._slopes = {f"gradient/{n}": v for n, v in self.layout.views(self._gradients).items()}
+        # the last step's, by parameter name, before clipping
+        self.gradient_views = self.layout.views(self._gradients)
         self._buffers: dict[str, np.ndarray] = {}
         # one tensor at a time: a second copy of all of them would leave holes in the heap
         for name, value in initial_values(bundle):
@@ -74,8 +75,9 @@ class StockEngine:
             )
             bound = Bound(session)
             bound.bind_inputs({**self._views, **self._buffers})
-            bound.bind_inputs({f"sum/{n.partition('/')[2]}": v for n, v in self._slopes.items()})
-            bound.bind_outputs(self._slopes)
+            gradients = self.gradient_views.items()
+            bound.bind_inputs({f"sum/{name}": view for name, view in gradients})
+            bound.bind_outputs({f"gradient/{name}": view for name, view in gradients})
             bound.bind_outputs({"loss": self._loss})
             self._sessions[name] = bound
         return self._sessions[name]
@@ -110,17 +112,12 @@ class StockEngine:
         if not self._proximal:
             return 0.0
         total = 0.0
-        for name in _OUTWARD:
+        for name in _ZERO_AT_START:
             if name in self._views:
                 weight = self._views[name]
-                self._slopes[f"gradient/{name}"] += np.float32(2 * self._proximal) * weight
+                self.gradient_views[name] += np.float32(2 * self._proximal) * weight
                 total += float(np.vdot(weight, weight))
         return self._proximal * total
-
-    @property
-    def gradient_views(self) -> dict[str, np.ndarray]:
-        """The last step's gradients by parameter name, before clipping."""
-        return {name.removeprefix("gradient/"): view for name, view in self._slopes.items()}
 
     def _fused(self, inputs: StepInputs, targets: np.ndarray) -> None:
         bound = self._session("recompute" if self.plan.mode == "recompute" else "fused")
@@ -157,17 +154,17 @@ class StockEngine:
                 bound.run()
             bound.release(arrays)
             arrays.clear()
-        slopes = {f"{side}_gradient": np.empty_like(tuned[side]) for side in tuned}
+        gradients = {f"{side}_gradient": np.empty_like(tuned[side]) for side in tuned}
         bound = self._session("loss")
         bound.bind_inputs({**tuned, "targets": targets})
-        bound.bind_outputs(slopes)
+        bound.bind_outputs(gradients)
         bound.run()
         self._gradients[:] = 0
         for side, window, arrays in self._windows(inputs, chunk):
             name = f"{side}_gradient"
             residuals = held.pop((side, window.start), None)
             bound = self._session(f"{'backward' if residuals is None else 'backward_saved'}_{side}")
-            bound.bind_inputs({**arrays, name: slopes[name][window]})
+            bound.bind_inputs({**arrays, name: gradients[name][window]})
             bound.bind_values(residuals or {})
             bound.run()
             bound.release([*arrays, *(residuals or {})])

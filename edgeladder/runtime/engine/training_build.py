@@ -50,8 +50,7 @@ class OrtTrainingEngine(StockEngine):
             return super()._session(name)
         bound = Bound(open_session(self._training, self.plan.threads))
         buffers = {
-            f"{label.removeprefix('gradient/')}_grad.accumulation.buffer": view
-            for label, view in self._slopes.items()
+            f"{name}_grad.accumulation.buffer": view for name, view in self.gradient_views.items()
         }
         bound.bind_inputs({**self._views, **self._buffers, **buffers})
         bound.bind_inputs({"lazy_reset_grad": self._reset})

@@ -39,19 +39,19 @@ class _Squares:
     """Decoded pictures of one group, as the image tower's samples."""
 
     def __init__(self, path: Path, preprocess: Any):
-        self._stage = SpillFile(path, half=False)
+        self._spill = SpillFile(path, float16=False)
         self._preprocess = preprocess
         self.count = 0
 
     def append(self, square: np.ndarray) -> None:
-        self._stage.append(square[None])
+        self._spill.append(square[None])
         self.count += 1
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        return normalize(self._stage.read(start, stop), self._preprocess)
+        return normalize(self._spill.read(start, stop), self._preprocess)
 
     def discard(self) -> None:
-        self._stage.discard()
+        self._spill.discard()
 
 
 class PictureRun:
@@ -132,7 +132,7 @@ class PictureRun:
 
     def _add(self, key: bytes, square: np.ndarray) -> None:
         if self._group is None:
-            self._group = _Squares(self._workdir / "pixels.stage", self._preprocess)
+            self._group = _Squares(self._workdir / "pixels.spill", self._preprocess)
         self._group.append(square)
         self._group_keys.append(key)
         if len(self._group_keys) >= self._sizes.group:

@@ -3,7 +3,7 @@
 Segment by segment, one block's weights are in memory at a time: each segment is opened once per
 group and run over all its samples, hidden states waiting on disk in between. The group pays for
 opening the segments; the batch decides the memory. Whole, all segments stay open and samples pass
-through without touching the disk. Which it is, and the sizes, is for `memory/plan.py` to say.
+through without touching the disk. Which it is, and the sizes, is for `budget/` to say.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ class TowerRunner:
             for name, array in _run(session, segment, tensors).items():
                 if name in kept:
                     embedding = self._wanted.get(name) in (EMBEDDING, EMBEDDING_PRE)
-                    spills.make(name, half=not embedding).append(array)
+                    spills.make(name, float16=not embedding).append(array)
             tick((last - first) * share)
         del session
         trim_heap(collect=False)  # the block's packed weights go back before the next block's come
@@ -196,9 +196,11 @@ class _SpillFiles:
     def __exit__(self, *_: object) -> None:
         self.discard_all_but(set())
 
-    def make(self, name: str, *, half: bool) -> SpillFile:
+    def make(self, name: str, *, float16: bool) -> SpillFile:
         if name not in self._spills:
-            self._spills[name] = SpillFile(self._workdir / f"{self._made:04d}.stage", half=half)
+            self._spills[name] = SpillFile(
+                self._workdir / f"{self._made:04d}.spill", float16=float16
+            )
             self._made += 1
         return self._spills[name]
 

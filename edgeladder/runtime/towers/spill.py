@@ -14,16 +14,16 @@ import numpy as np
 from edgeladder.core.files import storage_errors
 from edgeladder.runtime.float16 import from_float16, to_float16
 
-_HALF_SAFE = 32768.0  # well inside float16's largest number, 65504
+_SAFE = 32768.0  # well inside float16's largest number, 65504
 
 
 class SpillFile:
     """One tensor of a group: samples of one shape, appended in order."""
 
-    def __init__(self, path: Path, *, half: bool):
-        """Args: half: keep float32 as float16, which moves a hidden state by 2^-11 of itself."""
+    def __init__(self, path: Path, *, float16: bool):
+        """Args: float16: keep float32 so, which moves a hidden state by 2^-11 of itself."""
         self.path = path
-        self._half = half
+        self._float16 = float16
         self._shape: tuple[int, ...] = ()
         self._dtype: np.dtype[Any] = np.dtype(np.float32)
         self._stored: np.dtype[Any] = np.dtype(np.float32)
@@ -40,19 +40,19 @@ class SpillFile:
             StorageError: the disk is full.
         """
         self._shape, self._dtype = samples.shape[1:], samples.dtype
-        half = self._half and samples.dtype == np.float32
-        self._stored = np.dtype(np.float16) if half else samples.dtype
-        if half:
-            samples = self._to_half(samples)
+        narrow = self._float16 and samples.dtype == np.float32
+        self._stored = np.dtype(np.float16) if narrow else samples.dtype
+        if narrow:
+            samples = self._narrowed(samples)
         data = np.ascontiguousarray(samples).reshape(-1).view(np.uint8).data
         with storage_errors(self.path):
             while data:
                 data = data[os.write(self._descriptor, data) :]
 
-    def _to_half(self, samples: np.ndarray) -> np.ndarray:
+    def _narrowed(self, samples: np.ndarray) -> np.ndarray:
         axes = tuple(range(1, samples.ndim))
         largest = np.maximum(samples.max(axis=axes), -samples.min(axis=axes))
-        excess = np.maximum(largest / _HALF_SAFE, 1.0)
+        excess = np.maximum(largest / _SAFE, 1.0)
         scales = np.exp2(np.ceil(np.log2(excess))).astype(np.float32)
         self._scales.extend(scales.tolist())
         if (scales > 1).any():

@@ -97,7 +97,7 @@ def test_hidden_states_beyond_float16(tmp_path: Path) -> None:
 def test_stage_round_trip(tmp_path: Path) -> None:
     """Bytes exactly as they came, float32 to 2^-11 where halved."""
     squares = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
-    stage = SpillFile(tmp_path / "s", half=False)
+    stage = SpillFile(tmp_path / "s", float16=False)
     for square in squares:
         stage.append(square[None])
     assert (stage.read(1, 4) == squares[1:4]).all()
@@ -105,7 +105,7 @@ def test_stage_round_trip(tmp_path: Path) -> None:
     assert not (tmp_path / "s").exists()
     values = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
     values[2] *= 1e6
-    stage = SpillFile(tmp_path / "s", half=True)
+    stage = SpillFile(tmp_path / "s", float16=True)
     stage.append(values[:4])
     stage.append(values[4:])
     np.testing.assert_allclose(stage.read(0, 6), values, rtol=1e-3, atol=1e-7)

@@ -282,7 +282,7 @@ def test_hidden_states_of_the_dead_are_removed(tmp_path: Path) -> None:
     process.wait()
     left = tmp_path / f"work-{process.pid}"
     left.mkdir()
-    (left / "0000.stage").write_bytes(b"x")
+    (left / "0000.spill").write_bytes(b"x")
     (tmp_path / "work-0").mkdir()  # no process has this number: a folder of somebody's work
     (tmp_path / "work-0" / "draft.txt").write_text("words")
     mine = working_folder(tmp_path)

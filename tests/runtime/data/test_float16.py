@@ -34,6 +34,6 @@ def test_a_block_is_converted_in_place() -> None:
     block = Float16Block(1000)
     for seed in range(3):
         values = np.random.default_rng(seed).normal(size=1000).astype(np.float16)
-        block.half[:] = values
+        block.float16[:] = values
         block.convert()
-        assert (block.single == values.astype(np.float32)).all()
+        assert (block.float32 == values.astype(np.float32)).all()
