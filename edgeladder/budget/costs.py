@@ -38,6 +38,10 @@ class Costs:
     stem_opening: float = 4.0  # a convolution's weights are reordered, with copies on the way
     token_table: float = 0.15  # of its bytes touched
     activation: float = 1.8  # times what was measured at export: inputs and outputs beside it
+    # predict and deploy
+    loaded_head: float = 3.0  # times a head's stored fp16 arrays: themselves and in float32
+    deployed_file: float = 1.0  # times the file: read whole into memory
+    deployed_weight: float = 0.3  # times its weights: packed copies for products
     segment_session: int = 500_000
     tower_arena: int = 8 * _MB  # one heap for all segments of a whole tower: what it rounds up
 

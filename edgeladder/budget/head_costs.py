@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgeladder.budget.policy import FEWEST_HEAD_PICTURES
 from edgeladder.budget.workload import Workload
 
 _WINDOW = 64  # pictures read at a time
@@ -22,7 +23,7 @@ def head_pictures(workload: Workload) -> list[int]:
     most = workload.head_pictures
     if workload.head == "gda":
         return [most]
-    return [most, *(n for n in (most // 2, most // 4, most // 8) if n >= 2 * workload.classes)]
+    return [most, *(n for n in (most // 2, most // 4, most // 8) if n >= FEWEST_HEAD_PICTURES * workload.classes)]
 
 
 def head_bytes(workload: Workload, pictures: int) -> tuple[float, float]:

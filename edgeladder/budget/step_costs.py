@@ -11,14 +11,20 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from edgeladder.budget.baseline import MachineBaseline
 from edgeladder.budget.costs import COSTS
 from edgeladder.budget.head_costs import head_bytes, head_pictures
+from edgeladder.budget.policy import CHUNKS, EVALUATE_CHUNKS, KEEP_BYTES
 from edgeladder.budget.windows import Windows
-from edgeladder.budget.workload import PhasePlan, Workload, parameter_count, phase_of, tap_bytes
+from edgeladder.budget.workload import (
+    Asked,
+    InferenceWorkload,
+    Workload,
+    parameter_count,
+    phase_of,
+    tap_bytes,
+)
+from edgeladder.core.plan import MachineBaseline, PhasePlan
 
-_CHUNKS = (128, 64, 32, 16, 8, 4, 2, 1)
-_KEEP_BYTES = 64_000_000  # of class activations: they are the same in every step
 _EVALUATED = ("encode_image", "encode_text")
 
 
@@ -27,17 +33,14 @@ def train_phases(
     baseline: MachineBaseline,
     base: int,
     room: int,
-    *,
-    mode: str | None = None,
-    chunk: int | None = None,
-    hold: bool | None = None,
+    asked: Asked,
 ) -> Iterator[PhasePlan]:
     """Fastest first; 8-bit moments only after every way with fp32 moments.
 
     Args:
         base: bytes of the waiting supervisor.
         room: what the budget leaves room for; chunked ways fill it with held activations.
-        mode, chunk, hold: asked for; None leaves the choice open.
+        asked: for by the user: mode, chunk and hold.
     """
     kinds = ("fp32", "int8") if workload.moments == "auto" else (workload.moments,)
     ways = [("fused", True), ("recompute", True), ("fused", False), ("recompute", False)]
@@ -45,10 +48,10 @@ def train_phases(
         ways, kinds = ways[:1], ("fp32",)
     for moments in kinds:
         for way, arena in ways:
-            if mode in (None, way):
+            if asked.mode in (None, way):
                 yield _train_phase(workload, baseline, base, way, moments, arena=arena)
-        if mode in (None, "chunked") and workload.engine != "ort-training":
-            yield from _chunked(workload, baseline, base, room, moments, chunk, hold)
+        if asked.mode in (None, "chunked") and workload.engine != "ort-training":
+            yield from _chunked(workload, baseline, base, room, moments, asked)
 
 
 def _chunked(
@@ -57,20 +60,19 @@ def _chunked(
     base: int,
     room: int,
     moments: str,
-    chunk: int | None,
-    hold: bool | None,
+    asked: Asked,
 ) -> list[PhasePlan]:
     """Every chunk, with as many activations held as there is room for; fastest first."""
     most = max(workload.batch, workload.classes)
-    sizes = (chunk,) if chunk else tuple(size for size in _CHUNKS if size < most) or (1,)
+    sizes = (asked.chunk,) if asked.chunk else tuple(size for size in CHUNKS if size < most) or (1,)
     found: list[tuple[float, PhasePlan]] = []
     for size in sizes:
         windows = Windows(workload.manifest.ladder, workload.batch, workload.classes, size)
         bare = _train_phase(workload, baseline, base, "chunked", moments, windows=windows)
         found.append((windows.seconds(0), bare))
-        if hold is False:
+        if asked.hold is False:
             continue
-        spare = float("inf") if hold else float(room - bare.planned_peak_bytes)
+        spare = float("inf") if asked.hold else float(room - bare.planned_peak_bytes)
         for _ in range(3):  # the graphs that hold take room too, known once they are chosen
             held = windows.most_held(max(0.0, spare))
             if not held:
@@ -78,7 +80,7 @@ def _chunked(
             phase = _train_phase(
                 workload, baseline, base, "chunked", moments, windows=windows, hold=held
             )
-            if hold or phase.planned_peak_bytes <= room:
+            if asked.hold or phase.planned_peak_bytes <= room:
                 found.append((windows.seconds(held), phase))
                 break
             spare -= phase.planned_peak_bytes - room
@@ -154,12 +156,12 @@ def _train_phase(
         mode=mode,
         moments=moments,
         arena=arena,
-        keep_bytes=0 if windows else min(text_taps, _KEEP_BYTES),
+        keep_bytes=0 if windows else min(text_taps, KEEP_BYTES),
         hold_bytes=hold if windows else None,
     )
 
 
-def graph_bytes(workload: Workload, names: tuple[str, ...]) -> float:
+def graph_bytes(workload: Workload | InferenceWorkload, names: tuple[str, ...]) -> float:
     """Bytes of graphs that are kept loaded."""
     records = workload.manifest.ladder.graphs
     return sum(
@@ -171,7 +173,7 @@ def graph_bytes(workload: Workload, names: tuple[str, ...]) -> float:
 
 
 def activation_bytes(
-    workload: Workload, names: tuple[str, ...], images: int, classes: int
+    workload: Workload | InferenceWorkload, names: tuple[str, ...], images: int, classes: int
 ) -> float:
     """Bytes of intermediate values at the highest moment of any of these graphs."""
     records = workload.manifest.ladder.graphs
@@ -181,13 +183,11 @@ def activation_bytes(
     )
 
 
-def evaluate_phases(
-    workload: Workload, baseline: MachineBaseline, base: int
-) -> Iterator[PhasePlan]:
+def evaluate_phases(workload: Workload, baseline: MachineBaseline, base: int) -> Iterator[PhasePlan]:
     """Best first: ever fewer pictures or classes at a time, then fewer for the head to fit."""
     manifest: Any = workload.manifest
     count = parameter_count(manifest)
-    for pictures, chunk in itertools.product(head_pictures(workload), (64, *_CHUNKS[2:])):
+    for pictures, chunk in itertools.product(head_pictures(workload), EVALUATE_CHUNKS):
         parts = {
             "supervisor": base,
             "baseline": baseline.worker_bytes,  # too short a phase to count on settling
@@ -200,8 +200,7 @@ def evaluate_phases(
             "heap": COSTS.heap,
         }
         fitting, judging = head_bytes(workload, pictures)
-        # it is fitted before the graphs are loaded, and for long enough that the start-up code is
-        # gone by then
+        # it is fitted before the graphs are loaded, and for long enough that the baseline has settled
         later = parts["graphs"] + parts["inputs"] + parts["activations"]
         later += baseline.worker_bytes - baseline.settled_bytes
         parts["head"] = max(judging, fitting - later, 0.0)

@@ -11,21 +11,17 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from edgeladder.budget.baseline import MachineBaseline
 from edgeladder.budget.costs import COSTS
-from edgeladder.budget.workload import PhasePlan, Workload, phase_of
-
-EXACT_PIXELS = 4096 * 4096  # larger pictures are decoded at a lower resolution anyway
-_FEWEST_PIXELS = 2_000_000
-_GROUP = 128  # costs disk only: large enough that loading a segment's weights is amortised
+from edgeladder.budget.policy import EXACT_PIXELS, FEWEST_PIXELS, GROUP, TOWER_BATCHES
+from edgeladder.budget.workload import Workload, phase_of
+from edgeladder.core.plan import MachineBaseline, PhasePlan
 
 
-def precompute_phases(
-    workload: Workload, baseline: MachineBaseline, base: int
-) -> Iterator[PhasePlan]:
+
+def precompute_phases(workload: Workload, baseline: MachineBaseline, base: int) -> Iterator[PhasePlan]:
     """Fastest first: whole towers, then segment by segment with ever smaller batches."""
     for whole in (True, False):
-        for batch in (8, 4, 2, 1):
+        for batch in TOWER_BATCHES:
             yield _phase(workload, baseline, base, batch, whole=whole)
 
 
@@ -42,8 +38,8 @@ def _phase(
     manifest = workload.manifest
     pixels = 3 * manifest.preprocess.size**2 * 4
     towers = max(
-        _tower_bytes(manifest.image, batch, whole, 2 * batch * pixels),
-        _tower_bytes(manifest.text, batch, whole, None),
+        tower_bytes(manifest.image, batch, whole, 2 * batch * pixels),
+        tower_bytes(manifest.text, batch, whole, None),
     )
     # decoding and tokenising are over before a segment opens, unless all stay open
     before = max(COSTS.decoded_picture, COSTS.tokenizer)
@@ -58,14 +54,14 @@ def _phase(
     return phase_of(
         parts,
         batch=batch,
-        group=None if whole else _GROUP,
+        group=None if whole else GROUP,
         whole=whole,
-        max_pixels=min(EXACT_PIXELS, max(room, _FEWEST_PIXELS)),
-        disk_bytes=_GROUP * (pixels // 4 + (0 if whole else _hidden_bytes(manifest))),
+        max_pixels=min(EXACT_PIXELS, max(room, FEWEST_PIXELS)),
+        disk_bytes=GROUP * (pixels // 4 + (0 if whole else hidden_bytes(manifest))),
     )
 
 
-def _hidden_bytes(manifest: Any) -> int:
+def hidden_bytes(manifest: Any) -> int:
     """Disk of one sample between segments: what goes in and what comes out, both in fp16."""
 
     def most(tower: Any) -> int:
@@ -86,7 +82,7 @@ def _count(shape: list[int]) -> int:
     return count
 
 
-def _tower_bytes(tower: Any, batch: int, whole: bool, pixels: float | None) -> float:
+def tower_bytes(tower: Any, batch: int, whole: bool, pixels: float | None) -> float:
     """Weights, the copy made while they are loaded, and activations of a batch.
 
     Args:

@@ -16,12 +16,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-TRIM, SHRINK, RESTART, STOP = 0.70, 0.80, 0.90, 0.95
-PLANNED = RESTART  # a plan fits when its peak stays below this share of the budget
+from edgeladder.budget.policy import (
+    AVAILABLE_SHARE,
+    CLOSE_SHARE,
+    EXPECTED_MARGIN,
+    RESTART_SHARE,
+    SHRINK_SHARE,
+    STALL_PERCENT,
+    STOP_SHARE,
+    TRIM_SHARE,
+)
+
 _AGAIN_SECONDS = {"trim": 2.0, "checkpoint": 0.5, "halve": 3.0, "restart": 5.0}
-_EXPECTED_MARGIN = 1.03  # a prediction may be short by 3 %
-_LOW_AVAILABLE = 0.05  # of the machine's memory left: the system is about to swap or kill
-_HIGH_STALL_PERCENT = 10.0
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class Watchdog:
 
     def watch_closely(self, used_bytes: int) -> bool:
         """Whether usage is near enough to a line to measure often and exactly."""
-        return used_bytes > self.line(TRIM - 0.1)
+        return used_bytes > self.line(CLOSE_SHARE)
 
     def observe(
         self, used_bytes: int, now: float, *, available_bytes: int | None = None, stall: float = 0.0
@@ -62,12 +68,12 @@ class Watchdog:
             available_bytes: of the machine (MemAvailable).
             stall: PSI `full avg10`, percent.
         """
-        expected = self.expected_bytes * _EXPECTED_MARGIN
-        if used_bytes >= self.line(STOP):
+        expected = self.expected_bytes * EXPECTED_MARGIN
+        if used_bytes >= self.line(STOP_SHARE):
             return Action("kill", "95 % of the budget", used_bytes)
-        if used_bytes >= self.line(RESTART):
+        if used_bytes >= self.line(RESTART_SHARE):
             return self._ask("restart", "90 % of the budget", used_bytes, now)
-        if used_bytes >= max(self.line(SHRINK), expected):
+        if used_bytes >= max(self.line(SHRINK_SHARE), expected):
             order = "halve" if self.shrinkable else "checkpoint"
             return self._ask(order, "80 % of the budget", used_bytes, now) or self._ask(
                 "checkpoint", "80 % of the budget", used_bytes, now
@@ -75,15 +81,15 @@ class Watchdog:
         short = (
             available_bytes is not None
             and self.total_bytes > 0
-            and available_bytes < _LOW_AVAILABLE * self.total_bytes
+            and available_bytes < AVAILABLE_SHARE * self.total_bytes
         )
-        if short or stall >= _HIGH_STALL_PERCENT:
+        if short or stall >= STALL_PERCENT:
             reason = "other processes: " + (
                 "little memory available" if short else f"{stall:.0f} % of time stalled"
             )
             order = "halve" if self.shrinkable else "checkpoint"
             return self._ask(order, reason, used_bytes, now)
-        if used_bytes >= max(self.line(TRIM), expected):
+        if used_bytes >= max(self.line(TRIM_SHARE), expected):
             return self._ask("trim", "70 % of the budget", used_bytes, now)
         return None
 

@@ -1,10 +1,12 @@
-"""The sizes a prediction depends on, and the phase it predicts."""
+"""The sizes a prediction depends on."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
+
+from edgeladder.core.plan import PhasePlan
 
 
 @dataclass(frozen=True)
@@ -25,28 +27,25 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class PhasePlan:
-    """One phase: its predicted peak and the sizes that give it."""
+class InferenceWorkload:
+    """What is to be predicted or deployed: model and adapter sizes."""
 
-    planned_peak_bytes: int
-    batch: int | None = None
-    chunk: int | None = None  # pictures at a time
-    class_chunk: int | None = None  # classes at a time
-    group: int | None = None
-    mode: str | None = None  # train: fused, recompute or chunked
-    arena: bool | None = None  # train: whether onnxruntime keeps a heap of its own
-    max_pixels: int | None = None  # precompute: of pictures decoded in full
-    keep_bytes: int | None = None  # train: of decoded class activations kept between steps
-    hold_bytes: int | None = None  # train, chunked: activations kept for the backward pass
-    moments: str | None = None  # train: fp32 or int8
-    whole: bool | None = None  # precompute: the whole tower in one go
-    head_pictures: int | None = None  # evaluate: training pictures that a kernel is fitted on
-    disk_bytes: int | None = None  # precompute: hidden states of a group, gone when it is done
-    parts: dict[str, int] = field(default_factory=dict)  # what the peak is made of
+    manifest: Any  # bundle.Manifest, or its plain view
+    classes: int
+    prompts: int  # of all classes, aliases and templates: each passes through the text tower
+    head_bytes: int = 0  # of a closed-form head's arrays as the adapter stores them
+    files: dict[str, int] = field(default_factory=dict)  # sizes of the graphs' files
+    dtype: str = "fp32"  # deploy: of the weights in the file
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values without the sizes that do not apply."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
+
+@dataclass(frozen=True)
+class Asked:
+    """How a step is to be computed, where the user says so; None leaves it to the plan."""
+
+    mode: str | None = None
+    chunk: int | None = None
+    arena: bool | None = None
+    hold: bool | None = None
 
 
 def phase_of(parts: dict[str, float], **sizes: Any) -> PhasePlan:
@@ -64,4 +63,4 @@ def tap_bytes(manifest: Any, side: str) -> int:
     """fp32 bytes of one picture's or one class's taps and embedding."""
     groups = [group for group in manifest.ladder.groups if group.side == side]
     taps = sum(len(group.taps) * group.tokens * group.width for group in groups)
-    return 4 * (taps + manifest.model.embedding_dim)
+    return 4 * (taps + int(manifest.model.embedding_dim))

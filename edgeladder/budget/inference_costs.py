@@ -1,0 +1,110 @@
+"""What using a trained run needs: predict, evaluate on pictures, deploy.
+
+peak = supervisor + baseline + adapter + ladder's graphs + class embeddings
+     + the larger of the text tower (always segment by segment) and the image tower with its pictures
+
+`deploy` asks the file it wrote about a few pictures before it appears under its name, and a file is
+opened whole: it holds the model's bytes, whatever the towers were run in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from edgeladder.budget.costs import COSTS
+from edgeladder.budget.policy import (
+    CLASS_CHUNK,
+    EXACT_PIXELS,
+    FEWEST_PIXELS,
+    PREDICT_BATCH,
+    PREDICT_GROUP,
+    PROBES,
+    TOWER_BATCHES,
+)
+from edgeladder.budget.step_costs import activation_bytes, graph_bytes
+from edgeladder.budget.tower_costs import hidden_bytes, tower_bytes
+from edgeladder.budget.workload import InferenceWorkload, parameter_count, phase_of, tap_bytes
+from edgeladder.core.plan import MachineBaseline, PhasePlan
+
+_GRAPHS = ("encode_image", "encode_text")
+_WEIGHT_BYTES = {"fp32": 1.0, "fp16": 0.5, "int8": 0.26}  # of fp32; int8 with its scales
+_SINK_SAMPLES = 16  # whose taps a streamed tower hands on at a time
+_BATCHES = tuple(size for size in TOWER_BATCHES if size <= PREDICT_BATCH)
+
+
+def predict_phases(
+    workload: InferenceWorkload, baseline: MachineBaseline, base: int
+) -> Iterator[PhasePlan]:
+    """Fastest first: the image tower whole, then segment by segment."""
+    for whole in (True, False):
+        for batch in _BATCHES:
+            yield _phase(workload, baseline, base, batch, whole=whole)
+
+
+def deploy_phases(
+    workload: InferenceWorkload, baseline: MachineBaseline, base: int
+) -> Iterator[PhasePlan]:
+    """As predict, and never less than the finished file takes where it is asked."""
+    for phase in predict_phases(workload, baseline, base):
+        parts: dict[str, float] = dict(phase.parts)
+        asking = _file_bytes(workload)
+        parts["file"] = max(0.0, asking - parts["towers"])
+        sizes = {name: value for name, value in phase.sizes().items() if name != "max_pixels"}
+        yield phase_of(parts, **sizes, disk_bytes=phase.disk_bytes)
+
+
+def _phase(
+    workload: InferenceWorkload, baseline: MachineBaseline, base: int, batch: int, *, whole: bool
+) -> PhasePlan:
+    manifest = workload.manifest
+    square = 3 * manifest.preprocess.size**2
+    held = batch if whole else PREDICT_GROUP
+    image = tower_bytes(manifest.image, batch, whole, 2 * batch * 4 * square) + held * square
+    text = max(tower_bytes(manifest.text, batch, False, None), COSTS.tokenizer)
+    # decoding is over before a segment opens, unless all stay open
+    decoding = COSTS.decoded_picture
+    towers = max(image + decoding if whole else max(image, decoding), text)
+    handed_on = batch if whole else _SINK_SAMPLES
+    parts: dict[str, float] = {
+        "supervisor": base,
+        "baseline": baseline.worker_bytes + baseline.pictures_bytes + COSTS.tower_code,
+        "adapter": 2 * 4.0 * parameter_count(manifest) + COSTS.loaded_head * workload.head_bytes,
+        "graphs": graph_bytes(workload, _GRAPHS),
+        "classes": _class_bytes(workload),
+        "pictures": 2 * handed_on * tap_bytes(manifest, "image")
+        + activation_bytes(workload, _GRAPHS[:1], handed_on, 0),
+        "towers": towers,
+    }
+    room = int((decoding if whole else towers) / COSTS.decoded_pixel)
+    return phase_of(
+        parts,
+        batch=batch,
+        chunk=min(CLASS_CHUNK, workload.classes),
+        group=None if whole else PREDICT_GROUP,
+        whole=whole,
+        max_pixels=min(EXACT_PIXELS, max(room, FEWEST_PIXELS)),
+        disk_bytes=0 if whole else PREDICT_GROUP * hidden_bytes(manifest),
+    )
+
+
+def _class_bytes(workload: InferenceWorkload) -> float:
+    """Every prompt's taps as the text tower leaves them, their means, and both embeddings."""
+    manifest = workload.manifest
+    taps = tap_bytes(manifest, "text")
+    embeddings = 2 * 4 * workload.classes * int(manifest.model.embedding_dim)
+    chunk = min(CLASS_CHUNK, workload.classes)
+    encoding = activation_bytes(workload, _GRAPHS[1:], 0, chunk)
+    return 2.0 * taps * (workload.prompts + workload.classes) + embeddings + encoding
+
+
+def _file_bytes(workload: InferenceWorkload) -> float:
+    """The finished file, opened and asked about the probes."""
+    manifest = workload.manifest
+    share = _WEIGHT_BYTES[workload.dtype]
+    weights = float(sum(segment.weight_bytes for segment in manifest.image.segments))
+    weights += 4.0 * parameter_count(manifest) + 2.0 * workload.head_bytes
+    largest = max((segment.activation_bytes for segment in manifest.image.segments), default=0)
+    square = 3 * manifest.preprocess.size**2
+    asking = COSTS.activation * PROBES * largest + 2 * 4 * PROBES * square
+    nodes = COSTS.segment_session * len(manifest.image.segments)
+    return weights * (share * COSTS.deployed_file + COSTS.deployed_weight) + asking + nodes
