@@ -23,7 +23,14 @@ def head_pictures(workload: Workload) -> list[int]:
     most = workload.head_pictures
     if workload.head == "gda":
         return [most]
-    return [most, *(n for n in (most // 2, most // 4, most // 8) if n >= FEWEST_HEAD_PICTURES * workload.classes)]
+    return [
+        most,
+        *(
+            n
+            for n in (most // 2, most // 4, most // 8)
+            if n >= FEWEST_HEAD_PICTURES * workload.classes
+        ),
+    ]
 
 
 def head_bytes(workload: Workload, pictures: int) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """What using a trained run needs: predict, evaluate on pictures, deploy.
 
 peak = supervisor + baseline + adapter + ladder's graphs + class embeddings
-     + the larger of the text tower (always segment by segment) and the image tower with its pictures
+     + the larger of the text tower, always segment by segment, and the image tower with pictures
 
 `deploy` asks the file it wrote about a few pictures before it appears under its name, and a file is
 opened whole: it holds the model's bytes, whatever the towers were run in.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from edgeladder.budget.costs import COSTS
+from edgeladder.budget.costs import COSTS, DEPLOYED
 from edgeladder.budget.policy import (
     CLASS_CHUNK,
     EXACT_PIXELS,
@@ -27,7 +27,6 @@ from edgeladder.budget.workload import InferenceWorkload, parameter_count, phase
 from edgeladder.core.plan import MachineBaseline, PhasePlan
 
 _GRAPHS = ("encode_image", "encode_text")
-_WEIGHT_BYTES = {"fp32": 1.0, "fp16": 0.5, "int8": 0.26}  # of fp32; int8 with its scales
 _SINK_SAMPLES = 16  # whose taps a streamed tower hands on at a time
 _BATCHES = tuple(size for size in TOWER_BATCHES if size <= PREDICT_BATCH)
 
@@ -100,11 +99,10 @@ def _class_bytes(workload: InferenceWorkload) -> float:
 def _file_bytes(workload: InferenceWorkload) -> float:
     """The finished file, opened and asked about the probes."""
     manifest = workload.manifest
-    share = _WEIGHT_BYTES[workload.dtype]
     weights = float(sum(segment.weight_bytes for segment in manifest.image.segments))
     weights += 4.0 * parameter_count(manifest) + 2.0 * workload.head_bytes
-    largest = max((segment.activation_bytes for segment in manifest.image.segments), default=0)
-    square = 3 * manifest.preprocess.size**2
+    largest = float(max(segment.activation_bytes for segment in manifest.image.segments))
+    square = float(3 * manifest.preprocess.size**2)
     asking = COSTS.activation * PROBES * largest + 2 * 4 * PROBES * square
-    nodes = COSTS.segment_session * len(manifest.image.segments)
-    return weights * (share * COSTS.deployed_file + COSTS.deployed_weight) + asking + nodes
+    nodes = float(COSTS.segment_session * len(manifest.image.segments))
+    return weights * DEPLOYED[workload.dtype] + asking + nodes

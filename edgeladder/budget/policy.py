@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from edgeladder.core.plan import Plan, PhasePlan
+from edgeladder.core.plan import PhasePlan, Plan
 
 # ---- shares of the budget: watch and limit
 # after Dask's worker memory manager (distributed.worker.memory)
@@ -70,6 +70,11 @@ def default_budget(device_bytes: int | None, available_bytes: int) -> int:
 def wants_bare_supervisor(budget_bytes: int | None) -> bool:
     """Whether a budget is so small that the waiting process must be a bare one."""
     return budget_bytes is not None and budget_bytes < BARE_BELOW_BYTES
+
+
+def next_budget(budget_bytes: int, peak_bytes: int) -> int:
+    """The budget to try after one in which memory ran out again and again."""
+    return int(RETRY_FACTOR * max(budget_bytes, peak_bytes))
 
 
 def worker_limit(budget_bytes: int, supervisor_bytes: int, file_bytes: int) -> int:

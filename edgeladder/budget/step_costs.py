@@ -165,8 +165,7 @@ def graph_bytes(workload: Workload | InferenceWorkload, names: tuple[str, ...]) 
     """Bytes of graphs that are kept loaded."""
     records = workload.manifest.ladder.graphs
     return sum(
-        COSTS.session
-        + COSTS.node * records[name].nodes
+        float(COSTS.session + COSTS.node * records[name].nodes)
         + COSTS.graph_file * workload.files.get(records[name].file, 0)
         for name in names
     )
@@ -177,13 +176,17 @@ def activation_bytes(
 ) -> float:
     """Bytes of intermediate values at the highest moment of any of these graphs."""
     records = workload.manifest.ladder.graphs
-    lines = [line for name in names for line in records[name].peaks]
-    return max(
-        (fixed + images * image + classes * text for fixed, image, text in lines), default=0.0
-    )
+    sums = [
+        float(fixed + images * image + classes * text)
+        for name in names
+        for fixed, image, text in records[name].peaks
+    ]
+    return max(sums, default=0.0)
 
 
-def evaluate_phases(workload: Workload, baseline: MachineBaseline, base: int) -> Iterator[PhasePlan]:
+def evaluate_phases(
+    workload: Workload, baseline: MachineBaseline, base: int
+) -> Iterator[PhasePlan]:
     """Best first: ever fewer pictures or classes at a time, then fewer for the head to fit."""
     manifest: Any = workload.manifest
     count = parameter_count(manifest)
@@ -200,7 +203,8 @@ def evaluate_phases(workload: Workload, baseline: MachineBaseline, base: int) ->
             "heap": COSTS.heap,
         }
         fitting, judging = head_bytes(workload, pictures)
-        # it is fitted before the graphs are loaded, and for long enough that the baseline has settled
+        # it is fitted before the graphs are loaded, and for long enough that start-up code
+        # is gone by then
         later = parts["graphs"] + parts["inputs"] + parts["activations"]
         later += baseline.worker_bytes - baseline.settled_bytes
         parts["head"] = max(judging, fitting - later, 0.0)

@@ -17,8 +17,9 @@ from edgeladder.budget.workload import Workload, phase_of
 from edgeladder.core.plan import MachineBaseline, PhasePlan
 
 
-
-def precompute_phases(workload: Workload, baseline: MachineBaseline, base: int) -> Iterator[PhasePlan]:
+def precompute_phases(
+    workload: Workload, baseline: MachineBaseline, base: int
+) -> Iterator[PhasePlan]:
     """Fastest first: whole towers, then segment by segment with ever smaller batches."""
     for whole in (True, False):
         for batch in TOWER_BATCHES:
@@ -69,7 +70,7 @@ def hidden_bytes(manifest: Any) -> int:
             sum(2 * _count(item.shape) for item in [*segment.inputs, *segment.outputs])
             for segment in tower.segments[1:]
         ]
-        taps = sum(2 * tap.tokens * tap.width for tap in tower.taps)
+        taps = sum(2 * int(tap.tokens * tap.width) for tap in tower.taps)
         return max(sizes, default=0) + taps
 
     return max(most(manifest.image), most(manifest.text))

@@ -56,7 +56,7 @@ def phase_of(parts: dict[str, float], **sizes: Any) -> PhasePlan:
 
 def parameter_count(manifest: Any) -> int:
     """Trained numbers of the ladder."""
-    return sum(math.prod(parameter.shape) for parameter in manifest.ladder.parameters)
+    return sum(int(math.prod(record.shape)) for record in manifest.ladder.parameters)
 
 
 def tap_bytes(manifest: Any, side: str) -> int:

@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from edgeladder.budget import meter
+from edgeladder.budget.policy import EXACT_SHARE
 from edgeladder.budget.watchdog import Action, Watchdog
 from edgeladder.core import errors
 from edgeladder.core.errors import BudgetError, EdgeLadderError, Interrupted
@@ -22,7 +23,6 @@ _CALM_SECONDS, _CLOSE_SECONDS = 0.05, 0.005  # between two measurements
 _WATCH_SHARE = 20  # waits at least so many times as long as a measurement took: 5 % of a core
 _EXACT_SECONDS, _EXACT_BYTES = 0.25, 1_000_000  # an exact measurement holds so long, or so far
 _SURROUNDINGS_SECONDS = 0.5  # between two looks at the rest of the machine
-_EXACT_SHARE = 0.6  # of the budget: shared pages are told apart from here on
 _STOP_GRACE_SECONDS = 60.0  # for a checkpoint after an order to leave
 
 
@@ -112,7 +112,7 @@ class Attempt:
         """
         above = self._cheap_peak
         if guard is not None:
-            above = min(above, guard.line(_EXACT_SHARE))
+            above = min(above, guard.line(EXACT_SHARE))
         known, now = self._exact, time.monotonic()
         gpu, before = self.supervisor.gpu_before > 0, self.supervisor.gpu_before
         if known is not None and now - self._exact_at < _EXACT_SECONDS:

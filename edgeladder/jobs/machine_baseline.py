@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from edgeladder.budget.baseline import MachineBaseline
 from edgeladder.core.errors import EdgeLadderError
+from edgeladder.core.plan import MachineBaseline
 
 _VERSION = 3  # of what is measured
 _DISTRIBUTIONS = ("numpy", "onnxruntime", "onnxruntime-training-cpu", "onnxruntime-training")
@@ -42,7 +42,7 @@ def machine_baseline(folder: Path | None = None) -> MachineBaseline:
         known = {}
     if isinstance(known, dict) and key in known:
         try:
-            return MachineBaseline(**known[key])
+            return MachineBaseline.from_json(known[key])
         except TypeError:
             pass  # written by another version
     baseline = measure_baseline()
@@ -50,7 +50,7 @@ def machine_baseline(folder: Path | None = None) -> MachineBaseline:
         from edgeladder.core.files import write_json
 
         kept = known if isinstance(known, dict) else {}
-        write_json(path, {**kept, key: baseline.to_dict()})
+        write_json(path, {**kept, key: baseline.to_json()})
     except (OSError, EdgeLadderError):
         pass  # a read-only home: measured again next time
     return baseline

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from edgeladder import __version__
-from edgeladder.budget import meter
-from edgeladder.budget.baseline import MachineBaseline
-from edgeladder.budget.planner import Plan, plan
-from edgeladder.budget.workload import Workload
+from edgeladder.budget import meter, policy
+from edgeladder.budget.planner import check, only, plan
+from edgeladder.budget.workload import Asked, Workload
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.config import DeviceProfile, Profile
 from edgeladder.core.errors import ConfigError, IntegrityError
 from edgeladder.core.files import write_json, write_text
+from edgeladder.core.plan import MachineBaseline, Plan
 from edgeladder.core.prompt_kinds import KINDS
 from edgeladder.core.records import to_json
 from edgeladder.core.request import TrainRequest
@@ -34,16 +34,10 @@ from edgeladder.jobs.machine_baseline import machine_baseline
 from edgeladder.jobs.run_directory import RunDirectory
 from edgeladder.runtime import engine as engines
 from edgeladder.runtime.adapter import load_adapter
-from edgeladder.runtime.heads.fit_head import pictures_to_fit
 from edgeladder.runtime.pictures.dataset import Dataset, open_data, split
 
 if TYPE_CHECKING:
     from edgeladder.jobs.control import Control
-
-_FLOOR_WORKER_BYTES = (
-    16_000_000  # of the worker that measures the baseline, beside what it measures
-)
-_DEFAULT_SHARE = 0.8  # of available memory, where neither a budget nor a device is named
 
 
 def prepare(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]]:
@@ -76,7 +70,11 @@ def prepare(values: dict[str, Any], control: Control) -> tuple[str, dict[str, An
     request = replace(
         request,
         bundle=str(bundle.folder),
-        budget_bytes=request.budget_bytes or _default_budget(device),
+        budget_bytes=request.budget_bytes
+        or policy.default_budget(
+            device.default_budget_bytes if device else None,
+            meter.available_bytes() or meter.total_bytes(),
+        ),
         threads=request.threads or _threads(device),
         views=profile.train.views if request.views is None else request.views,
         seed=profile.train.seed if request.seed is None else request.seed,
@@ -86,9 +84,9 @@ def prepare(values: dict[str, Any], control: Control) -> tuple[str, dict[str, An
     train, test = split(dataset, request.shots, request.seed)
     decided, engine = _decide(request, bundle, profile, dataset, len(train))
     if values.get("only_precompute"):
-        decided = decided.only("precompute")
+        decided = only(decided, "precompute")
     if not only_plan:
-        decided.check()
+        check(decided)
     batch = min(profile.train.batch, len(train))
     steps_per_epoch = math.ceil(len(train) / batch)
     steps = profile.train.steps or profile.train.epochs * steps_per_epoch
@@ -110,7 +108,7 @@ def prepare(values: dict[str, Any], control: Control) -> tuple[str, dict[str, An
         "batch": batch,
         "warmup_steps": math.ceil(profile.train.warmup_epochs * steps_per_epoch),
         "profile": to_json(profile),
-        "plan": decided.to_dict(),
+        "plan": decided.to_json(),
         "counts": {"train": len(train), "test": len(test), "classes": len(dataset.classes)},
     }
     if run is not None and not only_plan:
@@ -209,12 +207,6 @@ def _profile(request: TrainRequest, bundle: Bundle) -> Profile:
     return profile
 
 
-def _default_budget(device: DeviceProfile | None) -> int:
-    if device is not None:
-        return device.default_budget_bytes
-    return int(_DEFAULT_SHARE * (meter.available_bytes() or meter.total_bytes()))
-
-
 def _threads(device: DeviceProfile | None) -> int:
     here = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
@@ -226,7 +218,9 @@ def _decide(
     request: TrainRequest, bundle: Bundle, profile: Profile, dataset: Dataset, pictures: int
 ) -> tuple[Plan, str]:
     """The plan, and the engine it is for: `auto` takes the faster one that fits."""
-    baseline = MachineBaseline(**request.baseline) if request.baseline else machine_baseline()
+    baseline = (
+        MachineBaseline.from_json(request.baseline) if request.baseline else machine_baseline()
+    )
     names = [request.engine]
     if request.engine == "auto":
         available = engines.installed_engines()
@@ -250,7 +244,7 @@ def _decide(
             average=profile.train.average > 0 or (profile.ladder.prompts.keep or 1) < 1,
             optimizer=profile.train.optimizer,
             head=kind,
-            head_pictures=pictures_to_fit(kind, pictures, len(dataset.classes)),
+            head_pictures=policy.wanted_head_pictures(kind, pictures, len(dataset.classes)),
             files={key: record.size for key, record in bundle.manifest.files.items()},
         )
         decided = plan(
@@ -258,10 +252,11 @@ def _decide(
             baseline,
             request.budget_bytes,
             supervisor_bytes=request.supervisor_bytes,
-            mode=request.mode,
-            chunk=request.chunk,
+            asked=Asked(mode=request.mode, chunk=request.chunk),
             planning_bytes=request.supervisor_bytes
-            + max(meter.high_water(os.getpid()), _FLOOR_WORKER_BYTES + baseline.worker_bytes),
+            + max(
+                meter.high_water(os.getpid()), policy.BASELINE_WORKER_BYTES + baseline.worker_bytes
+            ),
         )
         if decided.fits:
             return decided, name

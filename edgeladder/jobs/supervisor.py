@@ -17,22 +17,22 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from edgeladder.budget import meter
+from edgeladder.budget import meter, policy
 from edgeladder.budget.limits import MemoryLimit, open_limit
 from edgeladder.core import errors
 from edgeladder.core.errors import BudgetError, EdgeLadderError, Interrupted
 from edgeladder.core.files import write_json
 from edgeladder.core.ownership import require_ours
+from edgeladder.core.plan import PhasePlan, Plan
 from edgeladder.core.request import TrainRequest
 from edgeladder.jobs.attempt import Attempt
 from edgeladder.jobs.run_directory import MetricsLog, RunDirectory, new_run_folder
 
 Progress = Callable[..., None]  # (phase, done, total, note)
-
-_MARGIN_SHARE = 0.02  # of the budget kept from the workers: the supervisor's own growth
 
 
 def train(request: TrainRequest, progress: Progress | None = None) -> dict[str, Any]:
@@ -265,14 +265,15 @@ class Supervisor:
         Raises:
             EdgeLadderError: what the worker raised; BudgetError after the last restart.
         """
-        planned = values.get("plan", {}).get("phases", {}).get(name, {})
-        sizes = {key: planned[key] for key in PHASE_SIZES.get(name, ()) if key in planned}
+        plan = Plan.from_json(values["plan"]) if "plan" in values else None
+        planned = plan.phases.get(name, PhasePlan()) if plan else PhasePlan()
+        sizes = planned
         causes: list[str] = []
         self.progress(name, 0, None, "")
         while True:
-            with self._limit(name, values) as limit:
-                attempt = Attempt(self, name, {**values, "sizes": sizes}, limit)
-                outcome, result = attempt.run(planned.get("planned_peak_bytes", 0))
+            with self._limit(name, plan) as limit:
+                attempt = Attempt(self, name, {**values, "sizes": sizes.sizes()}, limit)
+                outcome, result = attempt.run(planned.planned_peak_bytes)
             if outcome == "done":
                 return result
             if outcome == "stop":
@@ -284,7 +285,8 @@ class Supervisor:
                     else "run the same command again",
                 )
             causes.append(attempt.cause)
-            sizes = _smaller(name, {**sizes, **attempt.sizes}, values)
+            if plan is not None:
+                sizes = policy.shrink(plan, name, replace(sizes, **attempt.sizes))
             self.record(
                 {
                     "kind": "restart",
@@ -293,7 +295,7 @@ class Supervisor:
                     "attempt": len(causes),
                     "last_step": attempt.last_step,
                     "checkpoint_step": attempt.checkpoint_step,
-                    "sizes": sizes,
+                    "sizes": sizes.sizes(),
                 }
             )
             if len(causes) > self.request.restarts:
@@ -307,58 +309,27 @@ class Supervisor:
             f"it reached {peak / 1e6:.0f} MB, the last checkpoint is of step "
             f"{attempt.checkpoint_step}, the last step was {attempt.last_step}",
             where=self.request.run,
-            remedy=f"--budget {max(peak, self.budget_bytes) * 1.2 / 1e6:.0f}MB"
+            remedy=f"--budget {policy.next_budget(self.budget_bytes, peak) / 1e6:.0f}MB"
             + (f" with --resume {self.request.run}" if self.run is not None else ""),
         )
 
     @contextlib.contextmanager
-    def _limit(self, name: str, values: dict[str, Any]) -> Iterator[MemoryLimit]:
+    def _limit(self, name: str, plan: Plan | None) -> Iterator[MemoryLimit]:
         if not self.enforced_bytes(name):
             yield MemoryLimit("none")
             return
-        baseline = values.get("plan", {}).get("baseline", {})
-        room = self.budget_bytes - meter.private(os.getpid())
-        room -= int(_MARGIN_SHARE * self.budget_bytes)
-        # library pages that others read first are charged to others, yet count as resident here
-        room -= baseline.get("file_bytes", 0)
+        baseline = plan.baseline if plan is not None else None
         limit = open_limit(
             self.request.limit,
-            max(room, 1 << 20),
-            data_slack_bytes=baseline.get("data_slack_bytes", 96 << 20),
+            policy.worker_limit(
+                self.budget_bytes,
+                supervisor_bytes=meter.private(os.getpid()),
+                file_bytes=baseline.file_bytes if baseline else 0,
+            ),
+            data_slack_bytes=baseline.data_slack_bytes if baseline else policy.DATA_SLACK_BYTES,
         )
         self.layer = limit.layer
         try:
             yield limit
         finally:
             limit.close()
-
-
-PHASE_SIZES = {
-    "precompute": ("whole", "batch", "group", "max_pixels"),
-    "train": ("mode", "chunk", "class_chunk", "batch", "arena", "keep_bytes", "hold_bytes"),
-    "evaluate": ("chunk", "head_pictures"),
-}
-
-
-def _smaller(phase: str, sizes: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """Sizes for the next attempt after memory ran out."""
-    smaller = dict(sizes)
-    if phase == "precompute":
-        if smaller.get("whole"):
-            smaller["whole"] = False
-        else:
-            smaller["batch"] = max(1, smaller.get("batch", 2) // 2)
-            smaller["group"] = max(smaller["batch"], smaller.get("group", 2) // 2)
-    elif phase == "train":
-        whole = max(smaller.get("batch") or 1, values.get("plan", {}).get("classes", 1))
-        smaller["chunk"] = max(1, (smaller.get("chunk") or whole) // 2)
-        smaller |= {"mode": "chunked", "arena": False, "keep_bytes": 0}
-        # no more classes than pictures at a time, and nothing held: less than was planned for
-        smaller |= {"class_chunk": None, "hold_bytes": 0}
-        smaller["careful"] = True
-    elif phase == "evaluate":
-        smaller["chunk"] = max(1, (smaller.get("chunk") or 64) // 2)
-        fewer, classes = (smaller.get("head_pictures") or 0) // 2, values["plan"]["classes"]
-        if fewer >= 2 * classes and values["profile"]["head"]["kind"] != "gda":
-            smaller["head_pictures"] = fewer
-    return smaller

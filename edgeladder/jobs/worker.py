@@ -52,7 +52,7 @@ def _baseline(values: dict[str, Any], control: Control) -> tuple[str, dict[str, 
     """Measured in a worker of its own: inside the plan worker the measuring would add to it."""
     from edgeladder.jobs.machine_baseline import machine_baseline
 
-    return "done", machine_baseline().to_dict()
+    return "done", machine_baseline().to_json()
 
 
 def main() -> int:

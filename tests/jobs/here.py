@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgeladder.budget.baseline import MachineBaseline
+from edgeladder.core.plan import MachineBaseline, PhasePlan
 from edgeladder.core.request import TrainRequest
 from edgeladder.jobs.control import Control
 from edgeladder.jobs.evaluate_phase import score
 from edgeladder.jobs.plan_phase import prepare
 from edgeladder.jobs.precompute_phase import fill
-from edgeladder.jobs.supervisor import PHASE_SIZES
 from edgeladder.jobs.train_phase import fit
 
 MB = 1_000_000
@@ -19,7 +18,7 @@ _FLOOR = MachineBaseline(20 * MB, 60 * MB, 50 * MB, 10 * MB, 0, 0, 0)
 
 def prepared(request: TrainRequest) -> dict[str, Any]:
     """What the plan worker decides."""
-    request.baseline = _FLOOR.to_dict()
+    request.baseline = _FLOOR.to_json()
     return prepare({"request": request.to_dict()}, Control())[1]
 
 
@@ -28,8 +27,7 @@ def phase(function: Any, values: dict[str, Any], control: Control | None = None)
     planned = values["plan"]["phases"][
         {"fill": "precompute", "fit": "train", "score": "evaluate"}[function.__name__]
     ]
-    names = {"fill": "precompute", "fit": "train", "score": "evaluate"}[function.__name__]
-    sizes = {key: planned[key] for key in PHASE_SIZES[names] if key in planned}
+    sizes = PhasePlan.from_json(planned).sizes()
     return function({**values, "sizes": sizes}, control or Control())
 
 

@@ -12,6 +12,7 @@ import pytest
 from edgeladder.budget import meter
 from edgeladder.budget.watchdog import Watchdog
 from edgeladder.core.errors import BudgetError, ConfigError, DataError, EdgeLadderError, Interrupted
+from edgeladder.core.plan import MachineBaseline, Plan
 from edgeladder.core.request import TrainRequest
 from edgeladder.jobs.run_directory import MetricsLog, RunDirectory, read_metrics
 from edgeladder.jobs.supervisor import Supervisor, train
@@ -89,8 +90,9 @@ def test_an_explosion_is_stopped_by_the_limit_and_started_again(tmp_path, limit,
     state = str(tmp_path / "state")
     try:
         with make(tmp_path, 200 * MB, limit=limit) as supervisor:
-            baseline = {"file_bytes": 8 * MB, "data_slack_bytes": 2 * MB}
-            values = {"take": 900 * MB, "state": state, "plan": {"baseline": baseline}}
+            baseline = MachineBaseline(9 * MB, 60 * MB, 50 * MB, 0, 0, 8 * MB, 2 * MB)
+            told = Plan(200 * MB, 100 * MB, True, {}, classes=2, pictures=4, baseline=baseline)
+            values = {"take": 900 * MB, "state": state, "plan": told.to_json()}
             result = supervisor.phase("phases:once", values)
             (restart,) = records(supervisor, "restart")
             assert limit in restart["cause"] or "allocation" in restart["cause"]

@@ -14,13 +14,14 @@ from fabricate import fabricate
 from edgeladder.budget import meter
 from edgeladder.budget.planner import plan
 from edgeladder.budget.tower_costs import precompute_phases
-from edgeladder.budget.workload import PhasePlan, Workload
+from edgeladder.budget.workload import Asked, Workload
 from edgeladder.core.bundle import Bundle
+from edgeladder.core.plan import PhasePlan, Plan
 from edgeladder.core.records import to_json
 from edgeladder.core.request import TrainRequest
 from edgeladder.jobs.machine_baseline import machine_baseline
 from edgeladder.jobs.run_directory import MetricsLog, read_metrics
-from edgeladder.jobs.supervisor import PHASE_SIZES, Supervisor
+from edgeladder.jobs.supervisor import Supervisor
 
 MB = 1_000_000
 _PLENTY = 16_000 * MB
@@ -54,12 +55,16 @@ class Phases:
         kind = self._train if config["phase"] == "train" else self._precompute
         phase, values = kind(config, bundle, run)
         planned = phase.planned_peak_bytes - phase.parts["supervisor"]
-        sizes = {k: v for k, v in phase.to_dict().items() if k in PHASE_SIZES[config["phase"]]}
         values |= {"budget_bytes": _PLENTY, "seed": 0, "threads": 2}
-        values["plan"] = {
-            "phases": {config["phase"]: {**phase.to_dict(), **sizes}},
-            "classes": config.get("classes", 2),
-        }
+        values["plan"] = Plan(
+            budget_bytes=_PLENTY,
+            minimum_budget_bytes=phase.planned_peak_bytes,
+            fits=True,
+            phases={config["phase"]: phase},
+            classes=config.get("classes", 2),
+            pictures=config.get("pictures", 16),
+            baseline=self.baseline,
+        ).to_json()
         request = TrainRequest.from_dict(values["request"])
         with Supervisor(request, None) as supervisor:
             supervisor.budget_bytes = _PLENTY
@@ -101,10 +106,12 @@ class Phases:
             self.baseline,
             _PLENTY,
             supervisor_bytes=meter.private(os.getpid()),
-            mode=config["mode"],
-            chunk=config.get("chunk"),
-            arena=config["arena"],
-            hold=config.get("hold"),
+            asked=Asked(
+                mode=config["mode"],
+                chunk=config.get("chunk"),
+                arena=config["arena"],
+                hold=config.get("hold"),
+            ),
         )
         profile = to_json(bundle.manifest.profile)
         profile["train"]["moments"] = config["moments"]
