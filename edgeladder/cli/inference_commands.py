@@ -105,5 +105,7 @@ def _predicted(values: dict[str, Any]) -> str:
 def _deployed(values: dict[str, Any]) -> str:
     return (
         f"{values['path']}: {format_size(values['bytes'])}, {values['dtype']}, "
-        f"{len(values['classes'])} classes; differs from predict by {values['difference']:.1e}"
+        f"{len(values['classes'])} classes; "
+        f"logits differ from predict's by {values['difference']:.1e} at most "
+        f"({values['compared']['pictures']} pictures, {values['compared']['origin']})"
     )

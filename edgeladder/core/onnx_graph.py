@@ -129,12 +129,7 @@ class Graph:
 
     def declare(self, name: str, data_type: int, shape: Sequence[int | str], *, out: bool) -> None:
         """Make a tensor an input or output of the file."""
-        dims = b"".join(
-            encode(1, message([(1, d)] if isinstance(d, int) else [(2, d)])) for d in shape
-        )
-        tensor_type = message([(1, data_type), (2, dims)])
-        value = message([(1, name), (2, message([(1, tensor_type)]))])
-        (self.outputs if out else self.inputs).append(value)
+        (self.outputs if out else self.inputs).append(_value_info(name, data_type, shape))
 
     def write(self, path: Path, metadata: Mapping[str, str], producer: str) -> int:
         """Write the file atomically, streaming the constants; returns its size in bytes.
@@ -214,6 +209,20 @@ def one_node_model(
     graph.add(operator, ["x"], "y", attributes)
     graph.declare("y", target, ["N"], out=True)
     return graph.serialized()
+
+
+def output_after_the_end(name: str, data_type: int, shape: Sequence[int | str]) -> bytes:
+    """Bytes that, put after a model file's end, make one of its tensors an output as well.
+
+    A protobuf field that comes again is merged, and a repeated one grows.
+    """
+    return encode(7, message([(12, _value_info(name, data_type, shape))]))
+
+
+def _value_info(name: str, data_type: int, shape: Sequence[int | str]) -> bytes:
+    dims = b"".join(encode(1, message([(1, d)] if isinstance(d, int) else [(2, d)])) for d in shape)
+    tensor_type = message([(1, data_type), (2, dims)])
+    return message([(1, name), (2, message([(1, tensor_type)]))])
 
 
 def _transposes(fields: Fields) -> bool:

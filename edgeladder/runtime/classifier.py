@@ -34,15 +34,21 @@ _TEXT_GROUP = 256  # prompts per opening of the text segments
 _TEXT_CHUNK = 64  # classes encoded by the ladder at a time
 
 
+def run_request(run: Path) -> dict[str, Any]:
+    """What a run was asked to do, by its config.yaml; empty for a bare adapter."""
+    config = run / "config.yaml"
+    values = read_yaml(config) if config.is_file() else {}
+    request = values.get("request") if isinstance(values, dict) else None
+    return dict(request) if isinstance(request, dict) else {}
+
+
 def run_bundle(run: Path) -> Path:
     """The bundle a run was trained on, as the run remembers it.
 
     Raises:
         ConfigError: it remembers none, or none is there any more.
     """
-    config = run / "config.yaml"
-    values = read_yaml(config) if config.is_file() else {}
-    named = (values.get("request") or {}).get("bundle") if isinstance(values, dict) else None
+    named = run_request(run).get("bundle")
     for path in (Path(named), run / named) if named else ():
         if path.exists():
             return path

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgeladder.core.onnx_graph import Graph
-from edgeladder.core.protobuf import FLOAT, UINT8
+from edgeladder.core.protobuf import FLOAT, UINT8, parse, text
 from edgeladder.runtime.heads.closed_form import Blend, Gda, Head
 from edgeladder.runtime.heads.kernel import Kernel
 from edgeladder.runtime.logits import ClassEmbeddings, ClassLogits
@@ -67,6 +67,16 @@ def assemble(
     )
     graph.declare(PROBABILITIES, FLOAT, ["N", len(classes.tuned)], out=True)
     return graph
+
+
+def logits_of(graph: Graph) -> str:
+    """The tensor (N, C) that the probabilities of an assembled graph are the softmax of."""
+    return input_of(graph.nodes[-1])
+
+
+def input_of(node: bytes) -> str:
+    """The first input of an encoded node."""
+    return next(text(value) for number, value in parse(node) if number == 1)
 
 
 def _logits(

@@ -10,23 +10,21 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-import numpy as np
-
 from edgeladder import __version__
 from edgeladder.core.errors import ConfigError, EdgeLadderError
 from edgeladder.core.ownership import require_ours
 from edgeladder.core.records import compact_json
 from edgeladder.core.yaml_config import nearest
-from edgeladder.runtime.classifier import Classifier, probabilities
+from edgeladder.runtime.classifier import Classifier
 from edgeladder.runtime.compress_weights import Dtype, compress
+from edgeladder.runtime.deploy_check import difference, probe
 from edgeladder.runtime.deploy_graph import PICTURE, PROBABILITIES, assemble
-from edgeladder.runtime.session import IN_FLOAT, open_plain
+from edgeladder.runtime.session import IN_FLOAT
 
 if TYPE_CHECKING:
     from edgeladder.core.bundle import Bundle
 
-TOLERANCE = 1e-4  # between the file's probabilities and predict's, fp32
-_PROBES = 3  # random pictures both are asked about
+TOLERANCE = 1e-3  # between the file's logits and predict's, fp32; logits reach 30 and more
 
 
 def deploy(
@@ -48,12 +46,13 @@ def deploy(
 
     Returns:
         `path`, `bytes`, `dtype`, `classes`, `input` and `output` (name, shape, dtype), `weights`
-        stored small, `difference`: the largest between the file's probabilities and predict's.
+        stored small, `difference`: the largest between the file's logits and predict's, and
+        `compared`: on how many `pictures` of which `origin` (the run's `data`, or `synthetic`).
 
     Raises:
         ConfigError: no run, no bundle, unknown dtype, more than one file can hold, or `out` is a
             file of another make.
-        EdgeLadderError: the fp32 file and predict disagree by more than 1e-4; it is removed.
+        EdgeLadderError: the fp32 file and predict disagree by more than `TOLERANCE`; it is removed.
         StorageError: no space left.
     """
     if dtype not in get_args(Dtype):
@@ -73,17 +72,17 @@ def deploy(
             classifier.formula,
         )
         small = compress(graph, dtype)  # type: ignore[arg-type]
-        squares = _probe_pictures(classifier.bundle.manifest.preprocess.size)
-        expected = probabilities(classifier.logits(squares))
+        pictures = probe(Path(run), classifier.bundle.manifest.preprocess)
+        expected = classifier.logits(pictures.squares)
         classifier.rest()  # its tower and the file's are never in memory together
         # written beside and renamed only once it agrees: a wrong file never appears
         candidate = out.with_name(f".{out.name}.candidate")
         try:
             size = graph.write(candidate, _metadata(classifier), f"edgeladder {__version__}")
-            difference = _compare(candidate, squares, expected, classifier.threads)
-            if dtype == "fp32" and not difference <= TOLERANCE:
+            found = difference(candidate, graph, pictures.squares, expected, classifier.threads)
+            if dtype == "fp32" and not found <= TOLERANCE:
                 raise EdgeLadderError(
-                    f"the file's probabilities differ from predict's by {difference:.2g}",
+                    f"the file's logits differ from predict's by {found:.2g}",
                     where=str(out),
                     remedy="report this with the bundle's manifest.json; nothing was written",
                 )
@@ -103,7 +102,8 @@ def deploy(
                 "dtype": "float32",
             },
             "weights": small,
-            "difference": difference,
+            "difference": found,
+            "compared": {"pictures": len(expected), "origin": pictures.origin},
         }
 
 
@@ -121,21 +121,3 @@ def _metadata(classifier: Classifier) -> dict[str, str]:
         "session_config": json.dumps(IN_FLOAT),  # for the same numbers with int8 weights
         "input": "RGB, resized and cropped as preprocess says; mean and std are in the graph",
     }
-
-
-def _compare(path: Path, squares: np.ndarray, expected: np.ndarray, threads: int) -> float:
-    """The largest difference between the file's probabilities and those expected."""
-    session = open_plain(path, threads)
-    given = session.run([PROBABILITIES], {PICTURE: squares})[0]
-    return float(np.abs(given - expected).max())
-
-
-def _probe_pictures(side: int) -> np.ndarray:
-    """Noise, a gradient and flat grey: (3, S, S, 3) uint8."""
-    generator = np.random.default_rng(0)
-    ramp = np.linspace(0, 255, side).astype(np.uint8)
-    squares = np.empty((_PROBES, side, side, 3), np.uint8)
-    squares[0] = generator.integers(0, 256, (side, side, 3), dtype=np.uint8)
-    squares[1] = ramp[None, :, None]
-    squares[2] = 128
-    return squares

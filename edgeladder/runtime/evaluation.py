@@ -15,9 +15,8 @@ import numpy as np
 
 from edgeladder.core.errors import ConfigError, DataError
 from edgeladder.core.files import write_json
-from edgeladder.core.yaml_config import read_yaml
 from edgeladder.runtime.cache.store import ActivationCache, sample_key
-from edgeladder.runtime.classifier import Classifier
+from edgeladder.runtime.classifier import Classifier, run_request
 from edgeladder.runtime.logits import Activations
 from edgeladder.runtime.pictures.dataset import SPLITS, Dataset, Picture, open_data, split
 from edgeladder.runtime.pictures.decode import decode_square
@@ -66,7 +65,7 @@ def evaluate(
         IntegrityError: the adapter belongs to another bundle.
     """
     run = Path(run)
-    request = _request(run)
+    request = run_request(run)
     own = data is None or _same(data, request.get("data"))
     with Classifier.open(run, bundle, threads=threads) as classifier:
         where = data if data is not None else request.get("data")
@@ -91,14 +90,6 @@ def evaluate(
     if own and split_name is None and (run / "config.yaml").is_file():
         write_json(run / EVALUATION, result)
     return result
-
-
-def _request(run: Path) -> dict[str, Any]:
-    """What the run was asked to do; empty for a bare adapter."""
-    config = run / "config.yaml"
-    values = read_yaml(config) if config.is_file() else {}
-    request = values.get("request") if isinstance(values, dict) else None
-    return dict(request) if isinstance(request, dict) else {}
 
 
 def _same(data: str | Path | None, other: str | None) -> bool:

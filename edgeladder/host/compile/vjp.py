@@ -181,7 +181,7 @@ def _slice(b: Backward, node: Node, gradients: list[Gradient]) -> list[Gradient]
     if len(node.inputs) > 4:
         raise EdgeLadderError(
             "a slice with a step has no derivative here",
-            where=node.name,
+            where=node.scope or node.outputs[0],
             remedy="write the ladder with contiguous slices",
         )
     start, stop, axis = (int(b.graph.constants[name][0]) for name in node.inputs[1:4])

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from edgeladder.core.bundle import Bundle
-from edgeladder.core.errors import ConfigError, DataError, IntegrityError
+from edgeladder.core.errors import ConfigError, DataError, EdgeLadderError, IntegrityError
+from edgeladder.runtime import deploy_graph, deployment
 from edgeladder.runtime.adapter import RECORD, load_adapter, save_adapter
-from edgeladder.runtime.classifier import Classifier
+from edgeladder.runtime.classifier import Classifier, probabilities
+from edgeladder.runtime.deploy_check import drawn_pictures
 from edgeladder.runtime.deployment import deploy
 from edgeladder.runtime.evaluation import EVALUATION, evaluate
 from edgeladder.runtime.heads.closed_form import fit_head, head_arrays
@@ -20,7 +22,7 @@ from edgeladder.runtime.heads.kernel import normalise
 from edgeladder.runtime.logits import Activations
 from edgeladder.runtime.pictures.decode import decode_square
 from edgeladder.runtime.prediction import predict
-from edgeladder.runtime.session import open_session
+from edgeladder.runtime.session import open_plain, open_session
 from tests.runtime.infer.conftest import CLASSES
 
 KINDS = [None, "gda", "proker", "kernel", "blend"]
@@ -194,7 +196,52 @@ def test_small_weights_stay_close(run_folder, tmp_path, dtype, tolerance):
     small = deploy(run_folder, tmp_path / "small.onnx", dtype=dtype)
     assert small["weights"] > 0
     assert small["bytes"] < whole["bytes"]
-    assert small["difference"] < tolerance
+    assert whole["difference"] < 1e-4 < small["difference"] < tolerance  # of logits
+
+
+def test_a_wrong_logit_of_an_impossible_class_is_seen(run_folder, tmp_path, monkeypatch):
+    """Its probability is zero either way, so probabilities would not tell."""
+    right = Classifier.logits
+
+    def wrong(self, squares):
+        logits = right(self, squares)
+        logits[:, 1] += 500
+        logits[:, 2] -= 500
+        shares = probabilities(logits)
+        logits[:, 2] -= 100
+        assert np.abs(probabilities(logits) - shares).max() == 0
+        return logits
+
+    graph = deployment.assemble
+
+    def as_wrong(bundle, parameters, classes, formula):
+        made = graph(bundle, parameters, classes, formula)
+        shift = made.constant("shift", np.array([0, 500, -500], np.float32))
+        softmax = made.nodes.pop()
+        shifted = made.add("Add", [deploy_graph.input_of(softmax), shift])
+        made.add("Softmax", [shifted], deploy_graph.PROBABILITIES, {"axis": -1})
+        return made
+
+    monkeypatch.setattr(Classifier, "logits", wrong)
+    monkeypatch.setattr(deployment, "assemble", as_wrong)
+    with pytest.raises(EdgeLadderError, match="the file's logits differ from predict's by 1e\\+02"):
+        deploy(run_folder, tmp_path / "model.onnx")
+    assert not list(tmp_path.glob("*model*"))
+
+
+def test_the_file_is_compared_on_the_runs_pictures(run_folder, picture_folder, tmp_path):
+    deployed = deploy(run_folder, tmp_path / "model.onnx")
+    assert deployed["compared"] == {"pictures": 8, "origin": "data"}
+    session = open_plain(tmp_path / "model.onnx", threads=1)
+    assert [output.name for output in session.get_outputs()] == ["probabilities"]
+    picture_folder.rename(tmp_path / "elsewhere")
+    again = deploy(run_folder, tmp_path / "model.onnx")
+    assert again["compared"] == {"pictures": 8, "origin": "synthetic"}
+    assert 0 < again["difference"] < 1e-4
+    with Classifier.open(run_folder) as classifier:
+        size = classifier.bundle.manifest.preprocess.size
+        logits = classifier.logits(drawn_pictures(size))
+    assert np.abs(logits[0] - logits[1:]).max(axis=1).min() > 1e-3  # no two drawn ones are alike
 
 
 def test_an_unknown_dtype_is_refused_and_a_failed_file_never_appears(

@@ -1,0 +1,109 @@
+"""Whether a deployed file says what `predict` says: class logits on the run's own pictures.
+
+Probabilities would not tell: where one class is certain, the others' are all zero to their last
+digit, whatever the weights. Logits are compared, which the file computes before its softmax but
+does not give out. For the check alone they are made an output by bytes after the file's end, which
+protobuf merges into the graph, and which are cut off again: no second copy of the weights.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgeladder.core.errors import EdgeLadderError
+from edgeladder.core.manifest import PreprocessRecord
+from edgeladder.core.onnx_graph import Graph, output_after_the_end
+from edgeladder.core.protobuf import FLOAT
+from edgeladder.runtime.classifier import run_request
+from edgeladder.runtime.deploy_graph import PICTURE, logits_of
+from edgeladder.runtime.pictures.dataset import open_data
+from edgeladder.runtime.pictures.decode import decode_square
+from edgeladder.runtime.pictures.sources import UnreadableError
+from edgeladder.runtime.session import open_plain
+
+Array = np.ndarray
+PICTURES = 8  # that both are asked about
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Evaluation views to compare on.
+
+    Attributes:
+        squares: (n, S, S, 3) uint8.
+        origin: `data`: pictures the run knows; `synthetic`: drawn, because it knows none here.
+    """
+
+    squares: Array
+    origin: str
+
+
+def probe(run: Path, preprocess: PreprocessRecord) -> Probe:
+    """Pictures from all over the run's data, or structured ones where they are not here."""
+    squares = list(_own_pictures(run, preprocess))
+    if squares:
+        return Probe(np.stack(squares), "data")
+    return Probe(drawn_pictures(preprocess.size), "synthetic")
+
+
+def _own_pictures(run: Path, preprocess: PreprocessRecord) -> Iterator[Array]:
+    data = run_request(run.parent if run.is_file() else run).get("data")
+    try:
+        pictures = open_data(data).pictures if data else []
+    except (EdgeLadderError, OSError):  # a box keeps its pictures; the run may have moved
+        return
+    for index in np.linspace(0, len(pictures) - 1, min(PICTURES, len(pictures))).astype(int):
+        try:
+            yield decode_square(pictures[index].read(), preprocess)
+        except UnreadableError:
+            continue
+
+
+def drawn_pictures(side: int) -> Array:
+    """Coloured waves of several lengths and directions with a disc on them: (8, S, S, 3) uint8.
+
+    A frozen tower sees edges, colours and shapes in them, unlike in noise, which it takes for one
+    and the same class.
+    """
+    generator = np.random.default_rng(0)
+    across, down = np.meshgrid(np.linspace(-1, 1, side), np.linspace(-1, 1, side))  # (S, S) each
+    squares = np.empty((PICTURES, side, side, 3), np.uint8)
+    for number in range(PICTURES):
+        angle, waves = generator.uniform(0, np.pi), generator.uniform(1, 12)
+        phase = np.pi * waves * (across * np.cos(angle) + down * np.sin(angle))
+        light = 0.5 + 0.4 * np.sin(phase[..., None] + generator.uniform(0, 2 * np.pi, 3))
+        centre, radius = generator.uniform(-0.5, 0.5, 2), generator.uniform(0.2, 0.6)
+        disc = (across - centre[0]) ** 2 + (down - centre[1]) ** 2 < radius**2
+        light[disc] = generator.uniform(0, 1, 3)
+        squares[number] = np.rint(255 * light)
+    return squares
+
+
+def difference(path: Path, graph: Graph, squares: Array, expected: Array, threads: int) -> float:
+    """The largest difference between the file's logits and those expected.
+
+    Args:
+        path: what `graph` was written to; as it was afterwards.
+        graph: names the logits.
+        squares: (n, S, S, 3) uint8, asked about one by one.
+        expected: (n, C).
+        threads: of onnxruntime.
+    """
+    name = logits_of(graph)
+    size = path.stat().st_size
+    with open(path, "ab") as stream:
+        stream.write(output_after_the_end(name, FLOAT, ["N", expected.shape[1]]))
+    try:
+        session = open_plain(path, threads)
+        given = [session.run([name], {PICTURE: square[None]})[0][0] for square in squares]
+        del session
+    finally:
+        with open(path, "rb+") as stream:
+            stream.truncate(size)
+            os.fsync(stream.fileno())
+    return float(np.abs(np.stack(given) - expected).max())
