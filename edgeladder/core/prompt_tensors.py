@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+PACKED = "packed:"  # before an adapter's tensor that is not stored as the ladder takes it
+
 
 @dataclass(frozen=True, kw_only=True)
 class PromptTensors:

@@ -17,6 +17,7 @@ from typing import Any
 from edgeladder.core.files import building, read_json, sha256_file, write_json
 from edgeladder.core.manifest import Manifest
 from edgeladder.core.ownership import PULL_RECORD, require_ours
+from edgeladder.core.prompt_tensors import PACKED
 from edgeladder.core.tensors import read_header
 from edgeladder.fleet.account import Account, HostError, HostResult
 from edgeladder.fleet.box.jobs import PULLABLE, shows_pictures
@@ -24,7 +25,6 @@ from edgeladder.fleet.transport import Box
 
 ADAPTER_LIMIT_BYTES = 1 << 30
 TEXT_LIMIT_BYTES = 64 << 20
-PACKED = "packed:"  # an adapter's prompts, quantized or condensed (device/infer/prompts.py)
 TORN_LINE_CHARACTERS = 4096
 RECORD = PULL_RECORD  # name -> size and hash of what was pulled, and the job's state
 FAILURES = "failures.json"  # of a job: host -> why nothing came of it the last time it was asked

@@ -19,12 +19,11 @@ from typing import Any
 import numpy as np
 
 from edgeladder.core.errors import IntegrityError
-from edgeladder.core.prompt_tensors import PromptTensors
+from edgeladder.core.prompt_tensors import PACKED, PromptTensors
 
 Array = np.ndarray
 
 _TURNS = 50  # of `reactivate`
-PACKED = "packed:"  # before the name of a tensor that is not stored as the ladder takes it
 
 
 def spread(tokens: Array, mask: Array | None) -> tuple[Array, Array]:

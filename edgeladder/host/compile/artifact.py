@@ -32,10 +32,10 @@ from edgeladder.host.model.ladder import Ladder, Objective
 _EXAMPLE = (3, 5)  # pictures and classes in the example batch
 
 
-def decays(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether weight decay applies: not to biases and gates."""
-    last = name.rpartition(".")[2]
-    return "bias" not in name and last not in ("gate", "scale") and math.prod(shape) > 1
+def decays(ladder: Ladder, name: str, shape: tuple[int, ...]) -> bool:
+    """Whether weight decay applies: not to biases, single numbers (gates), prompts' gains."""
+    undecayed = {f"prompts.{own}" for own in ladder.prompts.undecayed}
+    return "bias" not in name and name not in undecayed and math.prod(shape) > 1
 
 
 def examples(ladder: Ladder, count: int, classes: int, seed: int) -> dict[str, Tensor]:
@@ -146,7 +146,9 @@ def write_ladder(
             target / "forward.onnx", initial, list(named), train, target / "ort_training"
         )
         files = {role: f"ladder/ort_training/{file}" for role, file in artifacts.items()}
-    records = [ParameterRecord(name=n, shape=list(s), decay=decays(n, s)) for n, s in named.items()]
+    records = [
+        ParameterRecord(name=n, shape=list(s), decay=decays(ladder, n, s)) for n, s in named.items()
+    ]
     return LadderRecord(
         parameters=records,
         buffers=[TensorRecord(name=n, shape=list(s)) for n, s in buffers.items()],

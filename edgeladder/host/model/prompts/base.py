@@ -103,6 +103,7 @@ class PromptMethod(nn.Module):
     kind: ClassVar[str]
     standardised: ClassVar[bool] = False  # the tokens meet weights that expect standardised rows
     by_place: ClassVar[tuple[str, ...]] = ()  # own parameters (m, d) that all rungs share
+    undecayed: ClassVar[tuple[str, ...]] = ()  # own parameters that weight decay leaves alone
 
     mask: Tensor  # (L, m)
     codebook: Tensor  # (2^bits,)

@@ -25,6 +25,8 @@ _RANK = 4  # of the keys' low-rank map, as in the paper's code
 class DiffusionPrompts(PromptMethod):
     """x + exp(s) w (A P), with A = ReLU(x (P + P W1 W2)^T) and w = max_j A_j without gradient."""
 
+    undecayed = ("scale",)
+
     def __init__(self, config: LadderConfig, rungs: int):
         super().__init__(config, rungs)
         self.reduce = nn.Parameter(torch.randn(rungs, self.width, _RANK))  # W1

@@ -71,7 +71,7 @@ def reference() -> list[float]:
     named = list(ladder.named_parameters())
     groups: list[dict[str, Any]] = [
         {
-            "params": [p for n, p in named if decays(n, tuple(p.shape)) is decay],
+            "params": [p for n, p in named if decays(ladder, n, tuple(p.shape)) is decay],
             "weight_decay": TRAIN.weight_decay if decay else 0.0,
         }
         for decay in (True, False)
