@@ -48,15 +48,13 @@ def register_model() -> str:
 def make_bundle(out: Path, *, profile: str = "tiny") -> Path:
     """Export the tiny model with a shipped profile; returns the bundle's folder."""
     from edgeladder.core.yaml_config import load_profile
-    from edgeladder.host.export import export
+    from edgeladder.host.export import ExportOptions, export
 
     bundle = export(
         register_model(),
         "none",
-        profile=load_profile(profile),
-        classes=CLASSES,
-        engine="auto",
-        dtype="fp32",
+        load_profile(profile),
+        ExportOptions(CLASSES),
         out=Path(out),
     )
     return bundle.folder

@@ -47,6 +47,7 @@ def export(
 ) -> Answer:
     """Host: turn an open_clip model into a bundle for devices."""
     from edgeladder.core.yaml_config import load_profile
+    from edgeladder.host.export import ExportOptions
     from edgeladder.host.export import export as run_export
 
     recipe = load_profile(profile, settings or ())
@@ -54,11 +55,8 @@ def export(
         bundle = run_export(
             model,
             pretrained,
-            profile=recipe,
-            classes=class_names(classes),
-            engine=engine,
-            dtype=dtype,
-            calibration=calibration,
+            recipe,
+            ExportOptions(class_names(classes), engine, dtype, calibration),
             out=out,
             progress=progress,
         )

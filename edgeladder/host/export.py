@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -37,15 +38,62 @@ _PACKAGES = ("torch", "open_clip_torch", "onnx", "onnxruntime", "onnxruntime-tra
 _SEGMENT_TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "int8": 0.5}
 
 
+@dataclass(frozen=True)
+class ExportOptions:
+    """What a bundle is to hold besides the model and the profile's ladder.
+
+    Args:
+        classes: class names to keep in the manifest; a device may bring its own.
+        engine: `auto` adds onnxruntime-training's artifacts where that is installed, `all` and
+            `ort-training` insist on them, `stock` leaves them out. Stock graphs are always there.
+        dtype: of the backbone's weights on disk: `fp32`, `fp16` or `int8`.
+        calibration: labelled pictures, where the profile says `ladder.initialize: fisher`.
+    """
+
+    classes: Sequence[str] = ()
+    engine: str = "auto"
+    dtype: str = "fp32"
+    calibration: Path | None = None
+
+    def check(self, profile: Profile) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            ConfigError: unknown engine or dtype; pictures without use, or use without pictures.
+        """
+        for value, known, option in (
+            (self.engine, ENGINES, "--engine"),
+            (self.dtype, DTYPES, "--dtype"),
+        ):
+            if value not in known:
+                raise ConfigError(
+                    f"{value!r} is not one of {', '.join(known)}", where=option, remedy="choose one"
+                )
+        fisher = profile.ladder.initialize == "fisher"
+        if fisher != (self.calibration is not None):
+            raise ConfigError(
+                "ladder.initialize: fisher needs pictures to measure on"
+                if fisher
+                else f"ladder.initialize: {profile.ladder.initialize} uses no calibration pictures",
+                where="--calibration",
+                remedy="give a folder of class/picture with --calibration"
+                if fisher
+                else "leave --calibration out, or add --set ladder.initialize=fisher",
+            )
+
+    @property
+    def with_ort_training(self) -> bool:
+        """Whether onnxruntime-training's artifacts are written."""
+        insists = self.engine in ("all", "ort-training")
+        return insists or (self.engine == "auto" and ort_training.available())
+
+
 def export(
     model: str,
     pretrained: str | None,
     profile: Profile,
+    options: ExportOptions = ExportOptions(),
     *,
-    classes: Sequence[str] = (),
-    engine: str = "auto",
-    dtype: str = "fp32",
-    calibration: Path | None = None,
     out: Path,
     progress: Progress = lambda note: None,
 ) -> Bundle:
@@ -55,11 +103,7 @@ def export(
         model: open_clip's or OpenAI's spelling of a name, or `nano`.
         pretrained: a tag, a file, `none` for random weights, None for the usual tag.
         profile: which ladder, and the optimiser of onnxruntime-training's artifacts.
-        classes: class names to keep in the manifest; a device may bring its own.
-        engine: `auto` adds onnxruntime-training's artifacts where that is installed, `all` and
-            `ort-training` insist on them, `stock` leaves them out. Stock graphs are always there.
-        dtype: of the backbone's weights on disk: `fp32`, `fp16` or `int8`.
-        calibration: labelled pictures, where the profile says `ladder.initialize: fisher`.
+        options: engines, class names, precision of the towers' weights.
         out: folder of the bundle, or a path that ends in .tar for one file.
         progress: told what is being done.
 
@@ -69,32 +113,15 @@ def export(
         EdgeLadderError: the numeric gate found a disagreement; no bundle is left behind.
         StorageError: the disk is full.
     """
-    for value, known, option in ((engine, ENGINES, "--engine"), (dtype, DTYPES, "--dtype")):
-        if value not in known:
-            raise ConfigError(
-                f"{value!r} is not one of {', '.join(known)}", where=option, remedy="choose one"
-            )
-    fisher = profile.ladder.initialize == "fisher"
-    if fisher != (calibration is not None):
-        raise ConfigError(
-            "ladder.initialize: fisher needs pictures to measure on"
-            if fisher
-            else f"ladder.initialize: {profile.ladder.initialize} uses no calibration pictures",
-            where="--calibration",
-            remedy="give a folder of class/picture with --calibration"
-            if fisher
-            else "leave --calibration out, or add --set ladder.initialize=fisher",
-        )
+    options.check(profile)
     folder = out.with_suffix("") if out.suffix == ".tar" else out
     require_ours(folder, "bundle")  # now, and not after minutes of work
     if out.suffix == ".tar":
         require_ours(out, "archive")
-    insists = engine in ("all", "ort-training")
-    with_ort = insists or (engine == "auto" and ort_training.available())
     progress(f"loading {model}")
     backbone = load_backbone(model, pretrained)
     with building(folder, "bundle") as temporary:
-        _fill(temporary, backbone, profile, list(classes), with_ort, dtype, calibration, progress)
+        _fill(temporary, backbone, profile, options, progress)
     bundle = Bundle.open(folder, verify=False)
     if out.suffix == ".tar":
         pack(folder, out)
@@ -105,25 +132,23 @@ def _fill(
     folder: Path,
     backbone: Backbone,
     profile: Profile,
-    classes: list[str],
-    with_ort: bool,
-    dtype: str,
-    calibration: Path | None,
+    options: ExportOptions,
     progress: Progress,
 ) -> GateReport:
-    towers = _towers(folder, backbone, profile, dtype, progress)
+    towers = _towers(folder, backbone, profile, options.dtype, progress)
     tokenizer = write_tokenizer(backbone, folder)
     importance = None
-    if calibration is not None:
+    if options.calibration is not None:
         progress("Fisher information")
-        importance = calibrate(backbone, calibration, Tokenizer.from_record(tokenizer, folder))
+        words = Tokenizer.from_record(tokenizer, folder)
+        importance = calibrate(backbone, options.calibration, words)
     ladder = build_ladder(backbone, profile, towers["image"], towers["text"], importance)
     record = write_ladder(
         ladder,
         backbone.logit_scale,
         folder,
         train=profile.train,
-        with_ort_training=with_ort,
+        with_ort_training=options.with_ort_training,
         progress=progress,
     )
     manifest = Manifest(
@@ -142,7 +167,7 @@ def _fill(
         text=towers["text"],
         ladder=record,
         profile=profile,
-        classes=classes,
+        classes=list(options.classes),
         versions=_versions(),
     )
     progress("gate: ladder")

@@ -16,7 +16,7 @@ from edgeladder.core.errors import ConfigError, EdgeLadderError
 from edgeladder.core.initial import initial_values
 from edgeladder.core.yaml_config import load_profile
 from edgeladder.host.compile import gate
-from edgeladder.host.export import export
+from edgeladder.host.export import ExportOptions, export
 from edgeladder.host.model.backbone import canonical, load_backbone
 from edgeladder.runtime.engine import StepPlan, installed_engines, open_engine
 from edgeladder.runtime.engine.golden import ArrayInputs, groups_of, perturbed, replay
@@ -188,6 +188,6 @@ def test_weights_from_a_local_file(tmp_path: Path) -> None:
 
 
 def test_an_unknown_engine_or_dtype_is_refused(tmp_path: Path) -> None:
-    for option in ({"engine": "tvm"}, {"dtype": "fp8"}):
+    for options in (ExportOptions(engine="tvm"), ExportOptions(dtype="fp8")):
         with pytest.raises(ConfigError, match="is not one of"):
-            export("ViT-B/16", "none", load_profile("tiny"), out=tmp_path / "b", **option)  # type: ignore[arg-type]
+            export("ViT-B/16", "none", load_profile("tiny"), options, out=tmp_path / "b")

@@ -12,7 +12,7 @@ import torch
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.errors import DataError
 from edgeladder.core.yaml_config import load_profile
-from edgeladder.host.export import export
+from edgeladder.host.export import ExportOptions, export
 from edgeladder.host.model import nano_model as nano
 from edgeladder.runtime.towers.tokens import Tokenizer
 
@@ -27,8 +27,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         "nano",
         None,
         load_profile("nano"),
-        engine="stock",
-        dtype="int8",
+        ExportOptions(engine="stock", dtype="int8"),
         out=tmp_path_factory.mktemp("nano") / "bundle",
     )
 

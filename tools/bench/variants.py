@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(HOST), default=list(HOST))
     arguments = parser.parse_args()
     from edgeladder.core.yaml_config import load_profile
-    from edgeladder.host.export import export
+    from edgeladder.host.export import ExportOptions, export
 
     for name in arguments.only:
         folder = arguments.out / name
@@ -77,8 +77,7 @@ def main() -> None:
             profile = load_profile(arguments.profile, HOST[name])
             export(
                 *(arguments.model, arguments.pretrained, profile),
-                engine="stock",
-                dtype=arguments.dtype,
+                ExportOptions(engine="stock", dtype=arguments.dtype),
                 out=folder,
             )
         print(folder, flush=True)

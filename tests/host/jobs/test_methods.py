@@ -16,7 +16,7 @@ from edgeladder.core.errors import ConfigError
 from edgeladder.core.records import to_json
 from edgeladder.core.request import TrainRequest
 from edgeladder.core.yaml_config import load_profile
-from edgeladder.host.export import export
+from edgeladder.host.export import ExportOptions, export
 from edgeladder.host.model.prompts.cross import CrossPrompts
 from edgeladder.jobs import plan_phase as prepare
 from edgeladder.jobs.checkpoint import Checkpoints
@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         register_model(),
         "none",
         load_profile("tiny", COMBINED),
-        classes=CLASSES,
+        ExportOptions(CLASSES),
         out=tmp_path_factory.mktemp("methods") / "bundle",
     ).folder
 

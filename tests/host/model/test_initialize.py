@@ -11,7 +11,7 @@ from edgeladder.core.config import LadderConfig, TapConfig
 from edgeladder.core.errors import ConfigError
 from edgeladder.core.records import from_json
 from edgeladder.core.yaml_config import load_profile
-from edgeladder.host.export import export
+from edgeladder.host.export import ExportOptions, export
 from edgeladder.host.model.backbone import resolve_taps
 from edgeladder.host.model.fisher import fisher
 from edgeladder.host.model.initialize import initialize
@@ -130,5 +130,6 @@ def test_pictures_and_fisher_go_together(tmp_path):
     with pytest.raises(ConfigError, match="needs pictures") as caught:
         export("ViT-B/16", "none", fishery, out=tmp_path / "b")
     assert "--calibration" in caught.value.remedy
+    pictures = ExportOptions(calibration=tmp_path)
     with pytest.raises(ConfigError, match="uses no calibration pictures"):
-        export("ViT-B/16", "none", load_profile("tiny"), calibration=tmp_path, out=tmp_path / "b")
+        export("ViT-B/16", "none", load_profile("tiny"), pictures, out=tmp_path / "b")
