@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import edgeladder
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("tools/**/*.md")])
 _LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
@@ -33,3 +35,23 @@ def test_results_lie_beside_the_benchmarks_with_command_and_commit():
             assert re.search(r"\b[0-9a-f]{7}\b", told[path.name][4]), f"{path.name} has no commit"
             assert told[path.name][3].strip(), f"{path.name} has no command"
     assert not [*ROOT.glob("docs/**/*.csv")]
+
+
+def test_the_readmes_tree_is_true():
+    """Every room of the package is in it, and nothing that is not there."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = text.split("```\nedgeladder/\n")[1].split("```")[0]
+    package = {}
+    above = ""
+    for line in tree.splitlines():
+        indent, name = len(line) - len(line.lstrip()), line.split()[0]
+        if indent in (2, 4):
+            path = above + name if indent == 4 else name
+            above = name if indent == 2 and name.endswith("/") else above
+            package[path.rstrip("/")] = indent
+        elif indent == 0:
+            assert (ROOT / name).is_dir(), name
+    house = Path(edgeladder.__file__).parent
+    assert [name for name in package if not (house / name).exists()] == []
+    rooms = {p.parent.name for p in house.glob("*/__init__.py")}
+    assert rooms <= set(package)
