@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from edgeladder.budget.policy import DEMO_BYTES
 from edgeladder.core.errors import IntegrityError
 from edgeladder.core.ownership import require_ours
 from edgeladder.core.sizes import format_size
 
-BUDGET_BYTES = 160_000_000
 SHOTS = 16  # pictures per class to learn from
 _HERE = Path(__file__).parent / "_nano"
 _WHAT = (
@@ -57,7 +57,7 @@ def run_demo(
                 where=str(path),
                 remedy="install edgeladder again, from its wheel or a whole checkout",
             )
-    budget_bytes = BUDGET_BYTES if budget_bytes is None else budget_bytes
+    budget_bytes = DEMO_BYTES if budget_bytes is None else budget_bytes
     run = out or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
     require_ours(run, "run")
     print(f"{_WHAT}\nbudget {format_size(budget_bytes)}, run {run}\n", file=sys.stderr)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgeladder import __version__
+from edgeladder.budget.policy import LEAST_USEFUL_BYTES, PROBE_LIMIT_BYTES
 from edgeladder.core.errors import ConfigError, EdgeLadderError, IntegrityError
 from edgeladder.core.sizes import format_size
 
@@ -23,8 +24,6 @@ _NEEDED_PACKAGES = (
     "numpy", "pillow", "psutil", "pydantic", "pyyaml", "rich", "safetensors", "tokenizers", "typer",
 )  # fmt: skip
 _LEAST_DISK_BYTES = 500_000_000  # cache of some thousand pictures, a run and its checkpoints
-_LEAST_BUDGET_BYTES = 160_000_000  # interpreter, runtime and the smallest useful windows
-_PROBE_LIMIT_BYTES = 512_000_000  # any limit will do to see whether the kernel takes one
 
 
 @dataclass(frozen=True)
@@ -196,12 +195,12 @@ def _engines(machine: dict[str, Any]) -> Check:
 
 def _memory(machine: dict[str, Any]) -> Check:
     available = machine["available_bytes"]
-    if available < _LEAST_BUDGET_BYTES:
+    if available < LEAST_USEFUL_BYTES:
         return Check(
             "memory",
             "warning",
             f"{format_size(available)} available; little fits below "
-            f"{format_size(_LEAST_BUDGET_BYTES)}",
+            f"{format_size(LEAST_USEFUL_BYTES)}",
             "stop other programs, or run without a desktop",
         )
     return Check("memory", "ok", f"{format_size(available)} available")
@@ -210,7 +209,7 @@ def _memory(machine: dict[str, Any]) -> Check:
 def _limit(machine: dict[str, Any]) -> Check:
     from edgeladder.budget.limits import open_limit
 
-    limit = open_limit("auto", _PROBE_LIMIT_BYTES)
+    limit = open_limit("auto", PROBE_LIMIT_BYTES)
     try:
         machine["limit"] = limit.layer
     finally:

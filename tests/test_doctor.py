@@ -45,7 +45,7 @@ def test_a_missing_package_names_the_pip_command(monkeypatch):
 
 def test_little_memory_and_disk_are_warnings(monkeypatch):
     monkeypatch.setattr(doctor, "_LEAST_DISK_BYTES", 1 << 62)
-    monkeypatch.setattr(doctor, "_LEAST_BUDGET_BYTES", 1 << 62)
+    monkeypatch.setattr(doctor, "LEAST_USEFUL_BYTES", 1 << 62)
     found = doctor.examine()
     assert line(found, "disk").status == line(found, "memory").status == "warning"
     assert found.exit_code == 0

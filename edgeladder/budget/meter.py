@@ -1,25 +1,28 @@
-"""How much memory a process tree uses now, and the most it ever used.
+"""How much memory a process tree uses now, as psutil tells it.
 
-On Linux the numbers come straight from /proc, because the supervisor that watches counts inside
-the budget and psutil would cost it 3 MB; elsewhere psutil is asked. Resident sizes count pages
-shared between processes once per process; proportional sizes (PSS) split them. PSS makes the
-kernel walk the page tables, so it is read only when the cheap sum comes near a line that matters.
-Swap counts as memory (zram is memory), and so does what a Jetson's GPU took (NvMapMemUsed), which
-no process's resident size shows.
+Resident sizes count pages shared between processes once per process; proportional sizes (PSS)
+split them. PSS makes the kernel walk the page tables, so it is read only when the cheap sum comes
+near a line that matters. Swap counts as memory (zram is memory), and so does what a Jetson's GPU
+took, which no process's resident size shows (`kernel_marks`).
+
+psutil costs the supervisor 2.5 MB, which are in its baseline; workers do not load this file.
 """
 
 from __future__ import annotations
 
-import os
-import sys
+import time
 from dataclasses import dataclass, field
+from typing import Any
 
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
-_LINUX = sys.platform.startswith("linux")
-PROC = "/proc"
+import psutil
+
+from edgeladder.budget import kernel_marks
+
+_WALK_SECONDS = 0.1  # between two looks for new processes, or so many times what one takes:
+_WALK_SHARE = 20  # psutil reads every process of the machine for it, 2.6 ms where there are 84
 
 
-@dataclass
+@dataclass(frozen=True)
 class Usage:
     """A process tree at one moment."""
 
@@ -31,173 +34,126 @@ class Usage:
     resident_bytes: int = 0  # the cheap sum, shared pages counted once per process
 
 
-def _read(path: str) -> str:
+class TreeMeter:
+    """Measures one process tree again and again; the tree itself is looked up now and then."""
+
+    def __init__(self, pid: int, *, gpu_before: int | None = None):
+        """Nothing is measured yet.
+
+        Args:
+            pid: root of the tree.
+            gpu_before: GPU bytes in use before the tree started, which are not its own; None where
+                there are none to ask for. The number is the machine's: a process has none.
+        """
+        self._pid = pid
+        self._gpu_before = gpu_before
+        self._processes: list[psutil.Process] = []
+        self._swapped: dict[int, int] = {}
+        self._walk_at = 0.0  # of a monotonic clock
+        self.walk_seconds = 0.0  # what the last measurement spent on the tree alone
+
+    def read(self, *, pss_above: int | None = 0) -> Usage:
+        """Memory of the process and its descendants; a process that is gone counts nothing.
+
+        Args:
+            pss_above: read PSS if the resident sum exceeds this many bytes; None never does.
+        """
+        self._walk()
+        sizes: dict[int, int] = {}
+        for process in self._processes:
+            try:
+                sizes[process.pid] = process.memory_info().rss
+            except psutil.Error:
+                continue
+        graphics = 0
+        if self._gpu_before is not None:
+            graphics = max(0, kernel_marks.gpu_bytes() - self._gpu_before)
+        swap = sum(self._swapped.get(pid, 0) for pid in sizes)
+        total = sum(sizes.values()) + swap + graphics
+        if pss_above is None or total <= pss_above:
+            return Usage(total, False, sizes, swap, graphics, total)
+        for process in self._processes:
+            full = _full(process)
+            if full is not None and process.pid in sizes:
+                sizes[process.pid] = full.pss
+                self._swapped[process.pid] = full.swap
+        swap = sum(self._swapped.get(pid, 0) for pid in sizes)
+        return Usage(sum(sizes.values()) + swap + graphics, True, sizes, swap, graphics, total)
+
+    def _walk(self) -> None:
+        began = time.monotonic()
+        self.walk_seconds = 0.0
+        if self._processes and began < self._walk_at:
+            return
+        self._processes = _tree(self._pid)
+        if psutil.swap_memory().used:  # else nobody has swapped a page
+            found = ((process.pid, _full(process)) for process in self._processes)
+            self._swapped = {pid: full.swap for pid, full in found if full is not None}
+        now = time.monotonic()
+        self.walk_seconds = now - began
+        self._walk_at = now + max(_WALK_SECONDS, _WALK_SHARE * self.walk_seconds)
+
+
+def _tree(pid: int) -> list[psutil.Process]:
     try:
-        with open(path, encoding="ascii", errors="replace") as stream:
-            return stream.read()
-    except (OSError, ProcessLookupError):
-        return ""
-
-
-def _fields(text: str) -> dict[str, int]:
-    """`Name:  123 kB` lines as bytes."""
-    values = {}
-    for line in text.splitlines():
-        name, _, rest = line.partition(":")
-        words = rest.split()
-        if len(words) == 2 and words[1] == "kB" and words[0].isdigit():
-            values[name.strip()] = int(words[0]) * 1024
-    return values
-
-
-def children(pid: int) -> list[int]:
-    """Direct children of a process, over all its threads."""
-    found: list[int] = []
-    try:
-        threads = os.listdir(f"{PROC}/{pid}/task")
-    except OSError:
+        root = psutil.Process(pid)
+        return [root, *root.children(recursive=True)]
+    except psutil.Error:
         return []
-    for thread in threads:
-        path = f"{PROC}/{pid}/task/{thread}/children"
-        text = _read(path)
-        if not text and not os.path.exists(path):
-            return _children_by_parent(pid)  # kernel without CONFIG_PROC_CHILDREN
-        found += [int(word) for word in text.split()]
-    return found
 
 
-def _children_by_parent(pid: int) -> list[int]:
-    found = []
-    for name in os.listdir(PROC):
-        if name.isdigit():
-            # after the command name, which may hold spaces and brackets: state, parent
-            words = _read(f"{PROC}/{name}/stat").rpartition(")")[2].split()
-            if len(words) > 1 and words[1] == str(pid):
-                found.append(int(name))
-    return found
+def _full(process: psutil.Process) -> Any:
+    """psutil's record with uss, pss and swap; None where the kernel does not tell."""
+    try:
+        return process.memory_full_info()
+    except psutil.Error:
+        return None
 
 
 def tree(pid: int) -> list[int]:
     """The process and all its descendants."""
-    found, queue = [pid], [pid]
-    while queue:
-        for child in children(queue.pop()):
-            if child not in found:
-                found.append(child)
-                queue.append(child)
-    return found
+    return [process.pid for process in _tree(pid)]
+
+
+def measure(pid: int, *, pss_above: int | None = 0, gpu_before: int | None = None) -> Usage:
+    """Memory of a process and its descendants, once; see `TreeMeter`."""
+    return TreeMeter(pid, gpu_before=gpu_before).read(pss_above=pss_above)
 
 
 def resident(pid: int) -> int:
     """Resident bytes of one process, swap left out; 0 when it is gone."""
-    words = _read(f"{PROC}/{pid}/statm").split()
-    return int(words[1]) * _PAGE_BYTES if len(words) > 1 else 0
-
-
-def proportional(pid: int) -> tuple[int, int] | None:
-    """PSS and swapped bytes of one process; None where the kernel does not tell."""
-    values = _fields(_read(f"{PROC}/{pid}/smaps_rollup"))
-    if "Pss" not in values:
-        return None
-    return values["Pss"], values.get("SwapPss", values.get("Swap", 0))
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0
 
 
 def private(pid: int) -> int:
-    """Bytes only this process holds (USS), which end with it; RSS where USS is not told."""
-    values = _fields(_read(f"{PROC}/{pid}/smaps_rollup"))
-    if "Private_Dirty" not in values:
-        return resident(pid) if _LINUX else measure(pid).bytes
-    return values["Private_Dirty"] + values.get("Private_Clean", 0) + values.get("SwapPss", 0)
-
-
-def high_water(pid: int) -> int:
-    """The kernel's own mark of the most resident bytes this program ever had (VmHWM).
-
-    Not `ru_maxrss`: that one survives exec, so a child of a large parent shows the parent's.
-    """
-    return _fields(_read(f"{PROC}/{pid}/status")).get("VmHWM", 0)
+    """Bytes only this process holds (USS) and its swap, which end with it; 0 when it is gone."""
+    try:
+        full = psutil.Process(pid).memory_full_info()
+    except psutil.AccessDenied:
+        return resident(pid)
+    except psutil.Error:
+        return 0
+    return int(full.uss + full.swap)
 
 
 def file_bytes(pid: int) -> int:
-    """Resident pages of mapped files: libraries and mapped weights (RssFile)."""
-    return _fields(_read(f"{PROC}/{pid}/status")).get("RssFile", 0)
+    """Resident pages of mapped files: libraries and mapped weights."""
+    return int(psutil.Process(pid).memory_info().shared)
 
 
 def data_bytes(pid: int) -> int:
-    """Private writable address space (VmData), which is what RLIMIT_DATA bounds."""
-    return _fields(_read(f"{PROC}/{pid}/status")).get("VmData", 0)
-
-
-def gpu_bytes() -> int:
-    """Memory a Jetson's GPU took out of RAM; 0 elsewhere."""
-    return _fields(_read(f"{PROC}/meminfo")).get("NvMapMemUsed", 0)
-
-
-def measure(
-    pid: int, *, pss_above: int | None = 0, gpu_before: int = 0, gpu: bool = False
-) -> Usage:
-    """Memory of a process and its descendants.
-
-    Args:
-        pid: root of the tree.
-        pss_above: read PSS if the resident sum exceeds this many bytes; None never does.
-        gpu_before: GPU bytes that were in use before the tree started, which are not its own.
-        gpu: whether to ask for GPU bytes (the whole machine's; there is no per-process number).
-    """
-    if not _LINUX:
-        return _measure_with_psutil(pid)
-    pids = tree(pid)
-    sizes = {one: resident(one) for one in pids}
-    graphics = max(0, gpu_bytes() - gpu_before) if gpu else 0
-    swap = sum(_fields(_read(f"{PROC}/{one}/status")).get("VmSwap", 0) for one in pids)
-    total = sum(sizes.values()) + swap + graphics
-    if pss_above is None or total <= pss_above:
-        return Usage(total, False, sizes, swap, graphics, total)
-    swap = 0
-    for one in pids:
-        told = proportional(one)
-        if told is not None:
-            sizes[one] = told[0]
-            swap += told[1]
-    return Usage(sum(sizes.values()) + swap + graphics, True, sizes, swap, graphics, total)
-
-
-def _measure_with_psutil(pid: int) -> Usage:
-    import psutil
-
-    sizes: dict[int, int] = {}
-    try:
-        root = psutil.Process(pid)
-        for process in [root, *root.children(recursive=True)]:
-            sizes[process.pid] = process.memory_info().rss
-    except psutil.Error:
-        pass
-    return Usage(sum(sizes.values()), False, sizes)
+    """Private writable address space, which is what RLIMIT_DATA bounds."""
+    return int(psutil.Process(pid).memory_info().data)
 
 
 def available_bytes() -> int:
-    """Memory the machine could give without swapping (MemAvailable)."""
-    if _LINUX:
-        return _fields(_read(f"{PROC}/meminfo")).get("MemAvailable", 0)
-    import psutil
-
+    """Memory the machine could give without swapping."""
     return int(psutil.virtual_memory().available)
 
 
 def total_bytes() -> int:
     """Physical memory of the machine."""
-    if _LINUX:
-        return _fields(_read(f"{PROC}/meminfo")).get("MemTotal", 0)
-    import psutil
-
     return int(psutil.virtual_memory().total)
-
-
-def pressure() -> float:
-    """Share of the last 10 s in which all work waited for memory (PSI `full avg10`), in percent."""
-    for line in _read(f"{PROC}/pressure/memory").splitlines():
-        if line.startswith("full"):
-            for word in line.split():
-                if word.startswith("avg10="):
-                    return float(word[6:])
-    return 0.0

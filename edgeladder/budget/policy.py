@@ -32,7 +32,7 @@ BARE_BELOW_BYTES = 512_000_000  # below it the command line's own 30 MB matter: 
 LEAST_USEFUL_BYTES = 160_000_000  # interpreter, runtime and the smallest useful windows
 DEMO_BYTES = 160_000_000  # of `edgeladder demo`: what the smallest supported box can spare
 PROBE_LIMIT_BYTES = 512_000_000  # doctor's: any limit will do to see whether the kernel takes one
-BASELINE_WORKER_BYTES = 16_000_000  # of the worker that measures it, beside what it measures
+BASELINE_WORKER_BYTES = 19_000_000  # of the worker that measures it, beside what it measures
 RETRY_FACTOR = 1.2  # of the peak that was reached, named as the next budget to try
 
 # ---- towers
@@ -40,6 +40,7 @@ TOWER_BATCHES = (8, 4, 2, 1)  # tried in this order; above 8 nothing is gained o
 PREDICT_BATCH = 4  # pictures in a whole tower at a time: predict's answers come sooner
 GROUP = 128  # samples per opening of the segments: costs disk only, and amortises loading weights
 TEXT_GROUP = 512  # the same for prompts, whose hidden states are a third
+IMAGE_BATCH = 1  # pictures at a time, where the plan does not say
 TEXT_BATCH = 4  # prompts at a time, where the plan does not say
 PREDICT_GROUP = 32  # pictures decoded before the segments open: they wait as bytes in memory
 PREDICT_TEXT_GROUP = 256  # prompts per opening of the text segments

@@ -63,4 +63,4 @@ def tap_bytes(manifest: Any, side: str) -> int:
     """fp32 bytes of one picture's or one class's taps and embedding."""
     groups = [group for group in manifest.ladder.groups if group.side == side]
     taps = sum(len(group.taps) * group.tokens * group.width for group in groups)
-    return 4 * (taps + int(manifest.model.embedding_dim))
+    return 4 * int(taps + manifest.model.embedding_dim)

@@ -11,13 +11,13 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from edgeladder.budget.policy import wants_bare_supervisor
 from edgeladder.cli import options
 from edgeladder.cli.gathered import gathered
 from edgeladder.cli.output import Answer, table
 from edgeladder.cli.progress import Progress
 from edgeladder.core.sizes import format_size
 
-_SMALL_BYTES = 512_000_000  # budgets below it are supervised by a bare process, 9 MB large
 may_step_aside = False  # set by the console script: only a process of our own may be replaced
 
 
@@ -145,7 +145,7 @@ def _small(request: Any) -> bool:
         from edgeladder.core.yaml_config import load_device
 
         budget = load_device(request.device).default_budget_bytes
-    return budget is not None and budget < _SMALL_BYTES
+    return wants_bare_supervisor(budget)
 
 
 def finished(values: dict[str, Any]) -> Answer:

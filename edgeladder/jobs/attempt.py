@@ -7,7 +7,7 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any
 
-from edgeladder.budget import meter
+from edgeladder.budget import kernel_marks, meter
 from edgeladder.budget.policy import EXACT_SHARE
 from edgeladder.budget.watchdog import Action, Watchdog
 from edgeladder.core import errors
@@ -46,6 +46,8 @@ class Attempt:
         self._result: dict[str, Any] = {}
         self._error: EdgeLadderError | None = None
         self._told_stop_at = 0.0
+        # GPU bytes are asked for where the machine has a GPU that takes them out of RAM
+        self._meter = meter.TreeMeter(os.getpid(), gpu_before=supervisor.gpu_before or None)
         self._peak = 0  # by exact samples
         self._cheap_peak = 0  # the resident sum at the highest of them
         self._exact: meter.Usage | None = None
@@ -96,12 +98,12 @@ class Attempt:
                 continue
             if now - surroundings_at > _SURROUNDINGS_SECONDS:
                 surroundings_at = now
-                available, stall = meter.available_bytes(), meter.pressure()
+                available, stall = meter.available_bytes(), kernel_marks.pressure()
             action = guard.observe(used, now, available_bytes=available, stall=stall)
             if action is not None:
                 self._act(action)
             wait = _CLOSE_SECONDS if guard.watch_closely(used) else _CALM_SECONDS
-            wait = max(wait, _WATCH_SHARE * (now - began))
+            wait = max(wait, _WATCH_SHARE * (now - began - self._meter.walk_seconds))
 
     def _measure(self, guard: Watchdog | None) -> int:
         """The tree's memory now; exact near the lines that matter and at every new height.
@@ -114,13 +116,12 @@ class Attempt:
         if guard is not None:
             above = min(above, guard.line(EXACT_SHARE))
         known, now = self._exact, time.monotonic()
-        gpu, before = self.supervisor.gpu_before > 0, self.supervisor.gpu_before
         if known is not None and now - self._exact_at < _EXACT_SECONDS:
-            cheap = meter.measure(os.getpid(), pss_above=None, gpu=gpu, gpu_before=before)
+            cheap = self._meter.read(pss_above=None)
             grown = cheap.bytes - known.resident_bytes
             if grown < _EXACT_BYTES:
                 return known.bytes + grown
-        usage = meter.measure(os.getpid(), pss_above=above, gpu=gpu, gpu_before=before)
+        usage = self._meter.read(pss_above=above)
         if usage.exact:
             self._exact, self._exact_at = usage, now
             self._cheap_peak = max(self._cheap_peak, usage.resident_bytes)

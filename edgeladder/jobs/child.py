@@ -12,7 +12,7 @@ import sys
 import time
 from typing import Any
 
-from edgeladder.budget import meter
+from edgeladder.budget import kernel_marks
 from edgeladder.budget.limits import MemoryLimit
 
 _TAIL_BYTES = 4000
@@ -116,7 +116,7 @@ class Child:
 
     def mark(self) -> int:
         """Read the kernel's high-water mark of the worker; the most seen so far."""
-        self.high_water = max(self.high_water, meter.high_water(self.process.pid))
+        self.high_water = max(self.high_water, kernel_marks.high_water(self.process.pid))
         return self.high_water
 
     def end(self, grace_seconds: float = 5.0) -> int:

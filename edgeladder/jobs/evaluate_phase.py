@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from edgeladder.budget.policy import EVALUATE_CHUNK, EVALUATE_WINDOW, wanted_head_pictures
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.files import write_json
 from edgeladder.core.trim import release_startup_memory
@@ -21,7 +22,6 @@ from edgeladder.runtime.heads.closed_form import Head, head_arrays, with_stored_
 from edgeladder.runtime.heads.fit_head import (
     fit_cached_head,
     fixed_head_weight,
-    pictures_to_fit,
 )
 from edgeladder.runtime.heads.kernel import balanced
 from edgeladder.runtime.logits import ClassLogits
@@ -29,8 +29,6 @@ from edgeladder.runtime.scoring import evaluate_cached
 
 if TYPE_CHECKING:
     from edgeladder.jobs.control import Control
-
-_WINDOW = 256  # pictures whose embeddings are held at once; their taps come by the chunk
 
 
 def score(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]]:
@@ -41,7 +39,7 @@ def score(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]
     """
     started = time.monotonic()
     request = values["request"]
-    chunk = int(values["sizes"].get("chunk") or 64)
+    chunk = int(values["sizes"].get("chunk") or EVALUATE_CHUNK)
     run = RunDirectory(request["run"])
     bundle = Bundle.reopen(request["bundle"])
     selection = Selection.load(run.selection)
@@ -58,11 +56,11 @@ def score(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]
     logits = ClassLogits.of(bundle.manifest.model)
     if head_config.get("kind", "none") != "none":
         labels, kind = selection.train_labels, head_config["kind"]
-        most = values["sizes"].get("head_pictures") or pictures_to_fit(
+        most = values["sizes"].get("head_pictures") or wanted_head_pictures(
             kind, len(labels), len(selection.classes)
         )
         rows = balanced(labels, most, values["seed"])
-        windows = reader.part(rows).windows("train", _WINDOW)
+        windows = reader.part(rows).windows("train", EVALUATE_WINDOW)
         head = fit_cached_head(logits, windows, kind, chunk=chunk)
         weight, ladder = _weights(head_config, head, run, labels, rows, len(selection.classes))
         adapter.head_arrays, described = head_arrays(head)
@@ -74,7 +72,7 @@ def score(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]
 
     def told() -> Any:
         done = 0
-        for window in reader.windows(cast("Any", side), _WINDOW):
+        for window in reader.windows(cast("Any", side), EVALUATE_WINDOW):
             yield window
             done += len(window.labels)
             control.tell("progress", step=done, steps=total)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgeladder.budget.policy import EVALUATE_WINDOW
 from edgeladder.core.tensors import TensorFile, write_tensors
 from edgeladder.runtime.heads.kernel import shot_folds
 from edgeladder.runtime.logits import ClassEmbeddings, ClassLogits, class_embeddings, windows
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from edgeladder.runtime.cache.inputs import CacheReader
     from edgeladder.runtime.engine.protocol import Engine
 
-_WINDOW = 256  # pictures whose embeddings are held at once
 # trains a ladder on part of the pictures: (rows, checkpoints, control) -> engine and outcome
 Train = Callable[[np.ndarray, Path, Any], tuple["Engine", str]]
 
@@ -88,7 +88,7 @@ def logits_of(engine: Engine, reader: CacheReader, logits: ClassLogits, chunk: i
     """Tuned logits (n, C) of a reader's training pictures, plain view."""
     found: list[np.ndarray] = []
     classes: ClassEmbeddings | None = None
-    for inputs in reader.windows("train", _WINDOW):
+    for inputs in reader.windows("train", EVALUATE_WINDOW):
         if classes is None:
             classes = class_embeddings(engine, inputs, chunk)
         found += [logits.tuned(engine, given, classes.tuned) for _, given in windows(inputs, chunk)]

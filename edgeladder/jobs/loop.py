@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import numpy as np
 
+from edgeladder.budget.policy import CAREFUL_STEPS, halved_chunk
 from edgeladder.core.errors import EdgeLadderError
 from edgeladder.core.trim import release_startup_memory, trim_heap
 from edgeladder.jobs.schedule import learning_rate
@@ -25,10 +26,8 @@ if TYPE_CHECKING:
     from edgeladder.jobs.control import Control
     from edgeladder.runtime.engine.protocol import Engine, StepInputs
 
-_CAREFUL_STEPS = 25  # steps with a checkpoint each, once memory was short
 _PROGRESS_SECONDS = 0.2
 _AVERAGE = "average/"
-_SMALLEST_CHUNK = 1
 
 
 class Batches(Protocol):
@@ -287,11 +286,10 @@ class TrainLoop:
 
     def _be_careful(self) -> None:
         self.checkpoint()
-        self._careful_until = self.step + _CAREFUL_STEPS
+        self._careful_until = self.step + CAREFUL_STEPS
 
     def _halve(self) -> None:
-        whole = self.chunk or max(self.settings.batch, self.batches.classes)
-        smaller = max(_SMALLEST_CHUNK, whole // 2)
+        smaller = halved_chunk(self.chunk, self.settings.batch, self.batches.classes)
         if smaller == self.chunk:
             return
         self.engine.set_chunk(smaller)

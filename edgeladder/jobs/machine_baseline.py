@@ -15,10 +15,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from edgeladder.budget import kernel_marks, meter
 from edgeladder.core.errors import EdgeLadderError
 from edgeladder.core.plan import MachineBaseline
 
-_VERSION = 3  # of what is measured
+_VERSION = 5  # of what is measured
+_READY, _SETTLED = "ready", "settled"
 _DISTRIBUTIONS = ("numpy", "onnxruntime", "onnxruntime-training-cpu", "onnxruntime-training")
 
 
@@ -94,20 +96,38 @@ def _measured(kind: str) -> dict[str, int]:
     environment = {**os.environ, "MALLOC_ARENA_MAX": "2"}
     path = [package, *environment.get("PYTHONPATH", "").split(os.pathsep)]
     environment["PYTHONPATH"] = os.pathsep.join(part for part in path if part)
-    done = subprocess.run(
-        [sys.executable, "-m", "edgeladder.jobs.machine_baseline", kind],
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
-    if done.returncode:
+    command = [sys.executable, "-m", "edgeladder.jobs.machine_baseline", kind]
+    pipe = subprocess.PIPE
+    values: dict[str, int] = {}
+    with subprocess.Popen(
+        command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        # from outside: what measures is not in what is measured
+        if process.stdout.readline().strip() == _READY:
+            values = _marks(process.pid)
+            process.stdin.write("\n")
+            process.stdin.flush()
+            if process.stdout.readline().strip() == _SETTLED:
+                values["settled"] = meter.resident(process.pid)
+        _, complaint = process.communicate()
+    if "settled" not in values:
         raise EdgeLadderError(
-            f"cannot measure the memory baseline: {done.stderr.strip().splitlines()[-1:]}",
+            f"cannot measure the memory baseline: {complaint.strip().splitlines()[-1:]}",
             where=f"python -m edgeladder.jobs.machine_baseline {kind}",
             remedy="run `edgeladder doctor`",
         )
-    values: dict[str, int] = json.loads(done.stdout)
     return values
+
+
+def _marks(pid: int) -> dict[str, int]:
+    return {
+        "private": meter.private(pid),
+        "resident": meter.resident(pid),
+        "high_water": kernel_marks.high_water(pid) or meter.resident(pid),
+        "file": meter.file_bytes(pid),
+        "data": meter.data_bytes(pid),
+    }
 
 
 def _become(kind: str) -> Any:
@@ -138,22 +158,15 @@ def _become(kind: str) -> Any:
 
 
 def main() -> None:
-    """Entry point of the measuring process: prints JSON."""
+    """Entry point of a process that is measured: says when it is ready, and when it has settled."""
     kept = _become(sys.argv[1])
-    from edgeladder.budget import meter
+    print(_READY, flush=True)
+    sys.stdin.readline()
     from edgeladder.core.trim import release_startup_memory
 
-    pid = os.getpid()
-    values = {
-        "private": meter.private(pid),
-        "resident": meter.resident(pid),
-        "high_water": meter.high_water(pid) or meter.resident(pid),
-        "file": meter.file_bytes(pid),
-        "data": meter.data_bytes(pid),
-    }
     release_startup_memory()
-    values["settled"] = meter.resident(pid)
-    print(json.dumps(values))
+    print(_SETTLED, flush=True)
+    sys.stdin.readline()
     del kept
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from edgeladder import __version__
-from edgeladder.budget import meter, policy
+from edgeladder.budget import kernel_marks, meter, policy
 from edgeladder.budget.planner import check, only, plan
 from edgeladder.budget.workload import Asked, Workload
 from edgeladder.core.bundle import Bundle
@@ -255,7 +255,8 @@ def _decide(
             asked=Asked(mode=request.mode, chunk=request.chunk),
             planning_bytes=request.supervisor_bytes
             + max(
-                meter.high_water(os.getpid()), policy.BASELINE_WORKER_BYTES + baseline.worker_bytes
+                kernel_marks.high_water(os.getpid()),
+                policy.BASELINE_WORKER_BYTES + baseline.worker_bytes,
             ),
         )
         if decided.fits:

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeladder.budget import policy
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.trim import trim_heap
 from edgeladder.jobs.run_directory import RunDirectory
@@ -27,7 +28,7 @@ def fill(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]]
     """Compute what the cache lacks; writes the run's selection of samples.
 
     Args:
-        values: what the plan worker prepared, and `sizes`: whole, batch, group, text_batch.
+        values: what the plan worker prepared, and `sizes`: whole, batch, group, max_pixels.
     """
     request, sizes = values["request"], values["sizes"]
     bundle = Bundle.reopen(request["bundle"])
@@ -74,21 +75,20 @@ def fill(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]]
 
 
 def tower_sizes(sizes: dict[str, Any], threads: int) -> PrecomputeSizes:
-    """The plan's choice as precompute takes it; what is not said keeps its default."""
-    default = PrecomputeSizes()
-    whole = bool(sizes.get("whole"))
+    """The plan's choice as precompute takes it; what it leaves open is the policy's to say."""
+    whole, batch = bool(sizes.get("whole")), sizes.get("batch")
     return PrecomputeSizes(
         image=TowerSizes(
-            group=sizes.get("group") or default.image.group,
-            batch=sizes.get("batch") or default.image.batch,
+            group=sizes.get("group") or policy.GROUP,
+            batch=batch or policy.IMAGE_BATCH,
             threads=threads,
             whole=whole,
         ),
         text=TowerSizes(
-            group=sizes.get("text_group") or default.text.group,
-            batch=sizes.get("text_batch") or sizes.get("batch") or default.text.batch,
+            group=policy.TEXT_GROUP,
+            batch=batch or policy.TEXT_BATCH,
             threads=threads,
-            whole=bool(sizes.get("text_whole", whole)),
+            whole=whole,
         ),
-        max_pixels=sizes.get("max_pixels") or default.max_pixels,
+        max_pixels=sizes.get("max_pixels") or policy.EXACT_PIXELS,
     )

@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from edgeladder.budget import meter, policy
+from edgeladder.budget import kernel_marks, meter, policy
 from edgeladder.budget.limits import MemoryLimit, open_limit
 from edgeladder.core import errors
 from edgeladder.core.errors import BudgetError, EdgeLadderError, Interrupted
@@ -110,7 +110,7 @@ class Supervisor:
         self.actions: list[dict[str, Any]] = []
         self.interrupted = False
         self._handlers: dict[int, Any] = {}
-        self.gpu_before = meter.gpu_bytes()
+        self.gpu_before = kernel_marks.gpu_bytes()
 
     def __enter__(self) -> Supervisor:
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeladder.budget.policy import PROTOTYPE_WINDOW
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.config import Profile
 from edgeladder.core.records import from_json
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgeladder.jobs.control import Control
-
-
-_WINDOW = 16  # pictures whose taps are held while prototypes are sought
 
 
 def fit(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]]:
@@ -182,7 +180,7 @@ def begin(engine: Engine, bundle: Bundle, batches: CacheBatches, values: dict[st
         return
     prompts = values["profile"]["ladder"]["prompts"]
     if prompts["initialize"] != "random":
-        pictures = batches.reader.windows("train", _WINDOW, limit=PICTURES)
+        pictures = batches.reader.windows("train", PROTOTYPE_WINDOW, limit=PICTURES)
         made = initial_prompts(
             bundle.manifest.ladder, prompts, engine.parameters(), pictures, values["seed"]
         )

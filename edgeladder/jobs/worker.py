@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from edgeladder.budget import meter
+from edgeladder.budget import kernel_marks
 from edgeladder.core.errors import BudgetError, EdgeLadderError, Interrupted
 from edgeladder.jobs.control import RESTART_CODE, Control
 
@@ -93,7 +93,7 @@ def main() -> int:
 
             traceback.print_exc()
         control.tell("error", error=described)
-    control.tell("high_water", bytes=meter.high_water(os.getpid()))
+    control.tell("high_water", bytes=kernel_marks.high_water(os.getpid()))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # onnxruntime's thread pools need no goodbye, and teardown only costs memory

@@ -4,11 +4,12 @@ import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
-from edgeladder.budget import meter
+from edgeladder.budget import kernel_marks, meter
 
 MB = 1_000_000
 HOLD = "import sys,time; held = bytearray(b'x') * {size}; print('ready', flush=True); {more}"
@@ -31,9 +32,9 @@ def held():
 def test_against_psutil(held):
     reference = psutil.Process(held.pid).memory_full_info()
     assert meter.resident(held.pid) == pytest.approx(reference.rss, rel=0.02)
-    assert meter.proportional(held.pid)[0] == pytest.approx(reference.pss, rel=0.02)
+    assert meter.measure(held.pid).bytes == pytest.approx(reference.pss, rel=0.02)
     assert meter.private(held.pid) == pytest.approx(reference.uss, rel=0.02)
-    assert meter.high_water(held.pid) >= 80 * MB
+    assert kernel_marks.high_water(held.pid) >= 80 * MB
 
 
 def test_a_tree_is_summed_over_generations():
@@ -60,7 +61,7 @@ def test_high_water_is_the_programs_own_not_its_parents():
     """ru_maxrss survives exec; a child of this large process must not show it."""
     ballast = bytearray(b"x") * (150 * MB)
     process = holder(5 * MB)
-    assert meter.high_water(process.pid) < 60 * MB
+    assert kernel_marks.high_water(process.pid) < 60 * MB
     process.kill()
     process.communicate()
     del ballast
@@ -71,41 +72,52 @@ def test_a_process_that_is_gone_is_zero():
     process.kill()
     process.communicate()
     assert meter.measure(process.pid).bytes == 0
-    assert meter.high_water(process.pid) == meter.private(process.pid) == 0
+    assert kernel_marks.high_water(process.pid) == meter.private(process.pid) == 0
 
 
-def test_swap_and_jetson_memory_count(tmp_path, monkeypatch):
-    """A made-up /proc: 100 pages resident, 300 kB swapped, 2 MB on the GPU."""
-    task = tmp_path / "7" / "task" / "7"
-    task.mkdir(parents=True)
-    (task / "children").write_text("")
-    (tmp_path / "7" / "statm").write_text("999 100 5 1 0 9 0\n")
-    (tmp_path / "7" / "status").write_text("Name:\tx\nVmSwap:\t  300 kB\nVmHWM:\t 900 kB\n")
-    (tmp_path / "7" / "smaps_rollup").write_text("Pss:  350 kB\nSwapPss:  290 kB\n")
+def test_swap_counts(monkeypatch, held):
+    """As psutil tells it, asked for while somebody on the machine has swapped."""
+    full = psutil.Process(held.pid).memory_full_info()
+    swapped = full._replace(swap=7 * MB)
+    monkeypatch.setattr(psutil.Process, "memory_full_info", lambda self: swapped)
+    monkeypatch.setattr(psutil, "swap_memory", lambda: SimpleNamespace(used=9 * MB))
+    cheap = meter.measure(held.pid, pss_above=None)
+    assert cheap.swap_bytes == 7 * MB and cheap.bytes == pytest.approx(full.rss + 7 * MB, rel=0.02)
+    assert meter.measure(held.pid).bytes == full.pss + 7 * MB
+    assert meter.private(held.pid) == full.uss + 7 * MB
+
+
+def test_a_jetsons_gpu_counts_what_was_not_there_before(tmp_path, monkeypatch, held):
     (tmp_path / "meminfo").write_text("MemTotal: 4000 kB\nNvMapMemUsed:  2500 kB\n")
-    monkeypatch.setattr(meter, "PROC", str(tmp_path))
-    cheap = meter.measure(7, pss_above=None, gpu=True, gpu_before=500 * 1024)
-    assert cheap.swap_bytes == 300 * 1024 and cheap.gpu_bytes == 2000 * 1024
-    assert cheap.bytes == 100 * os.sysconf("SC_PAGE_SIZE") + 2300 * 1024
-    exact = meter.measure(7, gpu=True, gpu_before=500 * 1024)
-    assert exact.exact and exact.bytes == (350 + 290 + 2000) * 1024
-    assert meter.total_bytes() == 4000 * 1024 and meter.high_water(7) == 900 * 1024
+    monkeypatch.setattr(kernel_marks, "PROC", str(tmp_path))
+    usage = meter.measure(held.pid, pss_above=None, gpu_before=500 * 1024)
+    assert usage.gpu_bytes == 2000 * 1024 == usage.bytes - sum(usage.processes.values())
+    assert meter.measure(held.pid, pss_above=None).gpu_bytes == 0
 
 
-def test_kernel_without_child_lists_and_odd_names(tmp_path, monkeypatch):
-    for pid, parent, name in ((1, 0, "init"), (5, 1, "a) b (c"), (6, 5, "x")):
-        (tmp_path / str(pid) / "task" / str(pid)).mkdir(parents=True)
-        (tmp_path / str(pid) / "stat").write_text(f"{pid} ({name}) S {parent} 1 1 0\n")
-    monkeypatch.setattr(meter, "PROC", str(tmp_path))
-    assert sorted(meter.tree(1)) == [1, 5, 6]
+def test_a_tree_is_looked_up_again_after_a_moment(monkeypatch):
+    monkeypatch.setattr(meter, "_WALK_SECONDS", 0.05)
+    monkeypatch.setattr(meter, "_WALK_SHARE", 1)
+    gauge = meter.TreeMeter(os.getpid())
+    assert len(gauge.read(pss_above=None).processes) >= 1 and gauge.walk_seconds > 0
+    process = holder(20 * MB)
+    time.sleep(0.1)
+    grown = gauge.read(pss_above=None)
+    assert process.pid in grown.processes
+    process.kill()
+    process.communicate()
+    assert process.pid not in gauge.read(pss_above=None).processes
 
 
-def test_pressure_is_read(tmp_path, monkeypatch):
+def test_pressure_and_marks_are_read(tmp_path, monkeypatch):
     (tmp_path / "pressure").mkdir()
     (tmp_path / "pressure" / "memory").write_text(
         "some avg10=9.00 avg60=1 avg300=0 total=1\nfull avg10=4.50 avg60=1 avg300=0 total=1\n"
     )
-    monkeypatch.setattr(meter, "PROC", str(tmp_path))
-    assert meter.pressure() == 4.5
-    monkeypatch.setattr(meter, "PROC", str(tmp_path / "absent"))
-    assert meter.pressure() == 0.0
+    monkeypatch.setattr(kernel_marks, "PROC", str(tmp_path))
+    assert kernel_marks.pressure() == 4.5
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "status").write_text("Name:\tx\nVmHWM:\t 900 kB\n")
+    assert kernel_marks.high_water(7) == 900 * 1024
+    monkeypatch.setattr(kernel_marks, "PROC", str(tmp_path / "absent"))
+    assert kernel_marks.pressure() == 0.0

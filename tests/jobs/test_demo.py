@@ -12,6 +12,7 @@ import pytest
 
 import edgeladder
 from edgeladder import demo
+from edgeladder.budget.policy import DEMO_BYTES
 from edgeladder.core.errors import IntegrityError
 
 
@@ -30,7 +31,7 @@ def test_the_demo_learns_inside_its_budget(tmp_path: Path):
     phases = values["memory"]["phases"]
     assert {"precompute", "train", "evaluate"} <= set(phases)
     for phase in phases.values():
-        assert phase["measured_peak_bytes"] <= demo.BUDGET_BYTES
+        assert phase["measured_peak_bytes"] <= DEMO_BYTES
     assert (tmp_path / values["report"]).is_file()
 
 

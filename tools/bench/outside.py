@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from edgeladder.budget import meter  # noqa: E402
+from edgeladder.budget import kernel_marks, meter  # noqa: E402
 
 
 class TreeSampler(threading.Thread):
@@ -30,7 +30,7 @@ class TreeSampler(threading.Thread):
             self.peak_bytes = max(self.peak_bytes, usage.bytes)
             self.samples += 1
             for pid in usage.processes:
-                self.marks[pid] = max(self.marks.get(pid, 0), meter.high_water(pid))
+                self.marks[pid] = max(self.marks.get(pid, 0), kernel_marks.high_water(pid))
             time.sleep(self.interval_seconds)
 
     def stop(self) -> int:

@@ -70,7 +70,7 @@ class Pictures:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """One contender, in this process."""
-    from edgeladder.budget import meter
+    from edgeladder.budget import kernel_marks
     from edgeladder.core.bundle import Bundle
     from edgeladder.runtime.towers.runner import TowerRunner, TowerSizes
 
@@ -105,7 +105,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "pictures_per_second": options.pictures / seconds,
         "cpu_seconds": time.process_time(),
-        "peak_mb": meter.high_water(os.getpid()) / MB,
+        "peak_mb": kernel_marks.high_water(os.getpid()) / MB,
         "check": sum(checks),
     }
 

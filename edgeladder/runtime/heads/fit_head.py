@@ -18,15 +18,6 @@ Array = np.ndarray
 # Head and ladder are log-odds at a temperature of their own choosing, so their sum is a product of
 # experts. The ladder's own support logits cannot weigh it: it was trained on them.
 DEFAULT_HEAD_WEIGHT = 1.0
-MOST_PICTURES = 600  # that a kernel is fitted on, classes alike: its memory is theirs squared
-
-
-def pictures_to_fit(kind: str, pictures: int, classes: int) -> int:
-    """How many of the training pictures a head is fitted on where there is room for it.
-
-    What a kernel holds grows with them, twice over; a class without a picture has no mean.
-    """
-    return pictures if kind == "gda" else min(pictures, max(MOST_PICTURES, classes))
 
 
 def fixed_head_weight(
