@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from edgeladder.budget.policy import EVALUATE_CHUNK, EVALUATE_WINDOW, wanted_head_pictures
+from edgeladder.core.adapter_record import StoredHead
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.files import write_json
 from edgeladder.core.trim import release_startup_memory
@@ -63,11 +65,12 @@ def score(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]
         windows = reader.part(rows).windows("train", EVALUATE_WINDOW)
         head = fit_cached_head(logits, windows, kind, chunk=chunk)
         weight, ladder = _weights(head_config, head, run, labels, rows, len(selection.classes))
-        adapter.head_arrays, described = head_arrays(head)
-        adapter.head = {**described, "eta": weight, "ladder": ladder}
+        adapter.head_arrays, rule = head_arrays(head)
+        stored = StoredHead(rule, weight, ladder)
+        adapter.record = replace(adapter.record, head=stored)
         del head  # the next one is as large
         # judged as it is stored
-        logits = with_stored_head(logits, adapter.head, adapter.head_arrays)
+        logits = with_stored_head(logits, stored, adapter.head_arrays)
         save_adapter(run.folder, adapter)
 
     def told() -> Any:
@@ -86,9 +89,16 @@ def score(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]
             "split": evaluation["split"],
             "count": evaluation["count"],
         },
-        "head": adapter.head and {k: adapter.head[k] for k in ("kind", "eta", "ladder")},
+        "head": _described(adapter.record.head),
         "seconds": round(time.monotonic() - started, 3),
     }
+
+
+def _described(head: StoredHead | None) -> dict[str, Any] | None:
+    """What the result says of a head."""
+    if head is None:
+        return None
+    return {"kind": head.rule.kind, "eta": head.head_weight, "ladder": head.ladder_weight}
 
 
 def _weights(

@@ -175,7 +175,7 @@ def begin(engine: Engine, bundle: Bundle, batches: CacheBatches, values: dict[st
     start = values["request"]["start"]
     if start:
         adapter = load_adapter(Path(start), bundle)
-        adapter.parameters = reactivate(adapter.parameters, adapter.prompt_tensors)
+        adapter.parameters = reactivate(adapter.parameters, adapter.record.prompt_tensors)
         adapter.apply(engine)
         return
     prompts = values["profile"]["ladder"]["prompts"]

@@ -11,16 +11,21 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgeladder.core.adapter_record import (
+    AGAIN,
+    RECORD,
+    AdapterRecord,
+    read_adapter_record,
+    write_adapter_record,
+)
 from edgeladder.core.errors import ConfigError, IntegrityError
-from edgeladder.core.files import read_json, sha256_file, write_json
-from edgeladder.core.prompt_tensors import PromptTensors
-from edgeladder.core.records import from_json, to_json
+from edgeladder.core.files import sha256_file
 from edgeladder.core.tensors import TensorFile, write_tensors
 from edgeladder.runtime.prompt_storage import pack, unpack
 
@@ -30,10 +35,8 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 
-SCHEMA_VERSION = 1
-WEIGHTS, RECORD = "adapter.safetensors", "adapter.json"
+WEIGHTS = "adapter.safetensors"
 _HEAD = "head:"  # before the names of a head's arrays
-_AGAIN = "copy both files again from the run that wrote them"
 
 
 @dataclass
@@ -41,18 +44,8 @@ class Adapter:
     """A trained ladder for one bundle."""
 
     parameters: dict[str, Array]  # by name, the ladder's buffers (codebooks, masks) among them
-    classes: list[str]  # folder names, in label order
-    class_names: list[str]  # what the text tower reads
-    templates: list[str]
-    bundle_digest: str = ""
-    ladder_digest: str = ""  # SHA-256 of ladder/forward.onnx
-    prompt_tensors: PromptTensors = PromptTensors()  # which of the parameters are prompts
-    model: str = ""
-    profile: dict[str, Any] = field(default_factory=dict)
-    head: dict[str, Any] | None = None  # its plain values, `eta` among them
+    record: AdapterRecord
     head_arrays: dict[str, Array] = field(default_factory=dict)
-    text: dict[str, Any] = field(default_factory=dict)
-    created: str = ""
 
     def apply(self, engine: Engine) -> None:
         """Put parameters and buffers into an engine.
@@ -70,7 +63,7 @@ class Adapter:
                 )
         missing = sorted(set(known) - set(self.parameters))
         if missing:
-            raise IntegrityError(f"the adapter lacks {missing[0]}", remedy=_AGAIN)
+            raise IntegrityError(f"the adapter lacks {missing[0]}", remedy=AGAIN)
         engine.set_parameters({name: self.parameters[name] for name in parameters})
         if buffers:
             engine.set_buffers({name: self.parameters[name] for name in buffers})
@@ -88,19 +81,20 @@ def adapter_of(
     text: dict[str, Any] | None = None,
 ) -> Adapter:
     """An adapter that belongs to `bundle`, dated now."""
-    return Adapter(
-        parameters={**parameters, **(buffers or {})},
+    now = datetime.datetime.now(datetime.timezone.utc)
+    record = AdapterRecord(
+        bundle_digest=bundle.digest,
+        ladder_digest=sha256_file(bundle.path(bundle.manifest.ladder.forward)),
+        model=bundle.manifest.model.name,
+        profile=dict(profile or {}),
         classes=list(classes),
         class_names=list(class_names),
         templates=list(templates),
-        bundle_digest=bundle.digest,
-        ladder_digest=sha256_file(bundle.path(bundle.manifest.ladder.forward)),
-        prompt_tensors=bundle.manifest.ladder.prompts,
-        model=bundle.manifest.model.name,
-        profile=dict(profile or {}),
         text=dict(text or {}),
-        created=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        created=now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        prompt_tensors=bundle.manifest.ladder.prompts,
     )
+    return Adapter({**parameters, **(buffers or {})}, record)
 
 
 def save_adapter(folder: Path, adapter: Adapter) -> dict[str, Any] | None:
@@ -113,28 +107,11 @@ def save_adapter(folder: Path, adapter: Adapter) -> dict[str, Any] | None:
         StorageError: no space left.
     """
     folder = Path(folder)
-    packed, prompts = pack(adapter.parameters, adapter.prompt_tensors)
+    packed, prompts = pack(adapter.parameters, adapter.record.prompt_tensors)
     head_arrays = {_HEAD + name: array for name, array in adapter.head_arrays.items()}
     write_tensors(folder / WEIGHTS, {**packed, **head_arrays})
-    write_json(
-        folder / RECORD,
-        {
-            "schema_version": SCHEMA_VERSION,
-            "bundle_digest": adapter.bundle_digest,
-            "ladder_digest": adapter.ladder_digest,
-            "model": adapter.model,
-            "profile": adapter.profile,
-            "classes": adapter.classes,
-            "class_names": adapter.class_names,
-            "templates": adapter.templates,
-            "text": adapter.text,
-            "created": adapter.created,
-            "prompts": prompts,  # how they are stored; None: as they are
-            "prompt_tensors": to_json(adapter.prompt_tensors),
-            "head": adapter.head,
-            "sha256": sha256_file(folder / WEIGHTS),
-        },
-    )
+    digest = sha256_file(folder / WEIGHTS)
+    write_adapter_record(folder, replace(adapter.record, prompts=prompts, sha256=digest))
     return prompts
 
 
@@ -160,29 +137,14 @@ def load_adapter(path: Path, bundle: Bundle | None = None) -> Adapter:
                 remedy="name a finished run with --run; an interrupted one finishes with "
                 "`edgeladder train --resume RUN`",
             )
-    record = _record(folder)
-    digest = record.get("sha256")
-    if digest and sha256_file(folder / WEIGHTS) != digest:
+    record = read_adapter_record(folder)
+    if record.sha256 and sha256_file(folder / WEIGHTS) != record.sha256:
         raise IntegrityError(
-            f"{WEIGHTS} is not what {RECORD} says", where=str(folder), remedy=_AGAIN
+            f"{WEIGHTS} is not what {RECORD} says", where=str(folder), remedy=AGAIN
         )
-    parameters, head_arrays = _tensors(folder / WEIGHTS)
-    names = from_json(PromptTensors, record.get("prompt_tensors") or {}, where=str(folder / RECORD))
-    adapter = Adapter(
-        parameters=unpack(parameters, record.get("prompts"), names),
-        prompt_tensors=names,
-        head_arrays=head_arrays,
-        classes=list(record["classes"]),
-        class_names=list(record.get("class_names") or record["classes"]),
-        templates=list(record.get("templates") or []),
-        bundle_digest=record["bundle_digest"],
-        ladder_digest=record["ladder_digest"],
-        model=_model_name(record.get("model")),
-        profile=dict(record.get("profile") or {}),
-        head=record.get("head"),
-        text=dict(record.get("text") or {}),
-        created=str(record.get("created") or ""),
-    )
+    stored, head_arrays = _tensors(folder / WEIGHTS)
+    parameters = unpack(stored, record.prompts, record.prompt_tensors)
+    adapter = Adapter(parameters, record, head_arrays)
     if bundle is not None:
         check_bundle(adapter, bundle, where=str(folder))
     return adapter
@@ -194,45 +156,22 @@ def check_bundle(adapter: Adapter, bundle: Bundle, *, where: str) -> None:
     Raises:
         IntegrityError: the bundle's digest differs.
     """
-    if adapter.bundle_digest != bundle.digest:
+    record = adapter.record
+    if record.bundle_digest != bundle.digest:
         raise IntegrityError(
-            f"this adapter belongs to another bundle (model {adapter.model}, bundle "
-            f"{adapter.bundle_digest[:12]}; given: {bundle.manifest.model.name}, "
+            f"this adapter belongs to another bundle (model {record.model}, bundle "
+            f"{record.bundle_digest[:12]}; given: {bundle.manifest.model.name}, "
             f"{bundle.digest[:12]})",
             where=where,
             remedy="name the bundle it was trained on with --bundle, or train on this one",
         )
 
 
-def _record(folder: Path) -> dict[str, Any]:
-    try:
-        record = read_json(folder / RECORD)
-        version = record["schema_version"]
-        if version == SCHEMA_VERSION:
-            for key in ("classes", "bundle_digest", "ladder_digest"):
-                record[key]
-    except (ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(
-            f"unreadable {RECORD}: {error!r}", where=str(folder), remedy=_AGAIN
-        ) from error
-    if version != SCHEMA_VERSION:
-        raise IntegrityError(
-            f"adapter version {version}, this edgeladder reads version {SCHEMA_VERSION}",
-            where=str(folder),
-            remedy="use the edgeladder version that trained it, or train again",
-        )
-    return dict(record)
-
-
-def _model_name(model: Any) -> str:
-    return str(model.get("name", "")) if isinstance(model, dict) else str(model or "")
-
-
 def _tensors(path: Path) -> tuple[dict[str, Array], dict[str, Array]]:
     """The ladder's tensors, and the head's arrays."""
     ladder: dict[str, Array] = {}
     head: dict[str, Array] = {}
-    for name, array in TensorFile(path, remedy=_AGAIN).items():
+    for name, array in TensorFile(path, remedy=AGAIN).items():
         if name.startswith(_HEAD):
             head[name.removeprefix(_HEAD)] = array
         else:

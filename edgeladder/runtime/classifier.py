@@ -77,11 +77,11 @@ class Classifier:
 
     def __init__(self, bundle: Bundle, adapter: Adapter, *, threads: int | None = None):
         self.bundle, self.adapter = bundle, adapter
-        self.classes = adapter.classes
+        self.classes = adapter.record.classes
         self.threads = threads or len(os.sched_getaffinity(0))
         self.encoder = Encoder(bundle, adapter.parameters, self.threads)
         self.formula = with_stored_head(
-            ClassLogits.of(bundle.manifest.model), adapter.head, adapter.head_arrays
+            ClassLogits.of(bundle.manifest.model), adapter.record.head, adapter.head_arrays
         )
         self._work = tempfile.TemporaryDirectory(prefix="edgeladder-")
         self.class_embeddings = self._class_embeddings()
@@ -157,12 +157,13 @@ class Classifier:
 
     def _class_embeddings(self) -> ClassEmbeddings:
         """Prompts through the text tower, averaged over templates."""
-        names, aliases = self.adapter.class_names, self.adapter.text.get("aliases") or []
+        record = self.adapter.record
+        names, aliases = record.class_names, record.text.get("aliases") or []
         described = [
             ClassName(name, tuple(aliases[k]) if k < len(aliases) else ())
             for k, name in enumerate(names)
         ]
-        prompts = class_prompts(described, self.adapter.templates or None)
+        prompts = class_prompts(described, record.templates or None)
         tokens = Tokenizer.from_bundle(self.bundle).encode([p for ps in prompts for p in ps])
         counts = [len(texts) for texts in prompts]
         sizes = TowerSizes(group=_TEXT_GROUP, batch=BATCH, threads=self.threads)

@@ -113,7 +113,7 @@ def _metadata(classifier: Classifier) -> dict[str, str]:
     return {
         "edgeladder": __version__,
         "classes": json.dumps(classifier.classes, ensure_ascii=False),
-        "class_names": json.dumps(classifier.adapter.class_names, ensure_ascii=False),
+        "class_names": json.dumps(classifier.adapter.record.class_names, ensure_ascii=False),
         "model": f"{manifest.model.name} {manifest.model.pretrained}",
         "licence": manifest.model.licence,
         "bundle_digest": classifier.bundle.digest,

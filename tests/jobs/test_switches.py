@@ -90,7 +90,7 @@ def test_a_head_alone_trains_nothing(ask, bundle_folder):
     head = fit_cached_head(
         ClassLogits.of(bundle.manifest.model), reader.windows("train", 64), "kernel"
     )
-    stored = head_from(adapter.head_arrays, adapter.head)
+    stored = head_from(adapter.head_arrays, adapter.record.head.rule)
     squares = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     with Classifier.open(folder, bundle) as classifier:
         tuned, zero_shot = classifier.judge_squares(squares)[0]

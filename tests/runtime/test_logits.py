@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import edgeladder
+from edgeladder.core.adapter_record import StoredHead
 from edgeladder.runtime.heads.closed_form import fit_head, head_arrays, with_stored_head
 from edgeladder.runtime.logits import Activations, ClassEmbeddings, ClassLogits, windows
 
@@ -47,14 +48,12 @@ def test_logits_are_what_the_formula_says(ladder_weight):
 def test_a_stored_head_comes_back_with_its_weights():
     given = activations(6)
     head = fit_head("gda", given.features(), np.repeat([0, 1, 2], 2), np.zeros((6, 3)))
-    arrays, values = head_arrays(head)
+    arrays, rule = head_arrays(head)
     plain = ClassLogits(5.0)
     assert with_stored_head(plain, None, {}) is plain
-    assert with_stored_head(plain, {"kind": "none"}, {}) is plain
-    formula = with_stored_head(plain, {**values, "eta": 0.5, "ladder": 0.0}, arrays)
+    formula = with_stored_head(plain, StoredHead(rule, 0.5, 0.0), arrays)
     assert (formula.head_weight, formula.ladder_weight, formula.scale) == (0.5, 0.0, 5.0)
-    old = with_stored_head(plain, values, arrays)  # before the weights were stored
-    assert (old.head_weight, old.ladder_weight) == (1.0, 1.0)
+    assert formula.head.logits(given.features(), np.zeros((6, 3))).shape == (6, 3)
 
 
 def test_windows_cover_the_batch_and_read_taps_only_where_asked():

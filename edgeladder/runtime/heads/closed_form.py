@@ -10,10 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
+from edgeladder.core.adapter_record import (
+    BlendRecord,
+    GdaRecord,
+    HeadRecord,
+    KernelRecord,
+    StoredHead,
+)
 from edgeladder.core.errors import IntegrityError
 from edgeladder.runtime.heads.blend import fit_weights
 from edgeladder.runtime.heads.kernel import (
@@ -191,104 +198,92 @@ def fit_head(
     return Blend([kernel, fit_gda(features, labels, zero_shot, folds=folds, reads=reads)])
 
 
-def head_arrays(head: Head) -> tuple[dict[str, Array], dict[str, Any]]:
+def head_arrays(head: Head) -> tuple[dict[str, Array], HeadRecord]:
     """A head as named arrays and plain values, for an adapter's two files.
 
     The kernel keeps only taps with a weight; its support rows are stored in fp16.
     """
     if isinstance(head, Blend):
-        parts = [head_arrays(part) for part in head.heads]
+        parts = [_part_arrays(part) for part in head.heads]
         named = {f"{k}.{n}": a for k, (arrays, _) in enumerate(parts) for n, a in arrays.items()}
-        return named, {"kind": "blend", "heads": [values for _, values in parts]}
+        return named, BlendRecord(heads=tuple(record for _, record in parts))
+    return _part_arrays(head)
+
+
+def _part_arrays(head: Gda | Kernel) -> tuple[dict[str, Array], GdaRecord | KernelRecord]:
     if isinstance(head, Gda):
         arrays = {"matrix": head.matrix.astype("float32"), "bias": head.bias.astype("float32")}
-        values = {"kind": "gda", "weight": head.weight, "prior": head.prior}
-        return arrays, {**values, "reads": list(head.reads)}
+        return arrays, GdaRecord(weight=head.weight, prior=head.prior, reads=head.reads)
+    choice = head.choice
     arrays = {"alpha": head.alpha.astype("float32")}
     for tap, (centre, support) in enumerate(zip(head.centres, head.support, strict=True)):
-        if head.choice.weights[tap] > 0:
+        if choice.weights[tap] > 0:
             arrays[f"centre.{tap}"] = centre.astype("float32")
             arrays[f"support.{tap}"] = support.astype("float16")
-    values = {
-        "kind": "kernel" if len(head.centres) > 1 else "proker",
-        "weights": list(head.choice.weights),
-        "scales": list(head.scales),
-        "ridge": head.choice.ridge,
-        "temperature": head.choice.temperature,
-        "prior": head.choice.prior,
-        "loss": None if np.isnan(head.choice.loss) else head.choice.loss,
-        "base": head.choice.base,
-    }
-    return arrays, values
+    return arrays, KernelRecord(
+        kind="kernel" if len(head.centres) > 1 else "proker",
+        weights=choice.weights,
+        scales=tuple(head.scales),
+        ridge=choice.ridge,
+        temperature=choice.temperature,
+        prior=choice.prior,
+        loss=None if np.isnan(choice.loss) else choice.loss,
+        base=choice.base,
+    )
 
 
-def head_from(arrays: dict[str, Array], values: Mapping[str, Any]) -> Head:
+def head_from(arrays: Mapping[str, Array], record: HeadRecord) -> Head:
     """The head that `head_arrays` took apart; support rows are at unit length again.
 
     Raises:
-        IntegrityError: arrays or values are missing, or of an unknown kind.
+        IntegrityError: arrays are missing.
     """
     try:
-        if values["kind"] == "blend":
-            heads = []
-            for place, part in enumerate(values["heads"]):
-                tag = f"{place}."
-                inner = {n.removeprefix(tag): a for n, a in arrays.items() if n.startswith(tag)}
-                heads.append(head_from(inner, part))
-            return Blend(heads)  # type: ignore[arg-type]
-        if values["kind"] == "gda":
-            return Gda(
-                _wide(arrays["matrix"]),
-                _wide(arrays["bias"]),
-                values["weight"],
-                values["prior"],
-                tuple(values.get("reads", (-1,))),
-            )
-        if values["kind"] not in KINDS:
-            raise KeyError(values["kind"])
-        weights = values["weights"]
-        used = [weight > 0 for weight in weights]
-        empty = np.zeros((0,))
-        loss = values.get("loss")
-        return Kernel(
-            Choice(
-                tuple(weights),
-                values["ridge"],
-                values["temperature"],
-                values["prior"],
-                float("nan") if loss is None else loss,
-                float(values.get("base", 0.0)),
-            ),
-            [_wide(arrays[f"centre.{t}"]) if u else empty for t, u in enumerate(used)],
-            [
-                normalise(arrays[f"support.{t}"]).astype(np.float32) if u else empty
-                for t, u in enumerate(used)
-            ],
-            list(values["scales"]),
-            _wide(arrays["alpha"]),
-        )
+        if not isinstance(record, BlendRecord):
+            return _part_from(arrays, record)
+        heads = []
+        for place, part in enumerate(record.heads):
+            tag = f"{place}."
+            inner = {n.removeprefix(tag): a for n, a in arrays.items() if n.startswith(tag)}
+            heads.append(_part_from(inner, part))
+        return Blend(heads)
     except KeyError as error:
         raise IntegrityError(
             f"the adapter's head lacks {error}", remedy="train or copy the adapter again"
         ) from error
 
 
+def _part_from(arrays: Mapping[str, Array], record: GdaRecord | KernelRecord) -> Gda | Kernel:
+    if isinstance(record, GdaRecord):
+        matrix, bias = _wide(arrays["matrix"]), _wide(arrays["bias"])
+        return Gda(matrix, bias, record.weight, record.prior, record.reads)
+    used = [weight > 0 for weight in record.weights]
+    empty = np.zeros((0,))
+    loss = float("nan") if record.loss is None else record.loss
+    return Kernel(
+        Choice(record.weights, record.ridge, record.temperature, record.prior, loss, record.base),
+        [_wide(arrays[f"centre.{t}"]) if u else empty for t, u in enumerate(used)],
+        [
+            normalise(arrays[f"support.{t}"]).astype(np.float32) if u else empty
+            for t, u in enumerate(used)
+        ],
+        list(record.scales),
+        _wide(arrays["alpha"]),
+    )
+
+
 def with_stored_head(
-    logits: ClassLogits, values: Mapping[str, Any] | None, arrays: dict[str, Array]
+    logits: ClassLogits, stored: StoredHead | None, arrays: Mapping[str, Array]
 ) -> ClassLogits:
     """The formula beside the head that an adapter stores; as it is where it stores none.
 
-    Args:
-        values: the head's plain values, with `eta`, its weight, and `ladder`, the ladder's.
-        arrays: the head's.
-
     Raises:
-        IntegrityError: arrays or values are missing, or of an unknown kind.
+        IntegrityError: arrays are missing.
     """
-    if not values or values.get("kind", "none") == "none":
+    if stored is None:
         return logits
-    head_weight, ladder_weight = values.get("eta", 1.0), values.get("ladder", 1.0)
-    return logits.with_head(head_from(arrays, values), float(head_weight), float(ladder_weight))
+    head = head_from(arrays, stored.rule)
+    return logits.with_head(head, stored.head_weight, stored.ladder_weight)
 
 
 def _wide(array: Array) -> Array:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from edgeladder.core.adapter_record import StoredHead
 from edgeladder.core.errors import ConfigError, IntegrityError
 from edgeladder.core.prompt_tensors import PromptTensors
 from edgeladder.runtime.adapter import adapter_of, load_adapter, save_adapter
@@ -63,33 +65,33 @@ def saved(tmp_path, bundle):
     generator = np.random.default_rng(0)
     labels = np.repeat([0, 1], 4)
     head = fit_gda([generator.normal(size=(8, 5))], labels, generator.normal(size=(8, 2)))
-    adapter.head_arrays, values = head_arrays(head)
-    adapter.head = {**values, "eta": 0.5}
+    adapter.head_arrays, rule = head_arrays(head)
+    adapter.record = replace(adapter.record, head=StoredHead(rule, 0.5))
     save_adapter(run, adapter)
     return run
 
 
 def test_a_round_trip_keeps_everything(saved, bundle):
     adapter = load_adapter(saved, bundle)
-    assert adapter.classes == ["t-shirt", "hat"]
-    assert adapter.class_names == ["T-shirt", "café hat"]
-    assert adapter.templates == ["a photo of a {}."]
-    assert adapter.model == "nano" and adapter.profile == {"name": "default"}
-    assert adapter.created.endswith("Z")
+    assert adapter.record.classes == ["t-shirt", "hat"]
+    assert adapter.record.class_names == ["T-shirt", "café hat"]
+    assert adapter.record.templates == ["a photo of a {}."]
+    assert adapter.record.model == "nano" and adapter.record.profile == {"name": "default"}
+    assert adapter.record.created.endswith("Z")
     engine = Engine()
     adapter.apply(engine)
     np.testing.assert_array_equal(engine.values["up"], [[0, 1, 2], [3, 4, 5]])
     np.testing.assert_array_equal(engine.masks["mask"], [1, 0, 1, 0])
-    head = head_from(adapter.head_arrays, adapter.head)
+    head = head_from(adapter.head_arrays, adapter.record.head.rule)
     assert head.logits([np.ones((3, 5))], np.zeros((3, 2))).shape == (3, 2)
-    assert adapter.head["eta"] == 0.5
-    assert load_adapter(saved / "adapter.json").classes == adapter.classes
+    assert adapter.record.head.head_weight == 0.5
+    assert load_adapter(saved / "adapter.json").record.classes == adapter.record.classes
 
 
 def test_it_loads_wherever_the_same_bundle_is(saved, bundle, tmp_path):
     moved = tmp_path / "elsewhere"
     saved.rename(moved)
-    assert load_adapter(moved, bundle).model == "nano"
+    assert load_adapter(moved, bundle).record.model == "nano"
 
 
 def test_another_bundle_is_refused(saved, bundle):

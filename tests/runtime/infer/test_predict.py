@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from edgeladder.core.adapter_record import RECORD, StoredHead
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.errors import ConfigError, DataError, EdgeLadderError, IntegrityError
 from edgeladder.runtime import deploy_graph, deployment
-from edgeladder.runtime.adapter import RECORD, load_adapter, save_adapter
+from edgeladder.runtime.adapter import load_adapter, save_adapter
 from edgeladder.runtime.classifier import Classifier, probabilities
 from edgeladder.runtime.deploy_check import drawn_pictures
 from edgeladder.runtime.deployment import deploy
@@ -44,13 +46,13 @@ def give_head(run: Path, kind: str | None) -> None:
         embedding = generator.normal(size=(12, manifest.model.embedding_dim))
     features = Activations(taps, embedding).features()
     head = fit_head(kind, features, np.repeat(np.arange(3), 4), generator.normal(size=(12, 3)))
-    adapter.head_arrays, values = head_arrays(head)
-    adapter.head = {**values, "eta": 0.7}
+    adapter.head_arrays, rule = head_arrays(head)
     if kind == "kernel":  # every tap takes part
-        adapter.head["weights"] = [0.3] * len(features)
+        rule = replace(rule, weights=(0.3,) * len(features))
         full = {f"centre.{t}": normalise(f).mean(0) for t, f in enumerate(features)}
         full |= {f"support.{t}": np.float16(normalise(f)) for t, f in enumerate(features)}
         adapter.head_arrays |= full
+    adapter.record = replace(adapter.record, head=StoredHead(rule, 0.7))
     save_adapter(run, adapter)
 
 

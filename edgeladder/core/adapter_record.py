@@ -1,0 +1,136 @@
+"""`adapter.json`: what an adapter is, in words that a person can read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from edgeladder.core.errors import IntegrityError
+from edgeladder.core.files import read_json, write_json
+from edgeladder.core.prompt_tensors import PromptTensors
+from edgeladder.core.records import from_json, to_json
+
+SCHEMA_VERSION = 1
+RECORD = "adapter.json"
+AGAIN = "copy both files again from the run that wrote them"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GdaRecord:
+    """Gaussian discriminant analysis; its matrix and bias are arrays."""
+
+    kind: Literal["gda"] = "gda"
+    weight: float
+    prior: float
+    reads: tuple[int, ...] = (-1,)  # which features
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelRecord:
+    """A kernel ridge on the support set; support, centres and solution are arrays."""
+
+    kind: Literal["kernel", "proker"]
+    weights: tuple[float, ...]  # per tap
+    scales: tuple[float, ...]  # per tap
+    ridge: float
+    temperature: float
+    prior: float
+    loss: float | None = None  # held out; None: the settings were fixed
+    base: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlendRecord:
+    """The mean of several heads."""
+
+    kind: Literal["blend"] = "blend"
+    heads: tuple[GdaRecord | KernelRecord, ...]
+
+
+HeadRecord = GdaRecord | KernelRecord | BlendRecord
+
+
+@dataclass(frozen=True)
+class StoredHead:
+    """A closed-form head and what it counts; `eta` and `ladder` in the file."""
+
+    rule: HeadRecord
+    head_weight: float = 1.0
+    ladder_weight: float = 1.0  # 0: the head alone
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterRecord:
+    """All that `adapter.json` says."""
+
+    schema_version: int = SCHEMA_VERSION
+    bundle_digest: str
+    ladder_digest: str  # SHA-256 of ladder/forward.onnx
+    model: str = ""
+    profile: dict[str, Any] = field(default_factory=dict)  # as the run was asked, for people
+    classes: list[str]  # folder names, in label order
+    class_names: list[str] = field(default_factory=list)  # what the text tower reads
+    templates: list[str] = field(default_factory=list)
+    text: dict[str, Any] = field(default_factory=dict)  # `aliases` per class
+    created: str = ""
+    prompts: dict[str, Any] | None = None  # how they are stored; None: as they are
+    prompt_tensors: PromptTensors = PromptTensors()  # which of the parameters are prompts
+    head: StoredHead | None = None
+    sha256: str = ""  # of the tensors' file
+
+
+def write_adapter_record(folder: Path, record: AdapterRecord) -> None:
+    """Write `adapter.json` atomically. Raises StorageError."""
+    values = to_json(replace(record, head=None))
+    if record.head is not None:
+        head = record.head
+        values["head"] = {
+            **to_json(head.rule),
+            "eta": head.head_weight,
+            "ladder": head.ladder_weight,
+        }
+    write_json(folder / RECORD, values)
+
+
+def read_adapter_record(folder: Path) -> AdapterRecord:
+    """What `write_adapter_record` wrote, or an earlier version of it.
+
+    Raises:
+        IntegrityError: not readable, or of another version.
+    """
+    try:
+        values = dict(read_json(folder / RECORD))
+        version = values["schema_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(
+            f"unreadable {RECORD}: {error!r}", where=str(folder), remedy=AGAIN
+        ) from error
+    if version != SCHEMA_VERSION:
+        raise IntegrityError(
+            f"adapter version {version}, this edgeladder reads version {SCHEMA_VERSION}",
+            where=str(folder),
+            remedy="use the edgeladder version that trained it, or train again",
+        )
+    values = {key: value for key, value in values.items() if value is not None}
+    if isinstance(values.get("model"), dict):  # before version 0.1
+        values["model"] = values["model"].get("name", "")
+    head = values.pop("head", None)
+    try:
+        record = from_json(AdapterRecord, values, where=str(folder / RECORD), others_keys=True)
+        record = replace(record, head=_stored_head(head))
+    except (IntegrityError, TypeError, ValueError, AttributeError) as error:
+        raise IntegrityError(
+            f"unreadable {RECORD}: {error}", where=str(folder), remedy=AGAIN
+        ) from error
+    return record if record.class_names else replace(record, class_names=record.classes)
+
+
+def _stored_head(values: dict[str, Any] | None) -> StoredHead | None:
+    if not values or values.get("kind", "none") == "none":
+        return None
+    weights = float(values.get("eta", 1.0)), float(values.get("ladder", 1.0))
+    rule = {key: value for key, value in values.items() if key not in ("eta", "ladder")}
+    kinds: dict[Any, type[GdaRecord] | type[KernelRecord] | type[BlendRecord]]
+    kinds = {"gda": GdaRecord, "blend": BlendRecord}
+    return StoredHead(from_json(kinds.get(rule["kind"], KernelRecord), rule), *weights)
