@@ -15,8 +15,9 @@ from edgeladder.cli.fleet_options import Patience, answer, open_fleet
 from edgeladder.cli.gathered import gathered
 from edgeladder.cli.output import Answer
 from edgeladder.core.errors import ConfigError
-from edgeladder.fleet import box_checks, console, crew, install, push, trust
-from edgeladder.fleet.account import Account, HostResult, failed
+from edgeladder.fleet import box_checks, console, host_pool, install, push, trust
+from edgeladder.fleet.outcomes import FleetOutcome, HostResult, failed
+from edgeladder.fleet.remote_jobs import Waiting
 
 app = typer.Typer(
     help="Many boxes over SSH: push, train, watch, pull, aggregate.",
@@ -60,7 +61,7 @@ class _Wish:
 @app.command("trust")
 @gathered(fleet=open_fleet)
 def trust_command(
-    fleet: crew.Crew,
+    fleet: host_pool.HostPool,
     yes: Annotated[bool, typer.Option("--yes", help="Pin new keys without asking.")] = False,
     fingerprint: Annotated[
         str | None, typer.Option("--fingerprint", help="Pin only a key of this SHA256:...")
@@ -80,22 +81,24 @@ def trust_command(
                 remedy="name a host as the inventory does",
             )
         gone = fleet.dialer.pins.forget(host)
-        return answer(Account("trust", [HostResult(forget, "done" if gone else "unchanged")]))
+        return answer(FleetOutcome("trust", [HostResult(forget, "done" if gone else "unchanged")]))
     wish = _Wish(yes or fingerprint is not None, sys.stdin.isatty() and not as_json, fingerprint)
-    account = Account("trust", crew.run(trust.offers(fleet.dialer, fleet.hosts, fleet.parallel)))
-    _pin(account, fleet, wish)
-    account.facts["known_hosts"] = str(fleet.dialer.pins.path)
+    outcome = FleetOutcome(
+        "trust", host_pool.run(trust.offers(fleet.dialer, fleet.hosts, fleet.parallel))
+    )
+    _pin(outcome, fleet, wish)
+    outcome.facts["known_hosts"] = str(fleet.dialer.pins.path)
     columns = ("verdict", "fingerprint")
-    return answer(account, {column: console.fact(column) for column in columns})
+    return answer(outcome, {column: console.fact(column) for column in columns})
 
 
-def _pin(account: Account, fleet: crew.Crew, wish: _Wish) -> None:
+def _pin(outcome: FleetOutcome, fleet: host_pool.HostPool, wish: _Wish) -> None:
     """Pin what is new and wanted; what is left unpinned is a failure."""
     hosts = {host.name: host for host in fleet.hosts}
-    for index, result in enumerate(account.results):
+    for index, result in enumerate(outcome.results):
         if result.state == "failed" or result.facts["verdict"] != "new":
             continue
-        shown, key = result.facts["fingerprint"], result.facts.pop("key")
+        shown, key = result.facts["fingerprint"], str(result.facts.pop("key"))
         wanted = wish.pin_new and wish.expected in (None, shown)
         if not wish.pin_new and wish.ask:
             wanted = typer.confirm(f"{result.host}: pin {shown}?", err=True)
@@ -103,36 +106,41 @@ def _pin(account: Account, fleet: crew.Crew, wish: _Wish) -> None:
             fleet.dialer.pins.pin(hosts[result.host], key)
             result.facts["verdict"], result.state = "pinned now", "done"
         else:
-            account.results[index] = failed(result.host, trust.unpinned_error(hosts[result.host]))
-            account.results[index].facts = result.facts
+            outcome.results[index] = failed(result.host, trust.unpinned_error(hosts[result.host]))
+            outcome.results[index].facts = result.facts
 
 
 @app.command("doctor")
 @gathered(fleet=open_fleet)
 def doctor_command(
-    fleet: crew.Crew,
+    fleet: host_pool.HostPool,
     as_json: common.Json = False,
 ) -> Answer:
-    """Probe all boxes: Python, wheels, memory, fence, disk, clock."""
-    account = crew.run(fleet.each("doctor", box_checks.examine))
-    text = console.account_text(account, {
+    """Probe all boxes: Python, wheels, memory, kernel limit, disk, clock."""
+    outcome = host_pool.run(fleet.each("doctor", box_checks.examine))
+    text = console.outcome_text(outcome, {
         "python": console.fact("python"),
-        "wheels": lambda r: ", ".join(r.facts.get("wheels", [])),
+        "wheels": lambda r: ", ".join(_words(r, "wheels")),
         "memory": console.size("memory_bytes"),
-        "fence": console.fact("fence"),
+        "limit": console.fact("fence"),
         "disk": console.size("free_disk_bytes"),
         "clock": lambda r: f"{r.facts.get('clock_skew_seconds', '-')} s",
     })  # fmt: skip
-    for result in account.results:
-        text += "".join(f"\n{result.host}: {line}" for line in result.facts.get("problems", []))
-    error = account.error()
-    return Answer(account.to_dict(), text, exit_code=error.exit_code if error else 0)
+    for result in outcome.results:
+        text += "".join(f"\n{result.host}: {line}" for line in _words(result, "problems"))
+    error = outcome.error()
+    return Answer(outcome.to_dict(), text, exit_code=error.exit_code if error else 0)
+
+
+def _words(result: HostResult, name: str) -> list[str]:
+    found = result.facts.get(name)
+    return [str(word) for word in found] if isinstance(found, list) else []
 
 
 @app.command("install")
 @gathered(fleet=open_fleet)
 def install_command(
-    fleet: crew.Crew,
+    fleet: host_pool.HostPool,
     wheelhouse: Annotated[
         Path | None, typer.Option("--wheelhouse", help="Folder of wheels, pushed over first.")
     ] = None,
@@ -150,15 +158,15 @@ def install_command(
         for host in fleet.hosts
     }
     with console.Watch() as watch:
-        account = crew.run(install.install(fleet, work, wheels, patience_seconds=patience,
-                                           watch=watch))  # fmt: skip
-    return answer(account, {"attempts": console.fact("attempts")})
+        waiting = Waiting(2.0, patience, watch=watch)
+        outcome = host_pool.run(install.install(fleet, work, wheels, waiting))
+    return answer(outcome, {"attempts": console.fact("attempts")})
 
 
 @app.command("push")
 @gathered(fleet=open_fleet)
 def push_command(
-    fleet: crew.Crew,
+    fleet: host_pool.HostPool,
     bundle: common.Bundle = common.BUNDLE,
     data: Annotated[
         Path | None, typer.Option("--data", help="Push this folder of pictures too.")
@@ -174,10 +182,10 @@ def push_command(
     """Push the bundle: what is missing, verified, switched at once."""
     fleet.note = console.told
     trees = [push.bundle_tree(bundle)] + ([push.tree_of("data", data)] if data else [])
-    account = crew.run(fleet.each("push", lambda box: push.push_all(
+    outcome = host_pool.run(fleet.each("push", lambda box: push.push_all(
         box, trees, verify=verify, prune=prune)))  # fmt: skip
     columns = {name: console.size(f"{name}_bytes") for name in ("sent", "resumed", "kept")}
-    return answer(account, {**columns, "tries": lambda result: result.tries})
+    return answer(outcome, {**columns, "tries": lambda result: result.tries})
 
 
 for module in (fleet_job_commands, fleet_round_commands):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
@@ -12,8 +13,10 @@ from edgeladder.cli.fleet_options import OUT, Job, JobId, Out, Patience, Poll, a
 from edgeladder.cli.gathered import gathered
 from edgeladder.cli.output import Answer
 from edgeladder.core.bundle import Bundle
-from edgeladder.fleet import console, crew, pull, remote_jobs
-from edgeladder.fleet.remote_jobs import Progress, TrainOptions
+from edgeladder.fleet import console, host_pool, pull, pulled, remote_jobs
+from edgeladder.fleet.box.records import TrainOptions
+from edgeladder.fleet.outcomes import FleetOutcome, HostResult
+from edgeladder.fleet.remote_jobs import Progress, Waiting
 
 
 def register(app: typer.Typer) -> None:
@@ -46,7 +49,7 @@ def train_options(
 
 @gathered(fleet=open_fleet, options=train_options)
 def train(
-    fleet: crew.Crew,
+    fleet: host_pool.HostPool,
     options: TrainOptions,
     job: Job = None,
     again: Annotated[
@@ -58,48 +61,55 @@ def train(
     as_json: common.Json = False,
 ) -> Answer:
     """Start training on the boxes: detached, once per job id."""
-    name = remote_jobs.require_job(job, options)
+    name = job or remote_jobs.train_id(options)
     work = {host.name: remote_jobs.train_job(host, options, name) for host in fleet.hosts}
     begin = remote_jobs.start_again if again else remote_jobs.start
     if again and wait:
-        crew.run(fleet.each("train", lambda box: begin(box, work[box.host.name])))
+        host_pool.run(fleet.each("train", lambda box: begin(box, work[box.host.name])))
     if wait:
         with console.Watch() as watch:
-            account = crew.run(
-                remote_jobs.wait(
-                    fleet, work, poll_seconds=poll, patience_seconds=patience, watch=watch
-                )
-            )
+            waiting = Waiting(poll, patience, watch=watch)
+            outcome = host_pool.run(remote_jobs.wait(fleet, work, waiting))
     else:
-        account = crew.run(fleet.each("train", lambda box: begin(box, work[box.host.name])))
-        account.facts["job"] = name
+        outcome = host_pool.run(fleet.each("train", lambda box: begin(box, work[box.host.name])))
+        outcome.facts["job"] = name
     columns = ("job", "job_state", "attempts")
-    return answer(account, {column: console.fact(column) for column in columns})
+    return answer(outcome, {column: console.fact(column) for column in columns})
 
 
 @gathered(fleet=open_fleet)
 def status(
     job: JobId,
-    fleet: crew.Crew,
+    fleet: host_pool.HostPool,
     as_json: common.Json = False,
 ) -> Answer:
     """How a job goes on every box."""
-    account = crew.run(remote_jobs.look(fleet, job, {}))
+    outcome = host_pool.run(remote_jobs.look(fleet, job, {}))
     return answer(
-        account,
+        outcome,
         {
             "job": console.fact("job_state"),
             "attempts": console.fact("attempts"),
-            "step": lambda result: result.facts.get("latest", {}).get("step"),
-            "loss": lambda result: result.facts.get("latest", {}).get("loss"),
+            "step": _latest("step"),
+            "loss": _latest("loss"),
         },
     )
+
+
+def _latest(name: str) -> Callable[[HostResult], object]:
+    """A column of a job's newest metrics."""
+
+    def show(result: HostResult) -> object:
+        latest = result.facts.get("latest")
+        return latest.get(name) if isinstance(latest, dict) else None
+
+    return show
 
 
 @gathered(fleet=open_fleet)
 def logs(
     job: JobId,
-    fleet: crew.Crew,
+    fleet: host_pool.HostPool,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Until all have ended.")] = False,
     metrics: Annotated[
         bool, typer.Option("--metrics", help="metrics.jsonl instead of the log.")
@@ -111,23 +121,29 @@ def logs(
     table = follow and not metrics
     name = "run/metrics.jsonl" if metrics or follow else "log"
     with console.Watch() as watch:
-        account = crew.run(
+        outcome = host_pool.run(
             _follow(fleet, job, name, follow, poll, watch if table else _print_lines)
         )
-    return answer(account, {"job": console.fact("job_state")})
+    return answer(outcome, {"job": console.fact("job_state")})
 
 
 async def _follow(
-    fleet: crew.Crew, job: str, name: str, follow: bool, poll: float, show: Any
-) -> Any:
+    fleet: host_pool.HostPool,
+    job: str,
+    name: str,
+    follow: bool,
+    poll: float,
+    show: Callable[[dict[str, Progress]], None],
+) -> FleetOutcome:
+    """Show a job's file as it grows: once, or with `follow` until all have ended."""
     known: dict[str, Progress] = {}
     while True:
-        account = await remote_jobs.look(fleet, job, known, follow=name)
+        outcome = await remote_jobs.look(fleet, job, known, follow=name)
         show(known)
         more = any(progress.lines for progress in known.values())
         alive = any(p.state in ("running", "unreachable") for p in known.values())
         if not more and not (follow and alive):
-            return account
+            return outcome
         if not more:
             await asyncio.sleep(poll)
 
@@ -141,23 +157,23 @@ def _print_lines(known: dict[str, Progress]) -> None:
 @gathered(fleet=open_fleet)
 def stop(
     job: JobId,
-    fleet: crew.Crew,
+    fleet: host_pool.HostPool,
     grace: Annotated[
         float, typer.Option("--grace", help="Seconds for a checkpoint before it is killed.")
     ] = 30.0,
     as_json: common.Json = False,
 ) -> Answer:
     """Stop a job; its checkpoint stays, and the same start goes on."""
-    account = crew.run(
+    outcome = host_pool.run(
         fleet.each("stop", lambda box: remote_jobs.stop(box, job, grace_seconds=grace))
     )
-    return answer(account, {"job": console.fact("job_state"), "killed": console.fact("killed")})
+    return answer(outcome, {"job": console.fact("job_state"), "killed": console.fact("killed")})
 
 
 @gathered(fleet=open_fleet)
 def pull_command(
     job: JobId,
-    fleet: crew.Crew,
+    fleet: host_pool.HostPool,
     bundle: common.Bundle = common.BUNDLE,
     out: Out = OUT,
     as_json: common.Json = False,
@@ -165,9 +181,11 @@ def pull_command(
     """Collect adapters, metrics and reports of a job, verified; never pictures."""
     fleet.note = console.told
     manifest = Bundle.open(bundle, verify=False).manifest
-    pull.require_own_folders(out, job, [host.name for host in fleet.hosts])
-    account = crew.run(fleet.each("pull", lambda box: pull.pull(box, job, out, manifest=manifest)))
-    pull.remember_failures(out, job, account)
-    account.facts["out"] = str(out / job)
+    pulled.require_own_folders(out, job, [host.name for host in fleet.hosts])
+    outcome = host_pool.run(
+        fleet.each("pull", lambda box: pull.pull(box, job, out, manifest=manifest))
+    )
+    pulled.remember_failures(out, job, outcome)
+    outcome.facts["out"] = str(out / job)
     columns = ("job_state", "files", "kept_there")
-    return answer(account, {column: console.fact(column) for column in columns})
+    return answer(outcome, {column: console.fact(column) for column in columns})

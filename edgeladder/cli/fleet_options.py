@@ -11,10 +11,10 @@ import typer
 from edgeladder.cli.output import Answer
 from edgeladder.core.errors import ConfigError
 from edgeladder.fleet import console
-from edgeladder.fleet.account import Account, HostResult
-from edgeladder.fleet.crew import Crew
 from edgeladder.fleet.dialer import Dialer
+from edgeladder.fleet.host_pool import HostPool
 from edgeladder.fleet.inventory import Inventory as Fleet
+from edgeladder.fleet.outcomes import FleetOutcome, HostResult
 from edgeladder.fleet.ssh import asyncssh
 
 INVENTORY = Path("fleet.yaml")
@@ -46,7 +46,7 @@ def open_fleet(
     limit: Limit = None,
     parallel: Parallel = 10,
     timeout: Timeout = 30.0,
-) -> Crew:
+) -> HostPool:
     """The hosts that a command line means.
 
     Raises:
@@ -59,16 +59,16 @@ def open_fleet(
     hosts = opened.limit(limit)
     if not hosts:
         raise ConfigError("no hosts are left", where=f"--limit {limit}", remedy="take less away")
-    return Crew(Dialer(opened, timeout_seconds=timeout), hosts, parallel)
+    return HostPool(Dialer(opened, timeout_seconds=timeout), hosts, parallel)
 
 
 def answer(
-    account: Account, columns: dict[str, Callable[[HostResult], object]] | None = None
+    outcome: FleetOutcome, columns: dict[str, Callable[[HostResult], object]] | None = None
 ) -> Answer:
-    """A command's answer: the account, exit code 6 when a host failed."""
-    error = account.error()
+    """A command's answer: the outcome, exit code 6 when a host failed."""
+    error = outcome.error()
     return Answer(
-        account.to_dict(),
-        lambda: console.account_text(account, columns or {}),
+        outcome.to_dict(),
+        lambda: console.outcome_text(outcome, columns or {}),
         exit_code=error.exit_code if error else 0,
     )

@@ -14,16 +14,11 @@ from edgeladder.cli.fleet_options import OUT, JobId, Out, Patience, Poll, answer
 from edgeladder.cli.gathered import gathered
 from edgeladder.cli.output import Answer
 from edgeladder.core.bundle import Bundle
-from edgeladder.fleet import (
-    console,
-    crew,
-    fleet_page,
-    rounds,
-)
-from edgeladder.fleet import (
-    fleet_evaluation as evaluate,
-)
-from edgeladder.fleet.remote_jobs import TrainOptions
+from edgeladder.core.records import to_json
+from edgeladder.fleet import console, fleet_evaluation, fleet_page, host_pool, rounds
+from edgeladder.fleet.aggregate import Averaging
+from edgeladder.fleet.box.records import TrainOptions
+from edgeladder.fleet.remote_jobs import Waiting
 from edgeladder.fleet.rounds import RoundOptions
 
 Method = Annotated[
@@ -40,9 +35,24 @@ Start = Annotated[
 AverageFolder = Annotated[Path, typer.Option("--adapter", help="Folder of the adapter.")]
 
 
-def averaging(method: Method = "mean", trim: Trim = 0.2, bound: Bound = 10.0) -> RoundOptions:
+def averaging(method: Method = "mean", trim: Trim = 0.2, bound: Bound = 10.0) -> Averaging:
     """How a command line wants adapters averaged."""
-    return RoundOptions(method, trim, bound)
+    return Averaging(method, trim, bound)
+
+
+def which_rounds(
+    count: Annotated[int, typer.Argument(min=1, help="How many rounds.")],
+    name: Annotated[str, typer.Option("--name", help="Of the rounds: their jobs are NAME-r1...")],
+    out: Out = OUT,
+    quorum: Annotated[
+        float, typer.Option("--quorum", min=0, max=1, help="Share of boxes a round needs.")
+    ] = 0.5,
+    poll: Poll = 5.0,
+    patience: Patience = 600.0,
+) -> RoundOptions:
+    """The rounds that a command line asks for."""
+    waiting = Waiting(poll, patience)
+    return RoundOptions(name, count, out, quorum=quorum, waiting=waiting, say=console.say)
 
 
 def register(app: typer.Typer) -> None:
@@ -56,8 +66,8 @@ def register(app: typer.Typer) -> None:
 @gathered(fleet=open_fleet, averaging=averaging)
 def aggregate(
     job: JobId,
-    fleet: crew.Crew,
-    averaging: RoundOptions,
+    fleet: host_pool.HostPool,
+    averaging: Averaging,
     bundle: common.Bundle = common.BUNDLE,
     out: Out = OUT,
     start: Start = None,
@@ -67,45 +77,32 @@ def aggregate(
     names = [host.name for host in fleet.hosts]
     opened = Bundle.open(bundle, verify=False)
     origin = start / "adapter.safetensors" if start is not None and start.is_dir() else start
-    account = rounds.aggregate_job(out, job, names, averaging, opened, start=origin)
+    outcome = rounds.aggregate_job(out, job, names, opened, averaging, start=origin)
     columns = ("weight", "distance")
-    return answer(account, {column: console.fact(column) for column in columns})
+    return answer(outcome, {column: console.fact(column) for column in columns})
 
 
-@gathered(fleet=open_fleet, training=train_options, averaging=averaging)
+@gathered(fleet=open_fleet, training=train_options, averaging=averaging, options=which_rounds)
 def rounds_command(
-    count: Annotated[int, typer.Argument(min=1, help="How many rounds.")],
-    name: Annotated[str, typer.Option("--name", help="Of the rounds: their jobs are NAME-r1...")],
-    fleet: crew.Crew,
+    options: RoundOptions,
+    fleet: host_pool.HostPool,
     training: TrainOptions,
-    averaging: RoundOptions,
+    averaging: Averaging,
     bundle: common.Bundle = common.BUNDLE,
-    out: Out = OUT,
-    quorum: Annotated[
-        float, typer.Option("--quorum", min=0, max=1, help="Share of boxes a round needs.")
-    ] = 0.5,
-    poll: Poll = 5.0,
-    patience: Patience = 600.0,
     as_json: common.Json = False,
 ) -> Answer:
     """Repeat push, train, pull and aggregate; pictures never leave a box."""
-    options = dataclasses.replace(
-        averaging, quorum=quorum, poll_seconds=poll, patience_seconds=patience
-    )
     with console.Watch() as watch:
-        account = crew.run(
-            rounds.rounds(
-                fleet, Bundle.open(bundle), training, name=name, count=count, out=out,
-                options=options, watch=watch, say=console.say,
-            )
-        )  # fmt: skip
-    return answer(account, {"weight": console.fact("weight")})
+        waiting = dataclasses.replace(options.waiting, watch=watch)
+        asked = dataclasses.replace(options, averaging=averaging, waiting=waiting)
+        outcome = host_pool.run(rounds.rounds(fleet, Bundle.open(bundle), training, asked))
+    return answer(outcome, {"weight": console.fact("weight")})
 
 
 @gathered(fleet=open_fleet)
 def evaluate_command(
     adapter: AverageFolder,
-    fleet: crew.Crew,
+    fleet: host_pool.HostPool,
     bundle: common.Bundle = common.BUNDLE,
     out: Out = OUT,
     poll: Poll = 2.0,
@@ -113,23 +110,22 @@ def evaluate_command(
 ) -> Answer:
     """Push an adapter and evaluate it on every box's own test pictures."""
     with console.Watch() as watch:
-        account = crew.run(
-            evaluate.evaluate(
-                fleet, Bundle.open(bundle), adapter, out, poll_seconds=poll, watch=watch
-            )
+        work = fleet_evaluation.evaluate(
+            fleet, Bundle.open(bundle), adapter, out, Waiting(poll, watch=watch)
         )
+        outcome = host_pool.run(work)
     columns = ("accuracy", "zero_shot_accuracy", "count")
-    return answer(account, {column: console.fact(column) for column in columns})
+    return answer(outcome, {column: console.fact(column) for column in columns})
 
 
 def report_command(
     job: JobId,
     out: Out = OUT,
     page: Annotated[
-        Path | None, typer.Option("--page", help="The page. [OUT/JOB/fleet_page.html]")
+        Path | None, typer.Option("--page", help="The page. [OUT/JOB/report.html]")
     ] = None,
     as_json: common.Json = False,
 ) -> Answer:
     """One HTML page for the fleet: accuracy, peaks, failures."""
     written, rows = fleet_page.write(out, job, page)
-    return Answer({"report": str(written), "hosts": rows}, str(written))
+    return Answer({"report": str(written), "hosts": to_json(rows)}, str(written))

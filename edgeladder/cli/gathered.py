@@ -1,7 +1,7 @@
 """Options that several commands share, declared in the one function that needs them all.
 
     @gathered(fleet=open_fleet)
-    def status(fleet: Crew, job: JobId) -> Answer: ...
+    def status(fleet: HostPool, job: JobId) -> Answer: ...
 
 gives `status` the options of `open_fleet`, and calls it with what `open_fleet` made of them.
 """

@@ -11,6 +11,8 @@ import shlex
 import zlib
 from pathlib import Path
 
+_MODULES = ("records", "store", "commands", "jobs", "probe", "prune", "serve")  # as they import
+
 _BOOTSTRAP = (
     "import sys,zlib;b=sys.stdin.buffer;"
     "exec(compile(zlib.decompress(b.read(int(b.readline()))),'agent','exec'))"
@@ -38,7 +40,7 @@ def agent() -> bytes:
     folder = Path(__file__).parent / "box"
     modules = [
         (f"edgeladder.fleet.box.{name}", (folder / f"{name}.py").read_text(encoding="utf-8"))
-        for name in ("store", "jobs", "probe", "prune", "serve")  # in the order of their imports
+        for name in _MODULES
     ]
     program = zlib.compress(_LOADER.replace("{modules!r}", repr(modules)).encode(), 9)
     return f"{len(program)}\n".encode() + program

@@ -17,17 +17,19 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from edgeladder.core.errors import ConfigError, DataError, IntegrityError
 from edgeladder.core.files import building, read_json, sha256_file, write_json
 from edgeladder.core.ownership import require_ours
+from edgeladder.core.records import from_json, to_json
 from edgeladder.core.tensors import TensorEntry, read_header, read_values, write_tensors
 
 ADAPTER = "adapter.safetensors"
-CARD = "adapter.json"
+METADATA = "adapter.json"
+RESULT = "aggregate.json"
 Method = Literal["mean", "trimmed", "median"]
 # For trainings whose adapters are to be averaged: a closed-form head is fitted to one box's own
 # features, and cannot be. The whole section, since a weight without a head is refused.
@@ -45,23 +47,71 @@ class Contribution:
     pictures: float = 1.0
 
 
-@dataclass
+@dataclass(frozen=True)
+class Averaging:
+    """How adapters become one."""
+
+    method: Method = "mean"  # only `mean` weighs by pictures
+    # share of values dropped at each end by `trimmed`; at least one from three boxes on
+    trim: float = 0.2
+    # an adapter further from the start than `bound` times the median distance is refused, from
+    # three boxes on (of two, none can be told to be the odd one)
+    bound: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.trim < 0.5:
+            raise ConfigError(
+                f"--trim {self.trim} is not in [0, 0.5)", remedy="drop at most each end's half"
+            )
+        if not self.bound > 1:
+            raise ConfigError(f"--bound {self.bound} is not above 1", remedy="10 is a good bound")
+
+
+@dataclass(frozen=True)
+class Start:
+    """What all boxes began from, to measure how far each went."""
+
+    file: Path | None = None  # safetensors; None: distances from their median
+    zeros: Collection[str] = ()  # tensors that began at zero where the file leaves them out
+
+
+BY_PICTURES = Averaging()
+FROM_MEDIAN = Start()
+
+
+@dataclass(frozen=True)
 class AggregateResult:
-    """Who is in the average and who is not."""
+    """Who is in the average and who is not: aggregate.json."""
 
     method: Method
     weights: dict[str, float] = field(default_factory=dict)  # sum to 1
     refused: dict[str, str] = field(default_factory=dict)  # name -> why
     distances: dict[str, float] = field(default_factory=dict)  # L2, from the start or the median
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "method": self.method,
-            "weights": self.weights,
-            "refused": self.refused,
-            "distances": self.distances,
-        }
+    @classmethod
+    def read(cls, folder: Path) -> AggregateResult | None:
+        """Of an average's folder, or None where there is no average."""
+        path = folder / RESULT
+        if not path.is_file():
+            return None
+        return from_json(cls, read_json(path), where=str(path), others_keys=True)
+
+
+@dataclass(frozen=True)
+class _Member:
+    """An adapter that may be averaged, opened."""
+
+    contribution: Contribution
+    metadata: dict[str, object]
+    tensors: dict[str, TensorEntry]
+
+    @property
+    def name(self) -> str:
+        return self.contribution.name
+
+    def values(self, tensor: str, first: int = 0, last: int | None = None) -> np.ndarray:
+        path = self.contribution.folder / ADAPTER
+        return read_values(path, self.tensors[tensor], first, last)
 
 
 class TooFew(DataError):
@@ -75,12 +125,9 @@ class TooFew(DataError):
 def aggregate(
     contributions: list[Contribution],
     out: Path,
+    averaging: Averaging = BY_PICTURES,
     *,
-    method: Method = "mean",
-    trim: float = 0.2,
-    bound: float = 10.0,
-    start: Path | None = None,
-    zeros: Collection[str] = (),
+    start: Start = FROM_MEDIAN,
     bundle_digest: str | None = None,
     minimum: int = 1,
 ) -> AggregateResult:
@@ -88,122 +135,120 @@ def aggregate(
 
     Args:
         contributions: folders with `adapter.safetensors` and `adapter.json`.
-        method: how; only `mean` weighs by pictures.
-        trim: share of values dropped at each end by `trimmed`; at least one from three boxes on.
-        bound: an adapter further from the start than `bound` times the median distance is refused;
-            from three boxes on (of two, none can be told to be the odd one).
-        start: safetensors file all boxes began from; None: distances from their median.
-        zeros: tensors that began at zero where the start leaves them out, as a bundle does.
+        averaging: how.
+        start: what the distances are measured from.
         bundle_digest: the bundle the adapters must be of; None: they must agree.
         minimum: adapters that must remain for an average to be written.
 
     Raises:
-        ConfigError: nothing to average, or an option out of range.
+        ConfigError: nothing to average, or a box is there twice.
         IntegrityError: adapters of different bundles or classes and no `bundle_digest` to tell
             which are right.
         TooFew: fewer than `minimum` adapters remain.
     """
-    _check_options(contributions, trim, bound)
+    if not contributions:
+        raise ConfigError("no adapters to average", remedy="`edgeladder fleet pull` collects them")
+    twice = [name for name, n in Counter(c.name for c in contributions).items() if n > 1]
+    if twice:
+        raise ConfigError(f"{twice[0]!r} is there twice", remedy="name every box once")
     require_ours(out, "average")
-    result = AggregateResult(method)
-    cards = {c.name: _read_card(c, result) for c in contributions}
-    _refuse_mixed(cards, result, bundle_digest)
-    kept = [c for c in contributions if c.name not in result.refused]
-    headers = {c.name: _read_tensors(c, result) for c in kept}
-    kept = [c for c in kept if c.name not in result.refused]
-    _refuse_odd_tensors(kept, headers, result)
-    kept = [c for c in kept if c.name not in result.refused]
-    if kept:
-        header = headers[kept[0].name]
-        result.distances = _distances(kept, headers, header, start, zeros)
-        _refuse_far(kept, result, bound)
-        kept = [c for c in kept if c.name not in result.refused]
-    if len(kept) < max(1, minimum):
-        reasons = "; ".join(f"{name}: {why}" for name, why in result.refused.items())
+    result = AggregateResult(averaging.method)
+    members = _open(contributions, result, bundle_digest)
+    if members:
+        result.distances.update(_distances(members, start))
+        members = _refuse_far(members, result, averaging.bound)
+    if len(members) < max(1, minimum):
+        why = "; ".join(f"{name}: {reason}" for name, reason in result.refused.items())
         raise TooFew(
-            f"{len(kept)} adapters are left, {max(1, minimum)} are needed; refused: {reasons}",
+            f"{len(members)} adapters are left, {max(1, minimum)} are needed; refused: {why}",
             result,
             where=str(out),
             remedy="look at what was refused, then train again",
         )
-    weights = np.array([c.pictures for c in kept] if method == "mean" else [1.0] * len(kept))
+    by_pictures = averaging.method == "mean"
+    weights = np.array([m.contribution.pictures if by_pictures else 1.0 for m in members])
     weights = weights / weights.sum()
-    result.weights = {c.name: float(w) for c, w in zip(kept, weights, strict=True)}
-    with building(out, "average") as folder:
-        tensors = {
-            name: _combine(kept, headers, name, tensor, weights, method, trim)
-            for name, tensor in header.items()
-        }
-        write_tensors(folder / ADAPTER, tensors)
-        card = dict(cards[kept[0].name] or {})
-        card["head"] = None  # a closed-form head is fitted to one box's own features
-        card["sha256"] = sha256_file(folder / ADAPTER)
-        card["created"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        write_json(folder / CARD, card)
-        write_json(folder / "aggregate.json", result.to_dict())
+    result.weights.update({m.name: float(w) for m, w in zip(members, weights, strict=True)})
+    _write(out, members, weights, averaging, result)
     return result
 
 
-def _check_options(contributions: list[Contribution], trim: float, bound: float) -> None:
-    if not contributions:
-        raise ConfigError("no adapters to average", remedy="`edgeladder fleet pull` collects them")
-    if not 0 <= trim < 0.5:
-        raise ConfigError(
-            f"--trim {trim} is not in [0, 0.5)", remedy="drop at most each end's half"
-        )
-    if not bound > 1:
-        raise ConfigError(f"--bound {bound} is not above 1", remedy="10 is a good bound")
-    twice = [name for name, n in Counter(c.name for c in contributions).items() if n > 1]
-    if twice:
-        raise ConfigError(f"{twice[0]!r} is there twice", remedy="name every box once")
+def _write(
+    out: Path,
+    members: list[_Member],
+    weights: np.ndarray,
+    averaging: Averaging,
+    result: AggregateResult,
+) -> None:
+    with building(out, "average") as folder:
+        names = members[0].tensors
+        tensors = {name: _combine(members, name, weights, averaging) for name in names}
+        write_tensors(folder / ADAPTER, tensors)
+        metadata = dict(members[0].metadata)
+        metadata["head"] = None  # a closed-form head is fitted to one box's own features
+        metadata["sha256"] = sha256_file(folder / ADAPTER)
+        now = datetime.datetime.now(datetime.timezone.utc)
+        metadata["created"] = now.isoformat(timespec="seconds")
+        write_json(folder / METADATA, metadata)
+        write_json(folder / RESULT, to_json(result))
 
 
-def _read_card(contribution: Contribution, result: AggregateResult) -> dict[str, Any] | None:
+def _open(
+    contributions: list[Contribution], result: AggregateResult, bundle_digest: str | None
+) -> list[_Member]:
+    """The adapters that belong together; the others are refused, each with its reason."""
+    metadata = {c.name: _read_metadata(c, result) for c in contributions}
+    _refuse_mixed(metadata, result, bundle_digest)
+    kept = [c for c in contributions if c.name not in result.refused]
+    members = [_Member(c, metadata[c.name], _read_tensors(c, result)) for c in kept]
+    members = [member for member in members if member.name not in result.refused]
+    return _refuse_odd_tensors(members, result)
+
+
+def _read_metadata(contribution: Contribution, result: AggregateResult) -> dict[str, object]:
     pictures = contribution.pictures
+    found: object = None
     if not (isinstance(pictures, (int, float)) and np.isfinite(pictures) and pictures > 0):
         result.refused[contribution.name] = f"{pictures} is no number of pictures"
-        return None
+        return {}
     try:
-        card = read_json(contribution.folder / CARD)
+        found = read_json(contribution.folder / METADATA)
     except FileNotFoundError:
         result.refused[contribution.name] = "no adapter there"
-        return None
+        return {}
     except ValueError:
-        card = None
-    if not isinstance(card, dict):
-        result.refused[contribution.name] = f"{CARD} is not readable"
-        return None
-    return card
+        pass
+    if not isinstance(found, dict):
+        result.refused[contribution.name] = f"{METADATA} is not readable"
+        return {}
+    return found
 
 
-def _identity(card: dict[str, Any]) -> str:
-    return json.dumps([card.get(key) for key in _MUST_AGREE], sort_keys=True)
+def _identity(metadata: dict[str, object]) -> str:
+    return json.dumps([metadata.get(key) for key in _MUST_AGREE], sort_keys=True)
 
 
 def _refuse_mixed(
-    cards: dict[str, dict[str, Any] | None],
-    result: AggregateResult,
-    bundle_digest: str | None,
+    metadata: dict[str, dict[str, object]], result: AggregateResult, bundle_digest: str | None
 ) -> None:
-    known = {name: card for name, card in cards.items() if card is not None}
+    known = {name: found for name, found in metadata.items() if name not in result.refused}
     if bundle_digest is not None:
-        for name, card in list(known.items()):
-            if card.get("bundle_digest") != bundle_digest:
+        for name, found in list(known.items()):
+            if found.get("bundle_digest") != bundle_digest:
                 result.refused[name] = "of another bundle"
                 del known[name]
-    kinds = Counter(_identity(card) for card in known.values())
+    kinds = Counter(_identity(found) for found in known.values())
     if len(kinds) < 2:
         return
     (common, count), (_, second) = kinds.most_common(2)
-    differing = [name for name, card in known.items() if _identity(card) != common]
+    differing = [name for name, found in known.items() if _identity(found) != common]
     if bundle_digest is None or count == second:
         raise IntegrityError(
             f"mixed bundles or classes: {', '.join(differing)} differ from the rest",
             remedy="aggregate only runs of one bundle and one list of classes (a classes.yaml "
             "pushed to every box gives them one)",
         )
-    for name in differing:
-        result.refused[name] = "of other classes"
+    result.refused.update({name: "of other classes" for name in differing})
 
 
 def _read_tensors(contribution: Contribution, result: AggregateResult) -> dict[str, TensorEntry]:
@@ -221,30 +266,24 @@ def _read_tensors(contribution: Contribution, result: AggregateResult) -> dict[s
     return header
 
 
-def _refuse_odd_tensors(
-    kept: list[Contribution], headers: dict[str, dict[str, TensorEntry]], result: AggregateResult
-) -> None:
+def _refuse_odd_tensors(members: list[_Member], result: AggregateResult) -> list[_Member]:
     """Refuse adapters whose tensors or integer values differ from the commonest."""
-    if not kept:
-        return
 
-    def signature(c: Contribution) -> str:
-        parts = [(n, str(t.dtype), t.shape) for n, t in sorted(headers[c.name].items())]
-        exact = [
-            read_values(c.folder / ADAPTER, t).tobytes()
-            for _, t in sorted(headers[c.name].items())
-            if not t.is_float
-        ]
+    def signature(member: _Member) -> str:
+        tensors = sorted(member.tensors.items())
+        parts = [(name, str(tensor.dtype), tensor.shape) for name, tensor in tensors]
+        exact = [member.values(name).tobytes() for name, tensor in tensors if not tensor.is_float]
         return str(parts) + hashlib.sha256(b"".join(exact)).hexdigest()
 
-    signatures = {c.name: signature(c) for c in kept}
-    common = Counter(signatures.values()).most_common(1)[0][0]
+    signatures = {member.name: signature(member) for member in members}
+    common = Counter(signatures.values()).most_common(1)
     for name, found in signatures.items():
-        if found != common:
+        if found != common[0][0]:
             result.refused[name] = (
                 "its tensors differ from the others' in name, shape, mask or quantized prompts, "
                 "which cannot be averaged"
             )
+    return [member for member in members if member.name not in result.refused]
 
 
 def _blocks(tensor: TensorEntry, boxes: int) -> list[tuple[int, int]]:
@@ -252,71 +291,52 @@ def _blocks(tensor: TensorEntry, boxes: int) -> list[tuple[int, int]]:
     return [(first, min(first + step, tensor.size)) for first in range(0, tensor.size, step)]
 
 
-def _stack(
-    kept: list[Contribution],
-    headers: dict[str, dict[str, TensorEntry]],
-    name: str,
-    first: int,
-    last: int,
-) -> np.ndarray:
+def _stack(members: list[_Member], name: str, first: int, last: int) -> np.ndarray:
     """One block of one tensor from every box: (boxes, last - first) float64."""
-    rows = [read_values(c.folder / ADAPTER, headers[c.name][name], first, last) for c in kept]
-    return np.stack(rows).astype(np.float64)
+    return np.stack([m.values(name, first, last) for m in members]).astype(np.float64)
 
 
-def _distances(
-    kept: list[Contribution],
-    headers: dict[str, dict[str, TensorEntry]],
-    header: dict[str, TensorEntry],
-    start: Path | None,
-    zeros: Collection[str],
-) -> dict[str, float]:
-    squares = np.zeros(len(kept))
-    origin = read_header(start).entries if start is not None else {}
-    for name, tensor in header.items():
+def _distances(members: list[_Member], start: Start) -> dict[str, float]:
+    squares = np.zeros(len(members))
+    origin = read_header(start.file).entries if start.file is not None else {}
+    for name, tensor in members[0].tensors.items():
         if not tensor.is_float:
             continue
         known = origin.get(name)
-        for first, last in _blocks(tensor, len(kept)):
-            block = _stack(kept, headers, name, first, last)
-            if start is not None and known is not None and known.shape == tensor.shape:
-                centre = read_values(start, known, first, last).astype(np.float64)
-            elif known is None and name in zeros:
+        for first, last in _blocks(tensor, len(members)):
+            block = _stack(members, name, first, last)
+            if start.file is not None and known is not None and known.shape == tensor.shape:
+                centre = read_values(start.file, known, first, last).astype(np.float64)
+            elif known is None and name in start.zeros:
                 centre = np.zeros(())
             else:
                 centre = np.median(block, axis=0)
             squares += ((block - centre) ** 2).sum(axis=1)
-    return {c.name: float(d) for c, d in zip(kept, np.sqrt(squares), strict=True)}
+    return {m.name: float(d) for m, d in zip(members, np.sqrt(squares), strict=True)}
 
 
-def _refuse_far(kept: list[Contribution], result: AggregateResult, bound: float) -> None:
-    if len(kept) < 3:
-        return
-    middle = float(np.median([result.distances[c.name] for c in kept]))
-    for c in kept:
-        distance = result.distances[c.name]
-        if middle > 0 and distance > bound * middle:
-            result.refused[c.name] = (
+def _refuse_far(members: list[_Member], result: AggregateResult, bound: float) -> list[_Member]:
+    middle = float(np.median([result.distances[m.name] for m in members]))
+    for member in members if len(members) >= 3 and middle > 0 else []:
+        distance = result.distances[member.name]
+        if distance > bound * middle:
+            result.refused[member.name] = (
                 f"{distance / middle:.3g} times as far off as the median box, bound {bound:g}"
             )
+    return [member for member in members if member.name not in result.refused]
 
 
 def _combine(
-    kept: list[Contribution],
-    headers: dict[str, dict[str, TensorEntry]],
-    name: str,
-    tensor: TensorEntry,
-    weights: np.ndarray,
-    method: Method,
-    trim: float,
+    members: list[_Member], name: str, weights: np.ndarray, averaging: Averaging
 ) -> np.ndarray:
     """One averaged tensor; integers and masks are the same everywhere and stay."""
+    tensor = members[0].tensors[name]
     if not tensor.is_float:
-        return read_values(kept[0].folder / ADAPTER, tensor).reshape(tensor.shape)
+        return members[0].values(name).reshape(tensor.shape)
     averaged = np.empty(tensor.size, dtype=tensor.dtype)
-    for first, last in _blocks(tensor, len(kept)):
-        block = _stack(kept, headers, name, first, last)  # (boxes, n)
-        averaged[first:last] = combine(block, weights, method, trim)
+    for first, last in _blocks(tensor, len(members)):
+        block = _stack(members, name, first, last)  # (boxes, n)
+        averaged[first:last] = combine(block, weights, averaging.method, averaging.trim)
     return averaged.reshape(tensor.shape)
 
 
@@ -333,8 +353,8 @@ def combine(block: np.ndarray, weights: np.ndarray, method: Method, trim: float)
             total += weight * row
         return total
     if method == "median":
-        return np.median(block, axis=0)
+        return np.asarray(np.median(block, axis=0))
     cut = int(trim * boxes)
     if boxes >= 3 and trim > 0:
         cut = max(1, cut)
-    return np.sort(block, axis=0)[cut : boxes - cut].mean(axis=0)
+    return np.asarray(np.sort(block, axis=0)[cut : boxes - cut].mean(axis=0))

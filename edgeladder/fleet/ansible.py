@@ -1,4 +1,5 @@
-"""Ansible inventories, as they are: YAML or INI, with group_vars/ and host_vars/ beside them.
+"""Ansible inventories, as `ansible-inventory --list` reads them: every format and precedence of
+Ansible's, group_vars/ and host_vars/ among them.
 
 What ssh needs is taken from Ansible's own variables; what only edgeladder knows may stand beside
 them as `edgeladder_budget`, `edgeladder_data` and so on. Everything else is none of our business
@@ -7,15 +8,17 @@ and passed over; passwords are passed over with a note, because a fleet takes ke
 
 from __future__ import annotations
 
+import json
+import os
 import re
-import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from edgeladder.core.errors import ConfigError
-from edgeladder.fleet.inventory import HostEntry
 
 _TAKEN = {
     "ansible_host": "address",
@@ -30,7 +33,13 @@ _TAKEN = {
 }
 _OWN = "edgeladder_"
 _OVER_SSH = ("ssh", "smart", "paramiko", "paramiko_ssh")  # localhost often stands there as `local`
-_RANGE = re.compile(r"\[([0-9]+|[a-z]):([0-9]+|[a-z])(?::([0-9]+))?\]")
+_SETTINGS = {
+    "ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED": "true",  # else a warning and no hosts
+    "LC_ALL": "C.UTF-8",  # Ansible takes no other encoding
+}
+_TIMEOUT_SECONDS = 300  # a dynamic inventory may ask a cloud
+
+Values = dict[str, object]
 
 
 def looks_like(path: Path) -> bool:
@@ -52,209 +61,136 @@ def looks_like(path: Path) -> bool:
     )
 
 
-class _Groups:
-    """Groups with their variables, children and hosts, in the order met."""
-
-    def __init__(self) -> None:
-        self.variables: dict[str, dict[str, Any]] = {}
-        self.children: dict[str, list[str]] = {}
-        self.members: dict[str, list[str]] = {}
-        self.hosts: dict[str, dict[str, Any]] = {}
-
-    def group(self, name: str) -> None:
-        for table in (self.children, self.members):
-            table.setdefault(name, [])
-        self.variables.setdefault(name, {})
-
-    def host(self, group: str, pattern: str, variables: dict[str, Any]) -> None:
-        self.group(group)
-        for name in expand(pattern):
-            self.hosts.setdefault(name, {}).update(variables)
-            if name not in self.members[group]:
-                self.members[group].append(name)
-
-    def groups_of(self, host: str) -> list[str]:
-        """Groups of a host, parents first, so that nearer ones win."""
-        found: list[str] = []
-
-        def climb(name: str, path: tuple[str, ...]) -> None:
-            for parent, children in self.children.items():
-                if name in children and parent not in path:
-                    climb(parent, (*path, parent))
-            if name not in found:
-                found.append(name)
-
-        for group, members in self.members.items():
-            if host in members:
-                climb(group, (group,))
-        return [name for name in found if name not in ("all", "ungrouped")]
-
-
-def expand(pattern: str) -> list[str]:
-    """Host names of a pattern with ranges: `box[01:03]` is box01, box02, box03."""
-    match = _RANGE.search(pattern)
-    if not match:
-        return [pattern]
-    first, last, step = match.groups()
-    if first.isdigit():
-        numbers = range(int(first), int(last) + 1, int(step or 1))
-        middles = [str(number).zfill(len(first)) for number in numbers]
-    else:
-        middles = [chr(code) for code in range(ord(first), ord(last) + 1, int(step or 1))]
-    before, after = pattern[: match.start()], pattern[match.end() :]
-    return [name for middle in middles for name in expand(before + middle + after)]
-
-
-def read(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Our inventory's values out of an Ansible inventory, and notes on what was left aside.
-
-    Raises:
-        ConfigError: not an inventory, or a needed value is a template.
-    """
-    groups = _Groups()
-    if path.suffix in (".yaml", ".yml"):
-        text = path.read_text(encoding="utf-8")
-        for name, group in yaml.load(text, Loader=_Tolerant).items():
-            _read_group(groups, name, group or {}, where=str(path))
-    else:
-        _read_ini(groups, path)
-    all_variables = groups.variables.pop("all", {})
-    notes: list[str] = []
-    values: dict[str, Any] = {
-        "defaults": _translate(
-            {**all_variables, **_beside(path, "group_vars", "all", notes)}, "all", path, notes
-        ),
-        "groups": {},
-        "hosts": {},
-    }
-    for name, variables in groups.variables.items():
-        if name != "ungrouped":
-            merged = {**variables, **_beside(path, "group_vars", name, notes)}
-            values["groups"][name] = _translate(merged, name, path, notes)
-    for name, variables in groups.hosts.items():
-        merged = {**variables, **_beside(path, "host_vars", name, notes)}
-        values["hosts"][name] = {
-            **_translate(merged, name, path, notes),
-            "groups": groups.groups_of(name),
-        }
-        levels = (all_variables, *(groups.variables[g] for g in groups.groups_of(name)), merged)
-        connection = {key: value for level in levels for key, value in level.items()}.get(
-            "ansible_connection", "ssh"
-        )
-        if connection not in _OVER_SSH:
-            del values["hosts"][name]
-            notes.append(f"{name}: passed over, its ansible_connection is {connection}")
-    return values, notes
-
-
-def _read_group(groups: _Groups, name: str, group: dict[str, Any], *, where: str) -> None:
-    groups.group(name)
-    groups.variables[name].update(group.get("vars") or {})
-    for pattern, variables in (group.get("hosts") or {}).items():
-        groups.host(name, str(pattern), variables or {})
-    for child, content in (group.get("children") or {}).items():
-        groups.children[name].append(child)
-        _read_group(groups, child, content or {}, where=where)
-
-
-def _read_ini(groups: _Groups, path: Path) -> None:
-    section, kind = "ungrouped", "hosts"
-    for number, raw in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        line = raw.strip()
-        if not line or line[0] in "#;":
-            continue
-        if header := re.fullmatch(r"\[([^\]:]+)(?::(children|vars|hosts))?\]", line):
-            section, kind = header.group(1), header.group(2) or "hosts"
-            groups.group(section)
-            continue
-        try:
-            if kind == "vars":
-                key, _, value = line.partition("=")
-                groups.variables[section][key.strip()] = yaml.safe_load(value.strip())
-            elif kind == "children":
-                groups.group(line)
-                groups.children[section].append(line)
-            else:
-                pattern, *pairs = shlex.split(line, comments=True)
-                variables = dict(pair.split("=", 1) for pair in pairs)
-                groups.host(section, pattern, variables)
-        except ValueError as error:
-            raise ConfigError(
-                f"line {number} is no inventory line: {error}",
-                where=str(path),
-                remedy="write our inventory as .yaml, or correct the Ansible one",
-            ) from None
-
-
-def _beside(path: Path, folder: str, name: str, notes: list[str]) -> dict[str, Any]:
-    """Variables of group_vars/NAME or host_vars/NAME beside the inventory."""
-    base = path.parent / folder
-    candidates = [base / name, base / f"{name}.yml", base / f"{name}.yaml"]
-    files = [file for file in candidates if file.is_file()]
-    if (base / name).is_dir():
-        files += sorted(file for file in (base / name).iterdir() if file.is_file())
-    found: dict[str, Any] = {}
-    for file in files:
-        text = file.read_text(encoding="utf-8")
-        if text.startswith("$ANSIBLE_VAULT"):
-            notes.append(f"{file.name}: encrypted with ansible-vault, passed over")
-            continue
-        try:
-            values = yaml.load(text, Loader=_Tolerant)
-        except yaml.YAMLError as error:
-            raise ConfigError(
-                f"cannot read YAML: {error}", where=str(file), remedy="correct the file"
-            ) from error
-        if isinstance(values, dict):
-            found.update(values)
-    return found
-
-
 class _Tolerant(yaml.SafeLoader):
-    """Reads over Ansible's own tags (!vault, !unsafe), whose values we never use."""
+    """Reads over Ansible's own tags (!vault, !unsafe): only the keys matter here."""
 
 
 _Tolerant.add_multi_constructor("!", lambda loader, suffix, node: None)
 
 
-def _translate(
-    variables: dict[str, Any], name: str, path: Path, notes: list[str]
-) -> dict[str, Any]:
-    values: dict[str, Any] = {}
+def read(path: Path) -> tuple[Values, list[str]]:
+    """Our inventory's values out of an Ansible inventory, and notes on what was left aside.
+
+    Raises:
+        ConfigError: `ansible-inventory` is missing or fails, or a needed value is a template.
+    """
+    listed = _listed(path)
+    meta = listed.pop("_meta", None)
+    variables = _object(_object(meta).get("hostvars"))
+    groups_of = _groups(listed)
+    names = {group for groups in groups_of.values() for group in groups}
+    notes: dict[str, None] = {}  # each once, in order
+    hosts: Values = {}
+    for host, groups in groups_of.items():
+        said = _object(variables.get(host))
+        connection = str(said.get("ansible_connection", "ssh"))
+        if connection in _OVER_SSH:
+            hosts[host] = {**_translate(said, host, path, notes), "groups": groups}
+        else:
+            notes[f"{host}: passed over, its ansible_connection is {connection}"] = None
+    return {"groups": {name: {} for name in names}, "hosts": hosts}, list(notes)
+
+
+def _listed(path: Path) -> Values:
+    """What `ansible-inventory --list` prints."""
+    beside = str(Path(sys.executable).parent)  # of an environment that is not on the PATH
+    found = shutil.which("ansible-inventory") or shutil.which("ansible-inventory", path=beside)
+    if found is None:
+        raise ConfigError(
+            "an Ansible inventory is read by ansible-inventory, which is not installed here",
+            where=str(path),
+            remedy="pip install ansible-core, or write the inventory in our own YAML "
+            "(`edgeladder fleet example`)",
+        )
+    try:
+        done = subprocess.run(
+            [found, "--list", "-i", str(path.resolve())],
+            env={**os.environ, **_SETTINGS},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_SECONDS,
+        )
+        values = json.loads(done.stdout) if done.returncode == 0 else None
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+        raise ConfigError(
+            f"ansible-inventory gave no list: {type(error).__name__}",
+            where=str(path),
+            remedy=f"see that `ansible-inventory --list -i {path}` works",
+        ) from error
+    if not isinstance(values, dict):
+        said = [line for line in done.stderr.splitlines() if line.startswith("[ERROR]")]
+        reason = (said or done.stderr.splitlines() or ["no reason given"])[0]
+        raise ConfigError(
+            f"ansible-inventory cannot read it: {reason}",
+            where=str(path),
+            remedy="correct it, or name the vault's password file in ANSIBLE_VAULT_PASSWORD_FILE"
+            if "vault" in reason
+            else f"correct it until `ansible-inventory --list -i {path}` works",
+        )
+    return values
+
+
+def _groups(listed: Values) -> dict[str, list[str]]:
+    """Host -> its groups, parents first; hosts in the inventory's order."""
+    found: dict[str, list[str]] = {}
+
+    def walk(group: str, above: list[str]) -> None:
+        own = [*above, group] if group not in ("all", "ungrouped") else above
+        entry = _object(listed.get(group))
+        for host in _words(entry.get("hosts")):
+            known = found.setdefault(host, [])
+            known += [name for name in own if name not in known]
+        for child in _words(entry.get("children")):
+            walk(child, own)
+
+    walk("all", [])
+    return found
+
+
+def _object(value: object) -> Values:
+    return value if isinstance(value, dict) else {}
+
+
+def _words(value: object) -> list[str]:
+    return [str(word) for word in value] if isinstance(value, list) else []
+
+
+def _translate(variables: Values, host: str, path: Path, notes: dict[str, None]) -> Values:
+    values: Values = {}
     for key, value in variables.items():
         field = _TAKEN.get(key)
         if field is None and key.startswith(_OWN):
             field = key.removeprefix(_OWN)
         if re.search(r"ansible_.*pass(word|phrase)?$", key):
-            notes.append(f"{name}: {key} passed over, keys and agents only")
-        if field is None or (field not in HostEntry.model_fields and not key.startswith(_OWN)):
+            notes[f"{key} passed over, keys and agents only"] = None
+        if field is None or (field == "python" and str(value).startswith("auto")):
+            continue  # not ours, or Ansible's own search for a Python; python3 is ours
+        if isinstance(value, dict) and "__ansible_vault" in value:
+            notes[f"{host}: {key} is encrypted with ansible-vault, passed over"] = None
             continue
-        if field == "python" and str(value).startswith("auto"):
-            continue  # Ansible's own search; python3 is ours
         if isinstance(value, str) and "{{" in value:
             raise ConfigError(
-                f"{key} of {name} is a template, which only Ansible can fill in",
+                f"{key} of {host} is a template, which only a play can fill in",
                 where=str(path),
                 remedy=f"give {_OWN}{field} a plain value for it",
             )
         values[field] = value
-    jump = _jump(variables, name, path)
+    jump = _jump(variables, host, path)
     if jump and "jump" not in values:
         values["jump"] = jump
     return values
 
 
-def _jump(variables: dict[str, Any], name: str, path: Path) -> str | None:
+def _jump(variables: Values, host: str, path: Path) -> str | None:
     """The jump host in ansible_ssh_common_args: `-J x`, `-o ProxyJump=x`, or
     `-o ProxyCommand="ssh -W %h:%p x"`.
 
     Raises:
         ConfigError: another ProxyCommand.
     """
-    text = " ".join(
-        str(variables.get(key) or "")
-        for key in ("ansible_ssh_common_args", "ansible_ssh_extra_args")
-    )
+    keys = ("ansible_ssh_common_args", "ansible_ssh_extra_args")
+    text = " ".join(str(variables.get(key) or "") for key in keys)
     match = re.search(r"(?:-J\s*|ProxyJump[=\s]+)[\"']?([^\s\"',]+)", text)
     if match:
         return match.group(1)
@@ -265,7 +201,7 @@ def _jump(variables: dict[str, Any], name: str, path: Path) -> str | None:
     jump = _forwarder(command.split())
     if jump is None:
         raise ConfigError(
-            f"the ProxyCommand of {name} is no `ssh -W %h:%p HOST`: {command}",
+            f"the ProxyCommand of {host} is no `ssh -W %h:%p HOST`: {command}",
             where=str(path),
             remedy=f"name the jump host as {_OWN}jump: [user@]address[:port]",
         )

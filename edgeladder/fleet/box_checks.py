@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from typing import Any
 
 from edgeladder.core.sizes import format_size, parse_size
-from edgeladder.fleet.account import HostResult
+from edgeladder.fleet.box.records import ProbeAnswer, ProbeRequest
+from edgeladder.fleet.outcomes import HostResult
 from edgeladder.fleet.transport import Box
 
 CLOCK_TOLERANCE_SECONDS = 60.0  # beyond it, file times and certificates mislead
@@ -17,13 +18,13 @@ async def examine(box: Box) -> HostResult:
     """Probe one box; problems make no failure, they are listed each with its remedy."""
     host = box.host
     before = time.time()
-    facts = await box.call("probe", program=host.program, data=host.data)
-    after = time.time()
-    clock = facts.pop("clock")
-    facts["clock_skew_seconds"] = round(max(before - clock, clock - after, 0.0), 3)
-    facts["wheels"] = wheels(facts["architecture"], facts["python"])
+    found = await box.call(ProbeRequest(host.program, host.data), ProbeAnswer)
+    skew = round(max(before - found.clock, found.clock - time.time(), 0.0), 3)
     budget = parse_size(host.budget) if host.budget else None
-    facts["problems"] = problems(facts, budget)
+    facts = {k: v for k, v in dataclasses.asdict(found).items() if k != "clock"}
+    facts["clock_skew_seconds"] = skew
+    facts["wheels"] = wheels(found.architecture, found.python)
+    facts["problems"] = problems(found, skew, budget)
     return HostResult(host.name, "done", facts)
 
 
@@ -42,31 +43,31 @@ def wheels(architecture: str, python: str) -> list[str]:
     return found
 
 
-def problems(facts: dict[str, Any], budget_bytes: int | None) -> list[str]:
+def problems(box: ProbeAnswer, skew_seconds: float, budget_bytes: int | None) -> list[str]:
     """Everything that will hinder a run, in words, each with what to do."""
     found = []
-    if "onnxruntime" not in facts["wheels"]:
+    if "onnxruntime" not in wheels(box.architecture, box.python):
         found.append(
-            f"no onnxruntime wheel for Python {facts['python']} on {facts['architecture']}: "
+            f"no onnxruntime wheel for Python {box.python} on {box.architecture}: "
             "a 64-bit system with Python 3.10 or later has one; name it as `python`"
         )
-    if not facts["venv"]:
+    if not box.venv:
         found.append("no venv module: apt install python3-venv")
-    if not facts["writable"]:
+    if not box.writable:
         found.append("its root folder cannot be written: choose another `root`")
-    if facts["free_disk_bytes"] < MINIMUM_DISK_BYTES:
-        found.append(f"only {format_size(facts['free_disk_bytes'])} of disk free")
-    if facts["clock_skew_seconds"] > CLOCK_TOLERANCE_SECONDS:
-        found.append(f"its clock is {facts['clock_skew_seconds']:.0f} s off: enable NTP")
-    if facts["fence"].startswith("none"):
-        found.append(f"no kernel fence for budgets, {facts['fence']}")
-    memory = facts["memory_bytes"]
+    if box.free_disk_bytes < MINIMUM_DISK_BYTES:
+        found.append(f"only {format_size(box.free_disk_bytes)} of disk free")
+    if skew_seconds > CLOCK_TOLERANCE_SECONDS:
+        found.append(f"its clock is {skew_seconds:.0f} s off: enable NTP")
+    if box.fence.startswith("none"):
+        found.append(f"no kernel limit for budgets, {box.fence}")
+    memory = box.memory_bytes
     if budget_bytes and memory and budget_bytes > memory:
         found.append(
             f"budget {format_size(budget_bytes)} is more than its {format_size(memory)} of memory"
         )
-    if not facts["installed"].get("edgeladder"):
+    if not box.installed.get("edgeladder"):
         found.append("edgeladder is not installed: `edgeladder fleet install`")
-    if facts["data"] is False:
+    if box.data is False:
         found.append("no pictures at its `data`")
     return found

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from edgeladder.core.sizes import format_size
-from edgeladder.fleet.account import Account, HostResult
+from edgeladder.fleet.outcomes import FleetOutcome, HostResult
 from edgeladder.fleet.remote_jobs import Progress
 
 _LINE_SECONDS = 10.0  # between plain lines about one host
@@ -30,14 +30,14 @@ def grid(header: list[str], rows: Iterable[list[Any]]) -> str:
     return "\n".join(lines)
 
 
-def account_text(account: Account, columns: dict[str, Callable[[HostResult], Any]]) -> str:
-    """An account as a table, and below it each failed host's error with its remedy."""
+def outcome_text(outcome: FleetOutcome, columns: dict[str, Callable[[HostResult], Any]]) -> str:
+    """An outcome as a table, and below it each failed host's error with its remedy."""
     rows = [
         [result.host, result.state, *(show(result) for show in columns.values())]
-        for result in account.results
+        for result in outcome.results
     ]
     lines = [grid(["host", "state", *columns], rows)]
-    for result in account.results:
+    for result in outcome.results:
         if result.error:
             lines.append(f"{result.host}: {clean(result.error['message'])}")
             if result.error.get("remedy"):
@@ -55,7 +55,7 @@ def size(name: str) -> Callable[[HostResult], Any]:
 
     def show(result: HostResult) -> str | None:
         value = result.facts.get(name)
-        return format_size(value) if value is not None else None
+        return format_size(value) if isinstance(value, (int, float)) else None
 
     return show
 

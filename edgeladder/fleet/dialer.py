@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from edgeladder.fleet.account import HostError
 from edgeladder.fleet.inventory import Host, Inventory, jump_host
+from edgeladder.fleet.outcomes import HostError
 from edgeladder.fleet.ssh import asyncssh, connection_errors
 from edgeladder.fleet.transport import Box
 from edgeladder.fleet.trust import Pins, changed_error, offered_key

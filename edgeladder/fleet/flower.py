@@ -37,7 +37,7 @@ server_app = ServerApp()
 _RUN = "import sys; from edgeladder.cli.app import run; run()"
 
 
-@client_app.train()
+@client_app.train()  # type: ignore[untyped-decorator]  # flwr is skipped
 def train(message: Message, context: Context) -> Message:
     """One round on one box.
 
@@ -52,7 +52,7 @@ def train(message: Message, context: Context) -> Message:
     """
     node = _settings(context)
     bundle = Bundle.open(node["bundle"], verify=False)
-    number = int(message.content["config"]["server-round"])  # type: ignore[index, arg-type]
+    number = int(message.content["config"]["server-round"])
     with tempfile.TemporaryDirectory(prefix="edgeladder-flower-") as folder:
         arguments = ["--json", "--bundle", node["bundle"], "--data", node["data"]]
         arguments += ["--cache", node.get("cache", "cache"), "--run", f"{folder}/run"]
@@ -86,7 +86,7 @@ def train(message: Message, context: Context) -> Message:
     return Message(content=content, reply_to=message)
 
 
-@server_app.main()
+@server_app.main()  # type: ignore[untyped-decorator]  # flwr is skipped
 def serve(grid: Grid, context: Context) -> None:
     """All rounds; the average goes to `out` (adapter.safetensors, adapter.json).
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,7 @@ from pydantic import AfterValidator, Field, model_validator
 from edgeladder.core.errors import ConfigError
 from edgeladder.core.sizes import parse_size
 from edgeladder.core.yaml_config import StrictModel, nearest, read_yaml, validate
+from edgeladder.fleet import ansible
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}")
 
@@ -111,10 +113,11 @@ class InventoryFile(StrictModel):
         return self
 
 
-class Host(StrictModel):
+@dataclass(frozen=True)
+class Host:
     """One box, every value settled."""
 
-    name: Name
+    name: str
     address: str
     user: str | None = None  # None: the name of who runs the command
     port: int = 22
@@ -126,8 +129,8 @@ class Host(StrictModel):
     data: str = "{root}/data"  # the box's own pictures, or those of `fleet push --data`
     python: str = "python3"
     program: str = "{root}/venv/bin/edgeladder"  # `fleet install` puts it there
-    tags: list[str] = []
-    groups: list[str] = []
+    tags: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
 
 
 class Inventory:
@@ -153,13 +156,7 @@ class Inventory:
                 remedy="write one (`edgeladder fleet example` prints a start) or name one with "
                 "--inventory",
             )
-        from edgeladder.fleet import ansible  # late: it builds on HostEntry
-
-        notes: list[str] = []
-        if ansible.looks_like(path):
-            values, notes = ansible.read(path)
-        else:
-            values = read_yaml(path)
+        values, notes = ansible.read(path) if ansible.looks_like(path) else (read_yaml(path), [])
         parsed = validate(InventoryFile, values, where=str(path))
         hosts = [_settle(name, entry, parsed) for name, entry in parsed.hosts.items()]
         _check_jumps(hosts, where=str(path))
@@ -206,13 +203,13 @@ def _matches(host: Host, pattern: str) -> bool:
 
 
 def _settle(name: str, entry: HostEntry, parsed: InventoryFile) -> Host:
-    values: dict[str, Any] = {"name": name, "address": name, "groups": entry.groups}
-    tags: list[str] = []
-    for level in (parsed.defaults, *(parsed.groups[group] for group in entry.groups), entry):
-        said = level.model_dump(exclude_none=True, exclude={"groups"})
-        tags += [tag for tag in said.pop("tags", []) if tag not in tags]
-        values.update(said)
-    return Host(**values, tags=tags)
+    levels = (parsed.defaults, *(parsed.groups[group] for group in entry.groups), entry)
+    said: dict[str, Any] = {"name": name, "address": name}  # a checked level's, by Host's names
+    tags: dict[str, None] = {}  # of all levels, each once
+    for level in levels:
+        said.update(level.model_dump(exclude_none=True, exclude={"groups", "tags"}))
+        tags.update(dict.fromkeys(level.tags or []))
+    return Host(**said, tags=tuple(tags), groups=tuple(entry.groups))
 
 
 def _check_jumps(hosts: list[Host], *, where: str) -> None:

@@ -10,63 +10,27 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from edgeladder.core.files import building, read_json, sha256_file, write_json
+from edgeladder.core.files import building, read_json, sha256_file
 from edgeladder.core.manifest import Manifest
-from edgeladder.core.ownership import PULL_RECORD, require_ours
 from edgeladder.core.prompt_tensors import PACKED
 from edgeladder.core.tensors import read_header
-from edgeladder.fleet.account import Account, HostError, HostResult
 from edgeladder.fleet.box.jobs import PULLABLE, shows_pictures
+from edgeladder.fleet.box.records import (
+    FileRecord,
+    OutputsAnswer,
+    OutputsRequest,
+    SendAnswer,
+    SendRequest,
+)
+from edgeladder.fleet.outcomes import HostError, HostResult
+from edgeladder.fleet.pulled import PullRecord, host_folder
 from edgeladder.fleet.transport import Box
 
 ADAPTER_LIMIT_BYTES = 1 << 30
 TEXT_LIMIT_BYTES = 64 << 20
 TORN_LINE_CHARACTERS = 4096
-RECORD = PULL_RECORD  # name -> size and hash of what was pulled, and the job's state
-FAILURES = "failures.json"  # of a job: host -> why nothing came of it the last time it was asked
-
-
-def host_folder(out: Path, job: str, host: str) -> Path:
-    """Where a host's files of a job lie on the controller."""
-    return out / job / "hosts" / host
-
-
-def pulled_state(folder: Path) -> str | None:
-    """The job's state when its files were pulled, or None when they were not."""
-    record = folder / RECORD
-    return str(read_json(record)["state"]) if record.is_file() else None
-
-
-def require_own_folders(out: Path, job: str, hosts: Iterable[str]) -> None:
-    """Refuse a folder for a job's files in which something else lies.
-
-    Raises:
-        ConfigError: `OUT/JOB`, or a host's folder in it, holds what was not pulled.
-    """
-    require_ours(out / job, "job")
-    for host in hosts:
-        require_ours(host_folder(out, job, host), "pulled")
-
-
-def failures(out: Path, job: str) -> dict[str, str]:
-    """Hosts that failed when they were last asked for a job, and why."""
-    path = out / job / FAILURES
-    return {str(host): str(why) for host, why in read_json(path).items()} if path.is_file() else {}
-
-
-def remember_failures(out: Path, job: str, account: Account) -> None:
-    """Write down which hosts of an account failed; those that did not are struck off."""
-    known = failures(out, job)
-    for result in account.results:
-        known.pop(result.host, None)
-        if result.state == "failed" and result.error:
-            known[result.host] = str(result.error["message"])
-    (out / job).mkdir(parents=True, exist_ok=True)
-    write_json(out / job / FAILURES, known)
 
 
 async def pull(box: Box, job: str, out: Path, *, manifest: Manifest | None = None) -> HostResult:
@@ -79,45 +43,38 @@ async def pull(box: Box, job: str, out: Path, *, manifest: Manifest | None = Non
         HostError: there is no such job, a file is not what the box announced, or not what it
             should be.
     """
-    answer = await box.call("outputs", job=job, timeout_seconds=120)
-    if answer["state"] == "absent":
+    answer = await box.call(OutputsRequest(job), OutputsAnswer, timeout_seconds=120)
+    state = answer.job
+    if state.state == "absent":
         raise HostError(f"no job {job} here", kind="refused", where=box.host.name)
-    offered = {name: answer["files"][name] for name in PULLABLE if name in answer["files"]}
+    offered = {name: answer.files[name] for name in PULLABLE if name in answer.files}
     folder = host_folder(out, job, box.host.name)
-    record = {"state": answer["state"], "exit_code": answer["exit_code"], "files": offered}
-    record.update(attempts=answer["attempts"], kept=answer.get("kept", []))
-    facts: dict[str, Any] = {"job": job, "job_state": answer["state"], "files": len(offered)}
-    if answer.get("kept"):
-        facts["kept_there"] = answer["kept"]  # reports with pictures, heads with their features
-    if (
-        (folder / RECORD).is_file()
-        and read_json(folder / RECORD) == record
-        and _intact(folder, offered)
-    ):
+    record = PullRecord(state.state, state.exit_code, offered, state.attempts, answer.kept)
+    facts: dict[str, object] = {"job": job, "job_state": state.state, "files": len(offered)}
+    if answer.kept:
+        facts["kept_there"] = list(answer.kept)
+    if PullRecord.read(folder) == record and _intact(folder, offered):
         return HostResult(box.host.name, "unchanged", facts)
     before = box.received_bytes
     with building(folder, "pulled") as temporary:
         for name, announced in offered.items():
             target = temporary / name.removeprefix("run/")
-            await _fetch(box, job, name, announced, target)
+            await _fetch(box, SendRequest(job, name), announced, target)
             _check(target, manifest, box.host.name)
-        write_json(temporary / RECORD, record)
+        record.write(temporary)
     facts.update(received_bytes=box.received_bytes - before)
     return HostResult(box.host.name, "done", facts)
 
 
-def _intact(folder: Path, offered: dict[str, dict[str, Any]]) -> bool:
-    for name, announced in offered.items():
-        path = folder / name.removeprefix("run/")
-        if not path.is_file() or sha256_file(path) != announced["sha256"]:
-            return False
-    return True
+def _intact(folder: Path, offered: dict[str, FileRecord]) -> bool:
+    paths = {folder / name.removeprefix("run/"): found for name, found in offered.items()}
+    return all(p.is_file() and sha256_file(p) == found.sha256 for p, found in paths.items())
 
 
-async def _fetch(box: Box, job: str, name: str, announced: dict[str, Any], target: Path) -> None:
+async def _fetch(box: Box, request: SendRequest, announced: FileRecord, target: Path) -> None:
+    name, size = request.name, announced.size
     limit = ADAPTER_LIMIT_BYTES if name.endswith(".safetensors") else TEXT_LIMIT_BYTES
-    size = announced["size"]
-    if not isinstance(size, int) or not 0 <= size <= limit:
+    if not 0 <= size <= limit:
         raise HostError(
             f"{name} is {size} bytes, at most {limit} are taken",
             kind="integrity",
@@ -137,8 +94,8 @@ async def _fetch(box: Box, job: str, name: str, announced: dict[str, Any], targe
             digest.update(block)
             stream.write(block)
 
-        await box.call("send", job=job, name=name, sink=sink)
-    if received != size or digest.hexdigest() != announced["sha256"]:
+        await box.call(request, SendAnswer, sink=sink)
+    if received != size or digest.hexdigest() != announced.sha256:
         raise HostError(
             f"{name} changed while it was pulled, or on its way",
             kind="integrity",

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.errors import ConfigError, IntegrityError
 from edgeladder.core.files import sha256_file
 from edgeladder.core.ownership import MANIFEST
 from edgeladder.core.sizes import format_size
-from edgeladder.fleet.account import HostError, HostResult
+from edgeladder.fleet.box.records import (
+    AssembleAnswer,
+    AssembleRequest,
+    BlobPart,
+    HaveAnswer,
+    HaveRequest,
+    PruneAnswer,
+    PruneRequest,
+    ReceiveAnswer,
+    ReceiveRequest,
+)
+from edgeladder.fleet.outcomes import HostError, HostResult
 from edgeladder.fleet.transport import BLOCK_BYTES, Box
 
 Kind = Literal["bundle", "data", "wheelhouse", "adapter"]
@@ -80,6 +92,26 @@ def bundle_tree(path: Path) -> Tree:
     return Tree("bundle", bundle.digest, files, sources)
 
 
+@dataclass(frozen=True)
+class Pushed:
+    """What one push, or several of one box together, moved."""
+
+    changed: bool = False
+    sent_bytes: int = 0
+    resumed_bytes: int = 0  # of what was sent, there from a broken connection
+    kept_bytes: int = 0
+    damaged: int = 0  # files that the box held with other content
+
+    def __add__(self, other: Pushed) -> Pushed:
+        pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self))
+        changed, *sums = (mine + theirs for mine, theirs in pairs)
+        return Pushed(bool(changed), *sums)
+
+    def facts(self) -> dict[str, object]:
+        """For JSON."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k != "changed"}
+
+
 async def push(box: Box, tree: Tree, *, verify: bool = False, switch: bool = True) -> HostResult:
     """Bring a tree to one box.
 
@@ -95,47 +127,43 @@ async def push(box: Box, tree: Tree, *, verify: bool = False, switch: bool = Tru
         HostError: the connection broke (a next call goes on from there), the disk is full, or
             content arrived damaged twice.
     """
-    facts: dict[str, Any] = {"digest": tree.digest, "sent_bytes": 0, "resumed_bytes": 0}
+    pushed = await _push(box, tree, verify=verify, switch=switch)
+    facts: dict[str, object] = {"digest": tree.digest, **pushed.facts()}
+    return HostResult(box.host.name, "done" if pushed.changed else "unchanged", facts)
+
+
+async def _push(box: Box, tree: Tree, *, verify: bool, switch: bool) -> Pushed:
     sizes = {sha: size for sha, (_, size) in tree.sources.items()}
+    ask = HaveRequest(tree.kind, tree.digest, sizes, verify)
+    sent = resumed = damaged = 0
     for again in (False, True):
-        there = await box.call(
-            "have",
-            kind=tree.kind,
-            digest=tree.digest,
-            blobs=sizes,
-            verify=verify,
-            timeout_seconds=600 if verify else None,
-        )
-        facts["damaged"] = len(there["damaged"]) + facts.get("damaged", 0)
-        missing = {sha: int(offset) for sha, offset in there["missing"].items() if sha in sizes}
+        there = await box.call(ask, HaveAnswer, timeout_seconds=600 if verify else None)
+        damaged += len(there.damaged)
+        missing = {sha: offset for sha, offset in there.missing.items() if sha in sizes}
         if not missing:
             break
-        _check_space(sizes, missing, there["free_bytes"])
-        wanted = [
-            {"sha256": sha, "size": sizes[sha], "offset": offset}
-            for sha, offset in sorted(missing.items(), key=lambda item: -item[1])
-        ]
+        _check_space(sizes, missing, there.free_bytes)
+        first = sorted(missing.items(), key=lambda item: -item[1])  # what has begun
+        wanted = tuple(BlobPart(sha, sizes[sha], offset) for sha, offset in first)
         before = box.sent_bytes
         answer = await box.call(
-            "receive", blobs=wanted, payload=_blocks(tree, missing, wanted), timeout_seconds=None
+            ReceiveRequest(wanted), ReceiveAnswer, payload=_blocks(tree, wanted)
         )
-        facts["sent_bytes"] += box.sent_bytes - before
-        facts["resumed_bytes"] += sum(missing.values())
-        if not answer["rejected"]:
+        sent += box.sent_bytes - before
+        resumed += sum(missing.values())
+        if not answer.rejected:
             break
         if again:
             raise HostError(
-                f"{len(answer['rejected'])} files arrived damaged twice",
+                f"{len(answer.rejected)} files arrived damaged twice",
                 kind="integrity",
                 where=box.host.name,
                 remedy="check the box's storage and memory",
             )
-    facts["kept_bytes"] = tree.total_bytes - facts["sent_bytes"] - facts["resumed_bytes"]
-    placed = await box.call(
-        "assemble", kind=tree.kind, digest=tree.digest, files=tree.files, switch=switch
-    )
-    changed = placed["built"] or placed["switched"] or facts["sent_bytes"] or facts["damaged"]
-    return HostResult(box.host.name, "done" if changed else "unchanged", facts)
+    place = AssembleRequest(tree.kind, tree.digest, tree.files, switch)
+    placed = await box.call(place, AssembleAnswer)
+    changed = placed.built or placed.switched or bool(sent or damaged)
+    return Pushed(changed, sent, resumed, tree.total_bytes - sent - resumed, damaged)
 
 
 def _check_space(sizes: dict[str, int], missing: dict[str, int], free_bytes: int) -> None:
@@ -148,15 +176,13 @@ def _check_space(sizes: dict[str, int], missing: dict[str, int], free_bytes: int
         )
 
 
-async def _blocks(
-    tree: Tree, missing: dict[str, int], wanted: list[dict[str, Any]]
-) -> AsyncIterator[bytes]:
+async def _blocks(tree: Tree, wanted: tuple[BlobPart, ...]) -> AsyncIterator[bytes]:
     """The missing bytes of the wanted blobs, in order, read as they go."""
-    for item in wanted:
-        path, size = tree.sources[item["sha256"]]
-        left = size - item["offset"]
+    for part in wanted:
+        path, size = tree.sources[part.sha256]
+        left = size - part.offset
         with open(path, "rb") as stream:
-            stream.seek(item["offset"], os.SEEK_SET)
+            stream.seek(part.offset, os.SEEK_SET)
             while left:
                 block = stream.read(min(left, BLOCK_BYTES))
                 if not block:
@@ -177,13 +203,11 @@ async def push_all(
     Raises:
         HostError: as `push`.
     """
-    total = HostResult(box.host.name, "unchanged", {"digests": {}})
+    total = Pushed()
     for tree in trees:
-        result = await push(box, tree, verify=verify)
-        total.state = "done" if result.state == "done" else total.state
-        total.facts["digests"][tree.kind] = tree.digest
-        for name in ("sent_bytes", "resumed_bytes", "kept_bytes", "damaged"):
-            total.facts[name] = total.facts.get(name, 0) + result.facts.get(name, 0)
+        total += await _push(box, tree, verify=verify, switch=True)
+    facts: dict[str, object] = {"digests": {tree.kind: tree.digest for tree in trees}}
+    facts.update(total.facts())
     if prune:
-        total.facts.update(await box.call("prune"))
-    return total
+        facts.update(dataclasses.asdict(await box.call(PruneRequest(), PruneAnswer)))
+    return HostResult(box.host.name, "done" if total.changed else "unchanged", facts)

@@ -9,95 +9,65 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
-from edgeladder.core.errors import ConfigError
-from edgeladder.fleet.account import Account, HostError, HostResult, failed
-from edgeladder.fleet.crew import Crew
+from edgeladder.fleet.box.records import (
+    EvaluateTask,
+    StartAnswer,
+    StartRequest,
+    StatusAnswer,
+    StatusRequest,
+    StopAnswer,
+    StopRequest,
+    TrainOptions,
+    TrainTask,
+)
+from edgeladder.fleet.host_pool import HostPool
 from edgeladder.fleet.inventory import Host
+from edgeladder.fleet.outcomes import FleetOutcome, HostError, HostResult, failed
 from edgeladder.fleet.transport import Box
+
+if TYPE_CHECKING:
+    from edgeladder.fleet.box.records import Task
 
 
 @dataclass(frozen=True)
 class Job:
-    """A command for a box; `{root}` and `{job}` in it are the box's folders."""
+    """A task for a box under a name, so that asking twice starts it once."""
 
     id: str
-    command: list[str]
-    resume: list[str] | None = None  # for a later attempt, where `resume_if` exists
-    resume_if: str = "run/config.yaml"  # the run has begun
-    requires: list[str] = field(default_factory=list)  # paths that must be on the box
-    otherwise: str | None = None  # the remedy when one is not
+    task: Task
     supersede: int | None = None  # an attempt whose outcome is not wanted: begin afresh
 
 
 @dataclass(frozen=True)
-class TrainOptions:
-    """What `edgeladder train` is told on every box; a host's own device and budget are added."""
+class Waiting:
+    """How the controller waits for jobs."""
 
-    bundle_digest: str
-    profile: str | None = None
-    shots: int | None = None
-    seed: int | None = None
-    engine: str | None = None
-    overrides: tuple[str, ...] = ()
-    adapter_digest: str | None = None  # start from this pushed adapter, not from the bundle's
+    poll_seconds: float = 5.0
+    patience_seconds: float = 600.0  # for a box that cannot be reached
+    restarts: int = 3  # of a lost job on one host, in one call
+    watch: Callable[[dict[str, Progress]], None] = lambda known: None
 
-    @property
-    def bundle(self) -> str:
-        """The bundle's folder on a box, by digest: a later push does not change it."""
-        return f"{{root}}/trees/bundle/{self.bundle_digest}"
 
-    @property
-    def adapter(self) -> str | None:
-        """The starting adapter's folder on a box."""
-        return f"{{root}}/trees/adapter/{self.adapter_digest}" if self.adapter_digest else None
-
-    def job_id(self) -> str:
-        """A name that is the same for the same training, so that asking twice starts it once."""
-        text = json.dumps([getattr(self, name) for name in self.__dataclass_fields__])
-        return "train-" + hashlib.sha256(text.encode()).hexdigest()[:12]
+def train_id(options: TrainOptions) -> str:
+    """A name that is the same for the same training."""
+    text = json.dumps([getattr(options, item.name) for item in dataclasses.fields(options)])
+    return "train-" + hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def train_job(host: Host, options: TrainOptions, job: str | None = None) -> Job:
-    """The training job of one host."""
-    arguments: list[str] = ["--json", "--bundle", options.bundle, "--data", host.data]
-    arguments += ["--cache", "{root}/cache"]
-    said = {
-        "--device": host.device,
-        "--budget": host.budget,
-        "--profile": options.profile,
-        "--shots": options.shots,
-        "--seed": options.seed,
-        "--engine": options.engine,
-        "--start": options.adapter,
-    }
-    for name, value in said.items():
-        if value is not None:
-            arguments += [name, str(value)]
-    for assignment in options.overrides:
-        arguments += ["--set", assignment]
-    train = [host.program, "train", *arguments]
-    return Job(
-        job or options.job_id(),
-        [*train, "--run", "{job}/run"],
-        resume=[*train, "--resume", "{job}/run"],
-        requires=[host.program, *([options.adapter] if options.adapter else []), options.bundle],
-        otherwise="`edgeladder fleet install` and `edgeladder fleet push` bring it",
-    )
+    """The training job of one host, whose own device and budget are added."""
+    budget = None if host.budget is None else str(host.budget)
+    task = TrainTask(host.program, host.data, options, host.device, budget)
+    return Job(job or train_id(options), task)
 
 
 def evaluate_job(host: Host, bundle_digest: str, adapter_digest: str) -> Job:
     """Evaluate a pushed adapter on the box's own test pictures."""
-    bundle = f"{{root}}/trees/bundle/{bundle_digest}"
-    adapter = f"{{root}}/trees/adapter/{adapter_digest}"
-    command = [host.program, "evaluate", "--json", "--bundle", bundle, "--run", adapter]
-    command += ["--data", host.data, "--cache", "{root}/cache"]
     return Job(
         f"evaluate-{bundle_digest[:6]}-{adapter_digest[:12]}",
-        command,
-        requires=[host.program, adapter, bundle],
-        otherwise="`edgeladder fleet install` and `edgeladder fleet push` bring it",
+        EvaluateTask(host.program, host.data, bundle_digest, adapter_digest),
     )
 
 
@@ -107,35 +77,26 @@ async def start(box: Box, job: Job) -> HostResult:
     Raises:
         HostError: the box lacks what the job needs, or knows the id for another command.
     """
-    answer = await box.call(
-        "start",
-        job=job.id,
-        command=job.command,
-        resume=job.resume,
-        resume_if=job.resume_if,
-        requires=job.requires,
-        otherwise=job.otherwise,
-        supersede=job.supersede,
-    )
-    facts = {"job": job.id, "job_state": answer["state"], "attempts": answer["attempts"]}
-    return HostResult(box.host.name, "done" if answer["started_now"] else "unchanged", facts)
+    answer = await box.call(StartRequest(job.id, job.task, job.supersede), StartAnswer)
+    state = answer.job
+    facts: dict[str, object] = {"job": job.id, "job_state": state.state, "attempts": state.attempts}
+    return HostResult(box.host.name, "done" if answer.started_now else "unchanged", facts)
 
 
 async def start_again(box: Box, job: Job) -> HostResult:
     """Start a job afresh even where it is done; a running one is left alone."""
-    answer = await box.call("status", job=job.id)
-    return await start(box, dataclasses.replace(job, supersede=answer["attempts"]))
+    answer = await box.call(StatusRequest(job.id), StatusAnswer)
+    return await start(box, dataclasses.replace(job, supersede=answer.job.attempts))
 
 
 async def stop(box: Box, job: str, *, grace_seconds: float = 30.0) -> HostResult:
     """Stop a job on one box; it writes a checkpoint first, if it does so within the grace."""
-    answer = await box.call(
-        "stop", job=job, grace_seconds=grace_seconds, timeout_seconds=grace_seconds + 30
-    )
-    if answer["state"] == "absent":
+    request = StopRequest(job, grace_seconds)
+    answer = await box.call(request, StopAnswer, timeout_seconds=grace_seconds + 30)
+    if answer.job.state == "absent":
         raise HostError(f"no job {job} here", kind="refused", where=box.host.name)
-    facts = {"job": job, "job_state": answer["state"], "killed": answer.get("killed", False)}
-    return HostResult(box.host.name, "done" if answer["stopped_now"] else "unchanged", facts)
+    facts: dict[str, object] = {"job": job, "job_state": answer.job.state, "killed": answer.killed}
+    return HostResult(box.host.name, "done" if answer.stopped_now else "unchanged", facts)
 
 
 @dataclass
@@ -147,7 +108,8 @@ class Progress:
     exit_code: int | None = None
     attempts: int = 0
     offset: int = 0  # read so far of the followed file
-    latest: dict[str, Any] = field(default_factory=dict)  # merged last values of metrics.jsonl
+    # merged last values of metrics.jsonl
+    latest: dict[str, int | float | str] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)  # new since the last look
     silent_since: float | None = None  # monotonic; when it became unreachable
     error: dict[str, str | None] | None = None
@@ -157,7 +119,7 @@ class Progress:
         """Whether nothing more will happen by itself."""
         return self.state in ("done", "failed", "stopped", "absent")
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """For JSON."""
         return {
             "job_state": self.state,
@@ -169,39 +131,38 @@ class Progress:
 
 
 async def look(
-    crew: Crew, job: str, known: dict[str, Progress], *, follow: str = "run/metrics.jsonl"
-) -> Account:
+    pool: HostPool, job: str, known: dict[str, Progress], *, follow: str = "run/metrics.jsonl"
+) -> FleetOutcome:
     """Ask every host once how the job goes, and read on in its followed file."""
 
     async def ask(box: Box) -> HostResult:
         progress = known.setdefault(box.host.name, Progress(box.host.name))
-        answer = await box.call("status", job=job, follow=follow, offset=progress.offset)
-        _update(progress, answer, follow)
-        state = "failed" if progress.state in ("failed", "lost", "absent") else "done"
-        result = HostResult(box.host.name, state, progress.facts())  # type: ignore[arg-type]
+        request = StatusRequest(job, follow, progress.offset)
+        _update(progress, await box.call(request, StatusAnswer), follow)
+        result = HostResult(box.host.name, "done", progress.facts())
         if progress.state == "running":
             result.state = "running"
-        if state == "failed":
-            result.error = _job_error(job, progress).to_dict()
+        elif progress.state in ("failed", "lost", "absent"):
+            result.state, result.error = "failed", _job_error(job, progress).to_dict()
         return result
 
-    account = await crew.each("status", ask)
-    for result in account.results:
+    outcome = await pool.each("status", ask)
+    for result in outcome.results:
         progress = known.setdefault(result.host, Progress(result.host))
         progress.error = result.error
         if "job_state" not in result.facts:
             progress.state = "unreachable"
             progress.silent_since = progress.silent_since or time.monotonic()
             progress.lines = []
-    return account
+    return outcome
 
 
-def _update(progress: Progress, answer: dict[str, Any], follow: str) -> None:
-    progress.state = str(answer["state"])
-    progress.exit_code = answer["exit_code"]
-    progress.attempts = answer["attempts"]
-    progress.offset = answer["offset"]
-    progress.lines = [str(line) for line in answer["lines"]]
+def _update(progress: Progress, answer: StatusAnswer, follow: str) -> None:
+    progress.state = answer.job.state
+    progress.exit_code = answer.job.exit_code
+    progress.attempts = answer.job.attempts
+    progress.offset = answer.offset
+    progress.lines = list(answer.lines)
     progress.silent_since = None
     if follow.endswith(".jsonl"):
         for line in progress.lines:
@@ -230,52 +191,43 @@ def _job_error(job: str, progress: Progress) -> HostError:
     )
 
 
-async def wait(
-    crew: Crew,
-    jobs: dict[str, Job],
-    *,
-    poll_seconds: float = 5.0,
-    patience_seconds: float = 600.0,
-    restarts: int = 3,
-    watch: Callable[[dict[str, Progress]], None] = lambda known: None,
-) -> Account:
+async def wait(pool: HostPool, jobs: dict[str, Job], waiting: Waiting) -> FleetOutcome:
     """Start the jobs where needed and wait until each is settled.
 
     A job whose processes are gone (the box rebooted) is started again, from its last checkpoint;
     a box that cannot be reached is waited for.
 
     Args:
-        crew: its hosts are the keys of `jobs`.
+        pool: its hosts are the keys of `jobs`.
         jobs: host name -> its job; all of one id.
-        patience_seconds: how long a box may be unreachable.
-        restarts: of a lost job on one host, in this call.
+        waiting: for how long, and who is told.
     """
     job = next(iter(jobs.values())).id
-    async with crew.lasting():
-        begun = await crew.each("train", lambda box: start(box, jobs[box.host.name]))
+    async with pool.lasting():
+        begun = await pool.each("train", lambda box: start(box, jobs[box.host.name]))
         results = {result.host: result for result in begun.results}
         fixed = {name for name, result in results.items() if _final(result)}
-        known = {host.name: Progress(host.name) for host in crew.hosts}
+        known = {host.name: Progress(host.name) for host in pool.hosts}
         lost: dict[str, int] = {}
-        while open_hosts := [host for host in crew.hosts if host.name not in fixed]:
-            await look(dataclasses.replace(crew, hosts=open_hosts, tries=1), job, known)
-            watch(known)
+        while open_hosts := [host for host in pool.hosts if host.name not in fixed]:
+            await look(dataclasses.replace(pool, hosts=open_hosts, tries=1), job, known)
+            waiting.watch(known)
             again = []
             for host in open_hosts:
                 progress = known[host.name]
                 gone = progress.state in ("lost", "absent")
-                if gone and lost.get(host.name, 0) < restarts:
+                if gone and lost.get(host.name, 0) < waiting.restarts:
                     lost[host.name] = lost.get(host.name, 0) + 1
                     again.append(host)
-                elif progress.settled or gone or _gave_up(progress, patience_seconds):
+                elif progress.settled or gone or _gave_up(progress, waiting.patience_seconds):
                     fixed.add(host.name)
                     results[host.name] = _ended(job, progress, results[host.name])
             if again:
-                part = dataclasses.replace(crew, hosts=again)
+                part = dataclasses.replace(pool, hosts=again)
                 await part.each("train", lambda box: start(box, jobs[box.host.name]))
-            elif len(fixed) < len(crew.hosts):
-                await asyncio.sleep(poll_seconds)
-    return Account("train", [results[host.name] for host in crew.hosts], {"job": job})
+            elif len(fixed) < len(pool.hosts):
+                await asyncio.sleep(waiting.poll_seconds)
+    return FleetOutcome("train", [results[host.name] for host in pool.hosts], {"job": job})
 
 
 def _final(result: HostResult) -> bool:
@@ -302,16 +254,3 @@ def _ended(job: str, progress: Progress, begun: HostResult) -> HostResult:
         result.error = progress.error
     result.facts = facts
     return result
-
-
-def require_job(job: str | None, options: TrainOptions | None) -> str:
-    """The job id given, or the one that follows from the options.
-
-    Raises:
-        ConfigError: neither is there.
-    """
-    if job is not None:
-        return job
-    if options is None:
-        raise ConfigError("which job?", remedy="name it with --job, as `fleet train` printed it")
-    return options.job_id()

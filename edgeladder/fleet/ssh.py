@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from edgeladder.core.errors import ConfigError
-from edgeladder.fleet.account import HostError
 from edgeladder.fleet.inventory import Host
+from edgeladder.fleet.outcomes import HostError
 
 
 def asyncssh() -> Any:

@@ -6,13 +6,19 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgeladder.core.errors import EdgeLadderError
-from edgeladder.fleet.account import HostError
 from edgeladder.fleet.agent import agent, command
+from edgeladder.fleet.box.records import Call, Refusal, SendAnswer, from_json, to_json
 from edgeladder.fleet.inventory import Host
+from edgeladder.fleet.outcomes import HostError
 from edgeladder.fleet.ssh import connection_errors
+
+if TYPE_CHECKING:
+    from edgeladder.fleet.box.records import Request
+
+Answer = TypeVar("Answer")
 
 ANSWER_LIMIT_BYTES = 8 << 20  # of one answer's line: a box may not fill the controller's memory
 BLOCK_BYTES = 1 << 17
@@ -31,23 +37,21 @@ class Box:
 
     async def call(
         self,
-        op: str,
+        request: Request,
+        kind: type[Answer],
         *,
         payload: AsyncIterator[bytes] | None = None,
         sink: Callable[[bytes], None] | None = None,
         timeout_seconds: float | None = None,
-        **request: Any,
-    ) -> dict[str, Any]:
+    ) -> Answer:
         """One request to the agent.
 
         Args:
-            op: the agent's operation, with its `request` values.
+            request: what is asked.
+            kind: the record that answers it.
             payload: bytes that follow the request.
-            sink: takes the `size` bytes that follow the answer.
+            sink: takes the bytes that a `SendAnswer` announces.
             timeout_seconds: the longest silence; None: the connection's.
-
-        Returns:
-            The agent's answer.
 
         Raises:
             HostError: the box is silent, the connection breaks, or the agent refuses.
@@ -61,13 +65,13 @@ class Box:
             complaint = bytearray()
             listener = asyncio.create_task(_listen(process.stderr, complaint))
             try:
-                request = {"op": op, "root": self.host.root, **request}
-                program = agent() + json.dumps(request).encode() + b"\n"
-                feeder = asyncio.create_task(self._feed(process, program, payload, timeout))
+                line = json.dumps(to_json(Call(self.host.root, request))).encode() + b"\n"
+                feeder = asyncio.create_task(self._feed(process, agent() + line, payload, timeout))
                 try:
-                    answer, rest = await self._answer(process, feeder, timeout)
-                    if sink is not None and "error" not in answer:
-                        await self._pour(process, rest, answer["size"], sink, timeout)
+                    values, rest = await self._values(process, feeder, timeout)
+                    answer = _answer(kind, values, self.host)
+                    if sink is not None and isinstance(answer, SendAnswer):
+                        await self._pour(process, rest, answer.size, sink, timeout)
                 finally:
                     feeder.cancel()
                     await asyncio.gather(feeder, return_exceptions=True)
@@ -79,8 +83,6 @@ class Box:
                 listener.cancel()
                 await asyncio.gather(listener, return_exceptions=True)
                 process.close()
-        if "error" in answer:
-            raise _refusal(answer["error"], self.host)
         return answer
 
     async def _feed(
@@ -95,10 +97,10 @@ class Box:
                 await asyncio.wait_for(process.stdin.drain(), timeout)
         process.stdin.write_eof()
 
-    async def _answer(
+    async def _values(
         self, process: Any, feeder: asyncio.Task[None], timeout: float
-    ) -> tuple[dict[str, Any], bytes]:
-        """The answer's line, and what came after it in the same packet.
+    ) -> tuple[dict[str, object], bytes]:
+        """The values of the answer's line, and what came after it in the same packet.
 
         While the payload is on its way the box has nothing to say yet: silence counts from its
         end. An answer that comes before (a full disk) ends the wait at once.
@@ -183,9 +185,21 @@ async def _listen(stream: Any, complaint: bytearray) -> None:
         del complaint[:-_COMPLAINT_BYTES]
 
 
-def _refusal(error: dict[str, Any], host: Host) -> HostError:
-    kind = str(error.get("kind"))
-    remedy = error.get("remedy")
-    if kind == "disk" and remedy is None:
+def _answer(kind: type[Answer], values: dict[str, object], host: Host) -> Answer:
+    """The answer's record.
+
+    Raises:
+        HostError: the agent refused, or this is no such answer.
+    """
+    try:
+        if values.get("is") != Refusal.__name__:
+            return from_json(kind, values)
+        refusal = from_json(Refusal, values)
+    except ValueError as error:
+        raise HostError(
+            f"the box's answer is not the agent's: {error}", kind="integrity", where=host.name
+        ) from None
+    remedy = refusal.remedy
+    if refusal.kind == "disk" and remedy is None:
         remedy = "free some space on the box, or `edgeladder fleet push --prune`"
-    return HostError(str(error.get("message")), kind=kind, where=host.name, remedy=remedy)
+    raise HostError(refusal.message, kind=refusal.kind, where=host.name, remedy=remedy)

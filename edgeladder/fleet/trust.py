@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from edgeladder.core.errors import ConfigError
 from edgeladder.core.files import write_text
-from edgeladder.fleet.account import HostError, HostResult, failed
 from edgeladder.fleet.inventory import Host
+from edgeladder.fleet.outcomes import HostError, HostResult, failed
 from edgeladder.fleet.ssh import asyncssh, connection_errors
 
 

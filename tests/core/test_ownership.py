@@ -153,7 +153,7 @@ def test_an_adapter_replaces_an_adapter_only(tmp_path: Path) -> None:
 
 def test_a_fleet_writes_only_into_folders_of_its_own(tmp_path: Path, pictures: Path) -> None:
     pytest.importorskip("asyncssh")
-    from edgeladder.fleet.pull import host_folder, require_own_folders
+    from edgeladder.fleet.pulled import host_folder, require_own_folders
 
     with pytest.raises(ConfigError, match="--out names what EdgeLadder did not make: cats"):
         require_own_folders(tmp_path, "pictures", ["box"])

@@ -20,8 +20,8 @@ import pytest
 import edgeladder
 from edgeladder.cli.app import main
 from edgeladder.core.bundle import Bundle
-from edgeladder.fleet.crew import Crew
 from edgeladder.fleet.dialer import Dialer
+from edgeladder.fleet.host_pool import HostPool
 from edgeladder.fleet.inventory import Inventory
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools" / "fleet"
@@ -65,7 +65,7 @@ def farm_class() -> Any:
 @pytest.fixture(scope="session")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The `edgeladder` of this environment, as a box would have it in its own."""
-    script = tmp_path_factory.mktemp("program") / "program"
+    script = tmp_path_factory.mktemp("program") / "edgeladder"
     source = Path(edgeladder.__file__).resolve().parents[1]
     start = "import sys; from edgeladder.cli.app import run; run()"
     script.write_text(f"#!/bin/sh\nPYTHONPATH={source} exec {sys.executable} -c '{start}' \"$@\"\n")
@@ -92,13 +92,13 @@ def make_farm(tmp_path: Path, stand_in: Path) -> Iterator[Callable[..., Any]]:
 
 
 @pytest.fixture
-def crew_of() -> Callable[..., Crew]:
-    """`crew_of(farm)`: a crew of all its boxes that tries again quickly."""
+def pool_of() -> Callable[..., HostPool]:
+    """`pool_of(farm)`: a pool of all its boxes that tries again quickly."""
 
-    def make(farm: Any, *, timeout: float = 10.0, **more: Any) -> Crew:
+    def make(farm: Any, *, timeout: float = 10.0, **more: Any) -> HostPool:
         inventory = Inventory.open(farm.inventory)
         more = {"backoff_seconds": 0.05, **more}
-        return Crew(Dialer(inventory, timeout_seconds=timeout), inventory.hosts, **more)
+        return HostPool(Dialer(inventory, timeout_seconds=timeout), inventory.hosts, **more)
 
     return make
 

@@ -8,7 +8,6 @@ import pytest
 import yaml
 
 from edgeladder.core.errors import ConfigError
-from edgeladder.fleet import ansible
 from edgeladder.fleet.inventory import Inventory, jump_host
 
 OURS = """
@@ -40,7 +39,7 @@ def test_values_win_from_near_to_far(tmp_path: Path) -> None:
     assert hosts["barn-2"].budget == "512MB"  # the host over its groups
     assert hosts["van"].budget == "1GB" and hosts["van"].address == "10.0.0.99"
     assert hosts["here"].address == "here"
-    assert hosts["gate"].tags == ["field", "jump"]
+    assert hosts["gate"].tags == ("field", "jump")
     assert inventory.known_hosts == tmp_path / "known_hosts"
     assert jump_host("gate", inventory, hosts["barn-1"]) is hosts["gate"]
     other = jump_host("root@10.9.8.7:2200", inventory, hosts["van"])
@@ -160,7 +159,6 @@ def test_ansible_as_it_is(tmp_path: Path, text: str, name: str) -> None:
     path = write(tmp_path, text, name)
     write(tmp_path, "edgeladder_device: jetson-orin\nsecret: !vault |\n  abc\n",
           "group_vars/barn.yml")  # fmt: skip
-    write(tmp_path, "$ANSIBLE_VAULT;1.1;AES256\n6162", "host_vars/van.yml")
     inventory = Inventory.open(path)
     hosts = {host.name: host for host in inventory.hosts}
     assert {"barn1.example.org", "barn2.example.org", "gate", "van"} <= set(hosts)
@@ -174,8 +172,7 @@ def test_ansible_as_it_is(tmp_path: Path, text: str, name: str) -> None:
         "barn1.example.org", "barn2.example.org", "gate",
     ]  # fmt: skip
     notes = "\n".join(inventory.notes)
-    assert "keys and agents only" in notes and "ansible-vault" in notes
-    assert "hunter2" not in notes
+    assert "keys and agents only" in notes and "hunter2" not in notes
 
 
 @pytest.mark.parametrize(
@@ -228,6 +225,32 @@ def test_ansible_template_is_refused(tmp_path: Path) -> None:
         Inventory.open(write(tmp_path, text))
 
 
-def test_ansible_ranges() -> None:
-    assert ansible.expand("b[08:10]") == ["b08", "b09", "b10"]
-    assert ansible.expand("[a:b][1:3:2]") == ["a1", "a3", "b1", "b3"]
+def test_ansible_inventory_is_asked_for_where_it_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, ANSIBLE_INI, "hosts")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    with pytest.raises(ConfigError, match="is not installed here") as caught:
+        Inventory.open(path)
+    assert "pip install ansible-core" in str(caught.value.remedy)
+    assert Inventory.open(write(tmp_path, OURS)).hosts  # ours needs nothing
+
+
+def test_ansible_inventories_that_ansible_cannot_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read it: .*parse") as caught:
+        Inventory.open(write(tmp_path, "[barn\na\n", "hosts"))
+    assert "ansible-inventory --list -i" in str(caught.value.remedy)
+    write(tmp_path, "$ANSIBLE_VAULT;1.1;AES256\n6162", "host_vars/a.yml")
+    with pytest.raises(ConfigError, match="vault") as caught:
+        Inventory.open(write(tmp_path, "[barn]\na\n", "hosts"))
+    assert "ANSIBLE_VAULT_PASSWORD_FILE" in str(caught.value.remedy)
+
+
+def test_ansible_order_and_groups(tmp_path: Path) -> None:
+    """Hosts as they stand in the file; a host's groups from the outermost inwards."""
+    text = "[near]\nz[09:10]\na\n[far:children]\nnear\n[local]\na\n"
+    hosts = Inventory.open(write(tmp_path, text, "hosts")).hosts
+    assert [host.name for host in hosts] == ["z09", "z10", "a"]
+    assert [host.groups for host in hosts] == [("far", "near"), ("far", "near"),
+                                               ("far", "near", "local")]  # fmt: skip

@@ -15,32 +15,53 @@ from typing import Any
 import pytest
 
 from edgeladder.fleet import box as agent_package
-from edgeladder.fleet.account import Account
 from edgeladder.fleet.box import jobs as agent_jobs
-from edgeladder.fleet.crew import run
-from edgeladder.fleet.remote_jobs import Job, Progress, look, start, start_again, stop, wait
+from edgeladder.fleet.box.records import StartRequest, TrainOptions, TrainTask
+from edgeladder.fleet.host_pool import run
+from edgeladder.fleet.outcomes import FleetOutcome
+from edgeladder.fleet.remote_jobs import (
+    Job,
+    Progress,
+    Waiting,
+    look,
+    start,
+    start_again,
+    stop,
+    wait,
+)
 
+DIGEST = "0" * 64
+BEGUN = "mkdir -p run; touch run/config.yaml; "
 COUNT = "n=$(cat count 2>/dev/null || echo 0); echo $((n+1)) > count; "
 
 
-def shell(name: str, script: str, **more: Any) -> Job:
-    return Job(name, ["/bin/sh", "-c", COUNT + script], **more)
+def shell(farm: Any, name: str, script: str, *, resume: str | None = None, **more: Any) -> Job:
+    """A training for which every box's stand-in runs a script, and another where it resumes."""
+    for box in farm.boxes.values():
+        (box.root / "trees" / "bundle" / DIGEST).mkdir(parents=True, exist_ok=True)
+        said = box.home / "behaviour.json"
+        scripts = json.loads(said.read_text())["scripts"] if said.exists() else {}
+        scripts[name] = COUNT + script
+        scripts[f"{name}:resume"] = COUNT + (script if resume is None else resume)
+        box.behave(scripts=scripts)
+    options = TrainOptions(DIGEST, **more)
+    return Job(name, TrainTask(farm.defaults["program"], "~/pictures", options))
 
 
-def begin(crew: Any, job: Job) -> Account:
-    return run(crew.each("train", lambda box: start(box, job)))
+def begin(pool: Any, job: Job) -> FleetOutcome:
+    return run(pool.each("train", lambda box: start(box, job)))
 
 
-def states(crew: Any, job: str, known: dict[str, Progress] | None = None) -> dict[str, Progress]:
+def states(pool: Any, job: str, known: dict[str, Progress] | None = None) -> dict[str, Progress]:
     known = {} if known is None else known
-    run(look(crew, job, known))
+    run(look(pool, job, known))
     return known
 
 
-def until(crew: Any, job: str, *wanted: str) -> Progress:
+def until(pool: Any, job: str, *wanted: str) -> Progress:
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
-        progress = states(crew, job)[crew.hosts[0].name]
+        progress = states(pool, job)[pool.hosts[0].name]
         if progress.state in wanted:
             return progress
         time.sleep(0.05)
@@ -51,65 +72,65 @@ def count(farm: Any, job: str) -> int:
     return int((farm.boxes["a"].root / "jobs" / job / "count").read_text())
 
 
-def test_survives_the_connection_and_runs_once(make_farm: Any, crew_of: Any) -> None:
+def test_survives_the_connection_and_runs_once(make_farm: Any, pool_of: Any) -> None:
     farm = make_farm("a", proxied=True)
-    job = shell("j1", "mkdir run; while [ ! -e go ]; do sleep 0.05; done; echo '{\"x\": 1}'")
-    first = begin(crew_of(farm), job).results[0]
+    job = shell(farm, "j1", "mkdir run; while [ ! -e go ]; do sleep 0.05; done; echo '{\"x\": 1}'")
+    first = begin(pool_of(farm), job).results[0]
     assert first.state == "done" and first.facts["job_state"] == "running"
     farm.boxes["a"].proxy.cut()
     for _ in range(2):
-        again = begin(crew_of(farm), job).results[0]
+        again = begin(pool_of(farm), job).results[0]
         assert (again.state, again.facts["attempts"]) == ("unchanged", 1)
     (farm.boxes["a"].root / "jobs" / "j1" / "go").touch()
-    assert until(crew_of(farm), "j1", "done").exit_code == 0
-    assert begin(crew_of(farm), job).results[0].facts["job_state"] == "done"
+    assert until(pool_of(farm), "j1", "done").exit_code == 0
+    assert begin(pool_of(farm), job).results[0].facts["job_state"] == "done"
     assert count(farm, "j1") == 1
     folder = farm.boxes["a"].root / "jobs" / "j1"
     assert json.loads((folder / "result.json").read_text()) == {"x": 1}
     stale = dataclasses.replace(job, supersede=0)  # not the attempt that is there
-    assert begin(crew_of(farm), stale).results[0].state == "unchanged"
-    afresh = run(crew_of(farm).each("train", lambda box: start_again(box, job))).results[0]
+    assert begin(pool_of(farm), stale).results[0].state == "unchanged"
+    afresh = run(pool_of(farm).each("train", lambda box: start_again(box, job))).results[0]
     assert (afresh.state, afresh.facts["attempts"]) == ("done", 2)
-    until(crew_of(farm), "j1", "done")
-    other = begin(crew_of(farm), shell("j1", "true")).results[0]
+    until(pool_of(farm), "j1", "done")
+    other = begin(pool_of(farm), shell(farm, "j1", "true", shots=1)).results[0]
     assert "another command" in str((other.error or {})["message"])
 
 
 def test_a_failed_job_says_why_and_gets_another_attempt(
-    make_farm: Any, crew_of: Any, fleet_cli: Any
+    make_farm: Any, pool_of: Any, fleet_cli: Any
 ) -> None:
     farm = make_farm("a")
-    job = shell("bad", 'echo "went wrong" >&2; exit 3', resume=["/bin/sh", "-c", COUNT],
-                resume_if="run")  # fmt: skip
-    begin(crew_of(farm), job)
-    progress = until(crew_of(farm), "bad", "failed")
+    job = shell(farm, "bad", 'echo "went wrong" >&2; exit 3', resume="true")  # fmt: skip
+    begin(pool_of(farm), job)
+    progress = until(pool_of(farm), "bad", "failed")
     assert progress.exit_code == 3
     code, answer = fleet_cli("status", "-i", farm.inventory, "--job", "bad")
     assert code == 6 and "exit code 3" in answer["hosts"]["a"]["error"]["message"]
     assert (farm.boxes["a"].root / "jobs" / "bad" / "log").read_text() == "went wrong\n"
-    begin(crew_of(farm), job)
-    assert until(crew_of(farm), "bad", "failed").attempts == 2  # there is no `run` to resume
+    begin(pool_of(farm), job)
+    assert until(pool_of(farm), "bad", "failed").attempts == 2  # there is no `run` to resume
     (farm.boxes["a"].root / "jobs" / "bad" / "run").mkdir()
-    begin(crew_of(farm), job)
-    assert until(crew_of(farm), "bad", "done").attempts == 3
+    (farm.boxes["a"].root / "jobs" / "bad" / "run" / "config.yaml").touch()
+    begin(pool_of(farm), job)
+    assert until(pool_of(farm), "bad", "done").attempts == 3
     assert count(farm, "bad") == 3
 
 
-def test_a_reboot_is_noticed_and_the_job_goes_on(make_farm: Any, crew_of: Any) -> None:
+def test_a_reboot_is_noticed_and_the_job_goes_on(make_farm: Any, pool_of: Any) -> None:
     farm = make_farm("a")
-    job = shell("boot", "mkdir run; sleep 60", resume=["/bin/sh", "-c", COUNT], resume_if="run")
-    begin(crew_of(farm), job)
-    assert until(crew_of(farm), "boot", "running").attempts == 1
+    job = shell(farm, "boot", BEGUN + "sleep 60", resume="true")
+    begin(pool_of(farm), job)
+    assert until(pool_of(farm), "boot", "running").attempts == 1
     deadline = time.monotonic() + 10
-    while not (farm.boxes["a"].root / "jobs" / "boot" / "run").exists():
+    while not (farm.boxes["a"].root / "jobs" / "boot" / "run" / "config.yaml").exists():
         assert time.monotonic() < deadline
         time.sleep(0.02)
     farm.boxes["a"].reboot()
-    assert states(crew_of(farm), "boot")["a"].state == "lost"
-    account = run(wait(crew_of(farm), {"a": job}, poll_seconds=0.05))
-    result = account.results[0]
+    assert states(pool_of(farm), "boot")["a"].state == "lost"
+    outcome = run(wait(pool_of(farm), {"a": job}, Waiting(0.05)))
+    result = outcome.results[0]
     assert (result.state, result.facts["attempts"]) == ("done", 2)
-    assert run(wait(crew_of(farm), {"a": job}, poll_seconds=0.05)).results[0].state == "unchanged"
+    assert run(wait(pool_of(farm), {"a": job}, Waiting(0.05))).results[0].state == "unchanged"
     assert count(farm, "boot") == 2
 
 
@@ -120,53 +141,53 @@ def test_a_reused_process_id_is_no_running_job(tmp_path: Path) -> None:
     assert agent_jobs.runner_pid(str(folder)) is None
 
 
-def test_stop_asks_first(make_farm: Any, crew_of: Any, fleet_cli: Any) -> None:
+def test_stop_asks_first(make_farm: Any, pool_of: Any, fleet_cli: Any) -> None:
     farm = make_farm("a")
-    polite = shell("polite", 'trap "echo saved > run; exit 130" TERM; sleep 60 & wait')
-    stubborn = Job("stubborn", ["/bin/sh", "-c", 'trap "" TERM; while :; do sleep 0.1; done'])
+    polite = shell(farm, "polite", 'trap "echo saved > run; exit 130" TERM; sleep 60 & wait')
+    stubborn = shell(farm, "stubborn", 'trap "" TERM; while :; do sleep 0.1; done')
     for job in (polite, stubborn):
-        begin(crew_of(farm), job)
-        until(crew_of(farm), job.id, "running")
+        begin(pool_of(farm), job)
+        until(pool_of(farm), job.id, "running")
     time.sleep(0.3)  # the shells set their traps
-    account = run(crew_of(farm).each("stop", lambda box: stop(box, "polite")))
-    facts = account.results[0].facts
+    outcome = run(pool_of(farm).each("stop", lambda box: stop(box, "polite")))
+    facts = outcome.results[0].facts
     assert (facts["job_state"], facts["killed"]) == ("stopped", False)
     assert (farm.boxes["a"].root / "jobs" / "polite" / "run").read_text() == "saved\n"
     code, answer = fleet_cli("stop", "-i", farm.inventory, "--job", "stubborn", "--grace", "0.3")
     assert code == 0 and answer["hosts"]["a"]["killed"] is True
-    assert states(crew_of(farm), "stubborn")["a"].state == "stopped"
+    assert states(pool_of(farm), "stubborn")["a"].state == "stopped"
     code, answer = fleet_cli("stop", "-i", farm.inventory, "--job", "stubborn")
     assert (code, answer["unchanged"]) == (0, ["a"])
     assert fleet_cli("stop", "-i", farm.inventory, "--job", "never")[0] == 6
 
 
-def test_follow_by_offset_whole_lines_only(make_farm: Any, crew_of: Any) -> None:
+def test_follow_by_offset_whole_lines_only(make_farm: Any, pool_of: Any) -> None:
     farm = make_farm("a")
-    begin(crew_of(farm), shell("f", "mkdir run"))
-    until(crew_of(farm), "f", "done")
+    begin(pool_of(farm), shell(farm, "f", "mkdir run"))
+    until(pool_of(farm), "f", "done")
     metrics = farm.boxes["a"].root / "jobs" / "f" / "run" / "metrics.jsonl"
     metrics.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
     known: dict[str, Progress] = {}
-    states(crew_of(farm), "f", known)
+    states(pool_of(farm), "f", known)
     assert known["a"].lines == ['{"step": 1, "loss": 2.0}']
     with open(metrics, "a") as stream:
         stream.write('ss": 1.0}\nnot json\n')
-    states(crew_of(farm), "f", known)
+    states(pool_of(farm), "f", known)
     assert known["a"].lines == ['{"step": 2, "loss": 1.0}', "not json"]
     assert known["a"].latest == {"step": 2, "loss": 1.0}
-    states(crew_of(farm), "f", known)
+    states(pool_of(farm), "f", known)
     assert known["a"].lines == []
     metrics.write_text('{"step": 9}\n')  # begun again
-    states(crew_of(farm), "f", known)
+    states(pool_of(farm), "f", known)
     assert known["a"].latest["step"] == 9
 
 
-def test_logs_command(make_farm: Any, crew_of: Any, capfd: pytest.CaptureFixture[str]) -> None:
+def test_logs_command(make_farm: Any, pool_of: Any, capfd: pytest.CaptureFixture[str]) -> None:
     from edgeladder.cli.app import main
 
     farm = make_farm("a", "b")
-    begin(crew_of(farm), shell("l", 'printf "one\\n\\033[31mtwo\\n" >&2'))
-    until(crew_of(farm), "l", "done")
+    begin(pool_of(farm), shell(farm, "l", 'printf "one\\n\\033[31mtwo\\n" >&2'))
+    until(pool_of(farm), "l", "done")
     capfd.readouterr()
     assert main(["fleet", "logs", "-i", str(farm.inventory), "--job", "l"]) == 0
     out = capfd.readouterr().out
@@ -175,13 +196,13 @@ def test_logs_command(make_farm: Any, crew_of: Any, capfd: pytest.CaptureFixture
 
 
 def test_logs_f_follows_until_all_have_ended(
-    make_farm: Any, crew_of: Any, capfd: pytest.CaptureFixture[str]
+    make_farm: Any, pool_of: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from edgeladder.cli.app import main
 
     farm = make_farm("a", "b")
     write = 'mkdir run; for i in 1 2 3 4 5; do echo "{\\"step\\": $i}" >> run/metrics.jsonl; '
-    begin(crew_of(farm), shell("f", write + "sleep 0.2; done"))
+    begin(pool_of(farm), shell(farm, "f", write + "sleep 0.2; done"))
     capfd.readouterr()
     follow = ["fleet", "logs", "-f", "-i", str(farm.inventory), "--job", "f", "--poll", "0.1"]
     assert main(follow) == 0
@@ -212,26 +233,26 @@ def test_one_live_table_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\033[2J" not in text and "\033[" in text  # drawn over, not line after line
 
 
-def test_a_hung_box_is_given_up_and_the_others_go_on(make_farm: Any, crew_of: Any) -> None:
+def test_a_hung_box_is_given_up_and_the_others_go_on(make_farm: Any, pool_of: Any) -> None:
     farm = make_farm("a", "hung", "c")
     farm.boxes["hung"].signal(signal.SIGSTOP)
     began = time.monotonic()
-    account = begin(crew_of(farm, timeout=0.8, tries=2), shell("h", "true"))
+    outcome = begin(pool_of(farm, timeout=0.8, tries=2), shell(farm, "h", "true"))
     assert time.monotonic() - began < 15
-    assert account.names("done") == ["a", "c"]
-    assert (account.results[1].error or {}).get("kind") == "timeout", account.to_dict()
+    assert outcome.names("done") == ["a", "c"]
+    assert (outcome.results[1].error or {}).get("kind") == "timeout", outcome.to_dict()
     farm.boxes["hung"].signal(signal.SIGCONT)
-    account = begin(crew_of(farm), shell("h", "true"))
-    assert account.names("done") == ["hung"] and account.names("unchanged") == ["a", "c"]
+    outcome = begin(pool_of(farm), shell(farm, "h", "true"))
+    assert outcome.names("done") == ["hung"] and outcome.names("unchanged") == ["a", "c"]
 
 
-def test_patience_for_an_unreachable_box(make_farm: Any, crew_of: Any) -> None:
+def test_patience_for_an_unreachable_box(make_farm: Any, pool_of: Any) -> None:
     farm = make_farm("a", "away")
     farm.boxes["away"].stop()
-    jobs = {name: shell("p", "true") for name in ("a", "away")}
-    account = run(wait(crew_of(farm), jobs, poll_seconds=0.05, patience_seconds=0.3))
-    assert account.names("done") == ["a"]
-    assert (account.results[1].error or {})["kind"] == "unreachable"
+    jobs = {name: shell(farm, "p", "true") for name in ("a", "away")}
+    outcome = run(wait(pool_of(farm), jobs, Waiting(0.05, 0.3)))
+    assert outcome.names("done") == ["a"]
+    assert (outcome.results[1].error or {})["kind"] == "unreachable"
 
 
 def test_systemd_run_where_it_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,12 +272,16 @@ def test_systemd_run_where_it_works(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     root = str(tmp_path / "root")
-    request = {"job": "s", "command": ["/bin/sh", "-c", "echo ran"]}
-    answer = agent_jobs.start(root, request, None, None)  # type: ignore[arg-type]
-    assert answer["via"] == "systemd-run"
+    own = tmp_path / "own" / "edgeladder"
+    own.parent.mkdir()
+    own.write_text("#!/bin/sh\necho ran\n")
+    own.chmod(0o755)
+    (tmp_path / "root" / "trees" / "bundle" / DIGEST).mkdir(parents=True)
+    request = StartRequest("s", TrainTask(str(own), "/data", TrainOptions(DIGEST)))
+    assert agent_jobs.start(root, request).job.via == "systemd-run"
     assert "--unit edgeladder-" in calls.read_text()
     deadline = time.monotonic() + 10
-    while agent_jobs.state(root, "s")["state"] != "done":
+    while agent_jobs.state(root, "s").state != "done":
         assert time.monotonic() < deadline
         time.sleep(0.02)
     (programs / "loginctl").write_text("#!/bin/sh\necho Linger=no; [ $1 != enable-linger ]\n")

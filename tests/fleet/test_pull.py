@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ import pytest
 
 from edgeladder.core.bundle import Bundle
 from edgeladder.fleet.box import jobs as agent_jobs
-from edgeladder.fleet.box import serve
-from edgeladder.fleet.crew import run
+from edgeladder.fleet.box import records, serve
+from edgeladder.fleet.box.records import TrainOptions
+from edgeladder.fleet.host_pool import run
+from edgeladder.fleet.outcomes import HostResult
 from edgeladder.fleet.pull import check_adapter, pull
 from edgeladder.fleet.push import bundle_tree, push
-from edgeladder.fleet.remote_jobs import TrainOptions, train_job, wait
+from edgeladder.fleet.remote_jobs import Waiting, train_job, wait
 from edgeladder.fleet.rounds import contributions
 from edgeladder.fleet.transport import Box
 
@@ -39,21 +42,21 @@ def received(monkeypatch: pytest.MonkeyPatch) -> bytearray:
     return seen
 
 
-def trained(farm: Any, crew_of: Any, bundle: Bundle) -> Any:
+def trained(farm: Any, pool_of: Any, bundle: Bundle) -> Any:
     """All boxes hold pictures and have trained job `t`."""
     for box in farm.boxes.values():
         (box.root / "data" / "cat").mkdir(parents=True)
         (box.root / "data" / "cat" / "1.jpg").write_bytes(PICTURE)
     tree = bundle_tree(bundle.folder)
-    run(crew_of(farm).each("push", lambda box: push(box, tree)))
-    crew = crew_of(farm)
-    jobs = {host.name: train_job(host, TrainOptions(bundle.digest), "t") for host in crew.hosts}
-    return run(wait(crew, jobs, poll_seconds=0.05))
+    run(pool_of(farm).each("push", lambda box: push(box, tree)))
+    pool = pool_of(farm)
+    jobs = {host.name: train_job(host, TrainOptions(bundle.digest), "t") for host in pool.hosts}
+    return run(wait(pool, jobs, Waiting(0.05)))
 
 
-def pull_all(farm: Any, crew_of: Any, bundle: Bundle, out: Path) -> Any:
+def pull_all(farm: Any, pool_of: Any, bundle: Bundle, out: Path) -> Any:
     manifest = bundle.manifest
-    return run(crew_of(farm).each("pull", lambda box: pull(box, "t", out, manifest=manifest)))
+    return run(pool_of(farm).each("pull", lambda box: pull(box, "t", out, manifest=manifest)))
 
 
 def pieces_of_the_picture(data: bytes) -> bool:
@@ -61,7 +64,7 @@ def pieces_of_the_picture(data: bytes) -> bool:
 
 
 def test_nothing_but_adapters_and_metrics_leaves(
-    make_farm: Any, crew_of: Any, bundle: Bundle, tmp_path: Path, received: bytearray
+    make_farm: Any, pool_of: Any, bundle: Bundle, tmp_path: Path, received: bytearray
 ) -> None:
     """Honest boxes, and four that try to smuggle a picture out in each way there is."""
     farm = make_farm("honest", "link", "tensor", "tail", "report", "head", "lines")
@@ -78,8 +81,8 @@ def test_nothing_but_adapters_and_metrics_leaves(
                 "lines": {},
             }[name]
         )
-    account = trained(farm, crew_of, bundle)
-    assert not account.failed
+    outcome = trained(farm, pool_of, bundle)
+    assert not outcome.failed
     run_of = {name: box.root / "jobs" / "t" / "run" for name, box in farm.boxes.items()}
     with open(run_of["tail"] / "adapter.safetensors", "ab") as stream:
         stream.write(PICTURE)
@@ -88,12 +91,12 @@ def test_nothing_but_adapters_and_metrics_leaves(
     (run_of["honest"] / "1.jpg").write_bytes(PICTURE)
     (run_of["honest"] / "inputs.json").write_bytes(PICTURE)
     del received[:]
-    account = pull_all(farm, crew_of, bundle, tmp_path / "out")
-    assert account.names("done") == ["honest", "report", "head"]
-    kept_there = {r.host: r.facts.get("kept_there") for r in account.results}
+    outcome = pull_all(farm, pool_of, bundle, tmp_path / "out")
+    assert outcome.names("done") == ["honest", "report", "head"]
+    kept_there = {r.host: r.facts.get("kept_there") for r in outcome.results}
     assert kept_there["report"] == ["run/report.html"]
     assert kept_there["head"] == ["run/adapter.safetensors"]
-    errors = {r.host: r.error["message"] for r in account.results if r.error}
+    errors = {r.host: r.error["message"] for r in outcome.results if r.error}
     assert "no regular file" in errors["link"]
     assert "'pixels' is not of this bundle's ladder" in errors["tensor"]
     assert "no tensor" in errors["tail"]
@@ -112,21 +115,28 @@ def test_nothing_but_adapters_and_metrics_leaves(
     assert "fleet pull" in str(reasons["link"]["remedy"])
     # what honest boxes send holds no picture even on the way
     del received[:]
-    run(crew_of(farm, parallel=1).each("status", _everything))
+    run(pool_of(farm, parallel=1).each("status", _everything))
     assert len(received) > 1000 and not pieces_of_the_picture(bytes(received))
 
 
 async def _everything(box: Box) -> Any:
     """Ask for all that the agent would send of an honest box."""
-    from edgeladder.fleet.account import HostResult
-
     if box.host.name == "honest":
         for name in ("metrics.jsonl", "adapter.safetensors", "adapter.json"):
-            await box.call("send", job="t", name=f"run/{name}", sink=lambda block: None)
-        await box.call("outputs", job="t")
-        await box.call("probe", program="/none", data=None)
-        await box.call("status", job="t", follow="log")
+            asked = records.SendRequest("t", f"run/{name}")
+            await box.call(asked, records.SendAnswer, sink=lambda block: None)
+        await box.call(records.OutputsRequest("t"), records.OutputsAnswer)
+        await box.call(records.ProbeRequest("/none"), records.ProbeAnswer)
+        await box.call(records.StatusRequest("t", "log"), records.StatusAnswer)
     return HostResult(box.host.name, "done")
+
+
+def answered(root: Path, request: Any) -> bytes:
+    """What the agent says to a request: a record of ours, or values that somebody made up."""
+    out = io.BytesIO()
+    line = json.dumps({"root": str(root), "request": records.to_json(request)}).encode()
+    serve.answer(line, io.BytesIO(), out)  # type: ignore[arg-type]  # bytes in memory for a pipe
+    return out.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -137,57 +147,53 @@ def test_the_agent_has_no_way_to_send_another_file(tmp_path: Path, name: str) ->
     folder = Path(agent_jobs.job_folder(str(tmp_path), "t")) / "run"
     folder.mkdir(parents=True)
     (folder / "1.jpg").write_bytes(PICTURE)
-    for op, key in (("send", "name"), ("status", "follow")):
-        import io
-
-        out = io.BytesIO()
-        request: Any = {"op": op, "root": str(tmp_path), "job": "t", key: name}
-        serve.answer(request, io.BytesIO(), out)  # type: ignore[arg-type]
-        assert "error" in json.loads(out.getvalue().splitlines()[0])
-        assert not pieces_of_the_picture(out.getvalue())
+    for request in (records.SendRequest("t", name), records.StatusRequest("t", name)):
+        said = answered(tmp_path, request)
+        assert json.loads(said.splitlines()[0])["is"] == "Refusal"
+        assert not pieces_of_the_picture(said)
 
 
 def test_operations_that_read_files_are_known() -> None:
     """A new operation of the agent has to be thought about here."""
-    assert set(serve.OPERATIONS) == {
-        "probe", "have", "receive", "assemble", "prune", "start", "status", "stop", "outputs",
-        "send",
+    assert {kind.__name__ for kind in serve.OPERATIONS} == {
+        "ProbeRequest", "HaveRequest", "AssembleRequest", "PruneRequest", "StartRequest",
+        "StatusRequest", "StopRequest", "OutputsRequest",
     }  # fmt: skip
     assert not any("jpg" in name or "data" in name for name in agent_jobs.PULLABLE)
 
 
 def test_second_pull_is_unchanged_and_damage_is_pulled_again(
-    make_farm: Any, crew_of: Any, bundle: Bundle, tmp_path: Path
+    make_farm: Any, pool_of: Any, bundle: Bundle, tmp_path: Path
 ) -> None:
     farm = make_farm("a", "b")
-    trained(farm, crew_of, bundle)
+    trained(farm, pool_of, bundle)
     out = tmp_path / "out"
-    assert pull_all(farm, crew_of, bundle, out).names("done") == ["a", "b"]
-    assert pull_all(farm, crew_of, bundle, out).names("unchanged") == ["a", "b"]
+    assert pull_all(farm, pool_of, bundle, out).names("done") == ["a", "b"]
+    assert pull_all(farm, pool_of, bundle, out).names("unchanged") == ["a", "b"]
     adapter = out / "t" / "hosts" / "a" / "adapter.safetensors"
     adapter.write_bytes(b"damaged")
-    account = pull_all(farm, crew_of, bundle, out)
-    assert account.names("done") == ["a"] and account.names("unchanged") == ["b"]
+    outcome = pull_all(farm, pool_of, bundle, out)
+    assert outcome.names("done") == ["a"] and outcome.names("unchanged") == ["b"]
     assert adapter.stat().st_size > 64
 
 
 def test_a_broken_pull_leaves_the_old_files(
-    make_farm: Any, crew_of: Any, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_farm: Any, pool_of: Any, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     farm = make_farm("a")
-    trained(farm, crew_of, bundle)
+    trained(farm, pool_of, bundle)
     out = tmp_path / "out"
-    pull_all(farm, crew_of, bundle, out)
+    pull_all(farm, pool_of, bundle, out)
     adapter = out / "t" / "hosts" / "a" / "adapter.safetensors"
     before = adapter.read_bytes()
     there = farm.boxes["a"].root / "jobs" / "t" / "run" / "adapter.safetensors"
     there.write_bytes(there.read_bytes()[:-4])
-    account = pull_all(farm, crew_of, bundle, out)
-    assert (account.results[0].error or {})["kind"] == "integrity"
+    outcome = pull_all(farm, pool_of, bundle, out)
+    assert (outcome.results[0].error or {})["kind"] == "integrity"
     assert adapter.read_bytes() == before
     monkeypatch.setattr("edgeladder.fleet.pull.ADAPTER_LIMIT_BYTES", 10)
-    account = pull_all(farm, crew_of, bundle, out)
-    assert "at most 10 are taken" in str((account.results[0].error or {})["message"])
+    outcome = pull_all(farm, pool_of, bundle, out)
+    assert "at most 10 are taken" in str((outcome.results[0].error or {})["message"])
 
 
 def test_prompts_may_be_stored_smaller_but_never_larger(bundle: Bundle, tmp_path: Path) -> None:

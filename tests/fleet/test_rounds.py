@@ -1,4 +1,4 @@
-"""Federated rounds over real sshd boxes with faults: an exact account, then what is missing."""
+"""Federated rounds over real sshd boxes with faults: an exact outcome, then what is missing."""
 
 from __future__ import annotations
 
@@ -20,50 +20,50 @@ from edgeladder.core.config import HeadConfig
 from edgeladder.core.yaml_config import library, load_profile
 from edgeladder.fleet import fleet_page
 from edgeladder.fleet.aggregate import HEADLESS
-from edgeladder.fleet.crew import Crew, run
-from edgeladder.fleet.remote_jobs import TrainOptions
+from edgeladder.fleet.box.records import TrainOptions
+from edgeladder.fleet.host_pool import HostPool, run
+from edgeladder.fleet.outcomes import FleetOutcome, HostResult
+from edgeladder.fleet.remote_jobs import Waiting
 from edgeladder.fleet.rounds import RoundOptions, rounds
 
-QUICK = RoundOptions(poll_seconds=0.1, patience_seconds=1.0)
+QUICK = Waiting(poll_seconds=0.1, patience_seconds=1.0)
 
 
 def attempts(box: Any, job: str) -> int:
     return len(list((box.root / "jobs" / job).glob("attempt-*")))
 
 
-def go(crew: Crew, bundle: Bundle, out: Path, count: int = 2, **more: Any) -> Any:
-    return run(
-        rounds(
-            crew, bundle, TrainOptions(bundle.digest), name="fed", count=count, out=out,
-            options=more.pop("options", QUICK), **more,
-        )
-    )  # fmt: skip
+def go(
+    pool: HostPool, bundle: Bundle, out: Path, count: int = 2, waiting: Waiting = QUICK
+) -> FleetOutcome:
+    options = RoundOptions("fed", count, out, waiting=waiting)
+    return run(rounds(pool, bundle, TrainOptions(bundle.digest), options))
 
 
 def test_two_rounds_average_and_go_on_from_it(
-    make_farm: Any, crew_of: Any, bundle: Bundle, tmp_path: Path
+    make_farm: Any, pool_of: Any, bundle: Bundle, tmp_path: Path
 ) -> None:
     farm = make_farm("a", "b", "c")
     for number, box in enumerate(farm.boxes.values()):
         box.behave(pictures=10 * (number + 1), shift=float(number))
     out = tmp_path / "out"
-    account = go(crew_of(farm), bundle, out)
-    assert account.names("done") == ["a", "b", "c"] and not account.failed
-    assert [r["done"] for r in account.facts["rounds"]] == [["a", "b", "c"]] * 2
+    outcome = go(pool_of(farm), bundle, out)
+    assert outcome.names("done") == ["a", "b", "c"] and not outcome.failed
+    assert [r["done"] for r in outcome.facts["rounds"]] == [["a", "b", "c"]] * 2
     initial = load_file(bundle.path("ladder/init.safetensors"))
     shift = (10 * 0 + 20 * 1 + 30 * 2) / 60
     for number in (1, 2):
         found = load_file(out / f"fed-r{number}" / "average" / "adapter.safetensors")
         for name, value in initial.items():
             np.testing.assert_allclose(found[name], value + number * shift, rtol=1e-5)
-    again = go(crew_of(farm), bundle, out)
+    again = go(pool_of(farm), bundle, out)
     assert again.names("unchanged") == ["a", "b", "c"]
     for box in farm.boxes.values():
         assert attempts(box, "fed-r1") == attempts(box, "fed-r2") == 1
 
 
 def test_faults_then_only_what_is_missing(
-    make_farm: Any, crew_of: Any, bundle: Bundle, tmp_path: Path
+    make_farm: Any, pool_of: Any, bundle: Bundle, tmp_path: Path
 ) -> None:
     """Killed connections mid-push and mid-train, a reboot, a wrong key, a hung box, NaN."""
     names = ("good", "cut", "reboots", "imposter", "hung", "nan")
@@ -91,24 +91,23 @@ def test_faults_then_only_what_is_missing(
     thread = threading.Thread(target=trouble)
     thread.start()
     out = tmp_path / "out"
-    crew = crew_of(farm, timeout=3, tries=2)
-    account = go(crew, bundle, out, count=1, options=RoundOptions(
-        quorum=0.5, poll_seconds=0.1, patience_seconds=30))  # fmt: skip
+    pool = pool_of(farm, timeout=3, tries=2)
+    outcome = go(pool, bundle, out, count=1, waiting=Waiting(0.1, 30))
     thread.join()
-    kinds = {r.host: (r.error or {}).get("kind") for r in account.results}
+    kinds = {r.host: (r.error or {}).get("kind") for r in outcome.results}
     assert kinds == {
         "good": None, "cut": None, "reboots": None,
         "imposter": "hostkey", "hung": "timeout", "nan": "integrity",
     }  # fmt: skip
-    assert "NaN" in str(account.results[names.index("nan")].error)
-    assert account.error() is not None and account.error().exit_code == 6
+    assert "NaN" in str(outcome.results[names.index("nan")].error)
+    assert outcome.error() is not None and outcome.error().exit_code == 6
     record = json.loads((out / "fed-r1" / "average" / "aggregate.json").read_text())
     assert set(record["weights"]) == {"good", "cut", "reboots"}
     assert attempts(boxes["reboots"], "fed-r1") == 2 and attempts(boxes["cut"], "fed-r1") == 1
     page, rows = fleet_page.write(out, "fed-r1")
     text = page.read_text()
-    failures = {row["host"]: row["failure"] for row in rows if row["failure"]}
-    assert {row["host"] for row in rows} == set(names)  # those too of which nothing came
+    failures = {row.host: row.failure for row in rows if row.failure}
+    assert {row.host for row in rows} == set(names)  # those too of which nothing came
     assert set(failures) == {"imposter", "hung", "nan"}
     assert "host key changed" in failures["imposter"] and "host key changed" in text
     assert "50.0 %" in text and "75.0 %" in text and "NaN" in text and "200 MB" in text
@@ -125,8 +124,8 @@ def test_faults_then_only_what_is_missing(
     boxes["hung"].proxy.silent = False
     boxes["nan"].behave()
     sent = {name: boxes[name].proxy.towards_box for name in ("good", "cut", "reboots")}
-    account = go(crew_of(farm, timeout=5), bundle, out, count=1)
-    assert not account.failed
+    outcome = go(pool_of(farm, timeout=5), bundle, out, count=1)
+    assert not outcome.failed
     record = json.loads((out / "fed-r1" / "average" / "aggregate.json").read_text())
     assert set(record["weights"]) == set(names)
     assert attempts(boxes["nan"], "fed-r1") == 2  # a refused adapter is missing too
@@ -135,26 +134,26 @@ def test_faults_then_only_what_is_missing(
     for name, before in sent.items():
         assert boxes[name].proxy.towards_box - before < 200_000  # the bundle has 1.5 MB
     rows = fleet_page.write(out, "fed-r1")[1]
-    assert {row["host"] for row in rows} == set(names)
-    assert not any(row["failure"] for row in rows)
+    assert {row.host for row in rows} == set(names)
+    assert not any(row.failure for row in rows)
 
 
 def test_too_few_boxes_make_no_round(
-    make_farm: Any, crew_of: Any, bundle: Bundle, tmp_path: Path
+    make_farm: Any, pool_of: Any, bundle: Bundle, tmp_path: Path
 ) -> None:
     farm = make_farm("a", "b", "c")
     for name in ("b", "c"):
         farm.boxes[name].behave(exit=4)
-    account = go(crew_of(farm), bundle, tmp_path / "out")
-    error = account.error()
+    outcome = go(pool_of(farm), bundle, tmp_path / "out")
+    error = outcome.error()
     assert error.exit_code == 6 and "1 of 3 hosts have an adapter, 2 are needed" in error.message
-    assert account.names("done") == ["a"] and account.failed == ["b", "c"]
-    assert "exit code 4" in str(account.results[1].error)
+    assert outcome.names("done") == ["a"] and outcome.failed == ["b", "c"]
+    assert "exit code 4" in str(outcome.results[1].error)
     assert not (tmp_path / "out" / "fed-r1" / "average").exists()
     for name in ("b", "c"):
         farm.boxes[name].behave()
-    account = go(crew_of(farm), bundle, tmp_path / "out")
-    assert not account.failed
+    outcome = go(pool_of(farm), bundle, tmp_path / "out")
+    assert not outcome.failed
     assert attempts(farm.boxes["a"], "fed-r1") == 1 and attempts(farm.boxes["b"], "fed-r1") == 2
 
 
@@ -163,15 +162,13 @@ def test_every_profile_trains_without_its_head() -> None:
         assert load_profile(name, [HEADLESS]).head == HeadConfig()
 
 
-def test_never_more_connections_than_parallel(make_farm: Any, crew_of: Any) -> None:
+def test_never_more_connections_than_parallel(make_farm: Any, pool_of: Any) -> None:
     farm = make_farm("a", "b", "c", "d", "e")
-    crew = crew_of(farm, parallel=2)
+    pool = pool_of(farm, parallel=2)
     at_once: list[int] = []
     now = 0
 
     async def work(box: Any) -> Any:
-        from edgeladder.fleet.account import HostResult
-
         nonlocal now
         now += 1
         at_once.append(now)
@@ -179,8 +176,8 @@ def test_never_more_connections_than_parallel(make_farm: Any, crew_of: Any) -> N
         now -= 1
         return HostResult(box.host.name, "done")
 
-    account = run(crew.each("x", work))
-    assert len(account.names("done")) == 5 and max(at_once) == 2
+    outcome = run(pool.each("x", work))
+    assert len(outcome.names("done")) == 5 and max(at_once) == 2
 
 
 def test_the_whole_command_line(
@@ -235,7 +232,7 @@ def test_the_script_of_usual_rounds(
     )  # fmt: skip
     assert done.returncode == 6, done.stderr
     job = "spring-r1" if rounds_asked else "spring"
-    assert (tmp_path / "out" / job / "fleet_page.html").is_file()
+    assert (tmp_path / "out" / job / "report.html").is_file()
     assert "exit code 4" in done.stdout
     command = json.loads((farm.boxes["a"].root / "jobs" / job / "job.json").read_text())["command"]
     assert command[command.index("--shots") + 1] == "4"

@@ -51,8 +51,8 @@ def test_two_boxes_two_rounds_and_an_evaluation(
             np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-7)
         result = json.loads((round_folder / "hosts" / "a" / "result.json").read_text())
         assert result["memory"]["budget_bytes"] == 2_000_000_000
-    card = json.loads((round_folder / "hosts" / "a" / "adapter.json").read_text())
-    assert card["head"] is None  # rounds train without, whatever the profile has
+    metadata = json.loads((round_folder / "hosts" / "a" / "adapter.json").read_text())
+    assert metadata["head"] is None  # rounds train without, whatever the profile has
     started = yaml.safe_load((out / "fed-r2" / "hosts" / "a" / "config.yaml").read_text())
     assert "/trees/adapter/" in started["request"]["start"]
     average = out / "fed-r2" / "average"

@@ -11,48 +11,49 @@ from typing import Any
 import asyncssh
 import pytest
 
-from edgeladder.fleet.account import Account, HostResult
-from edgeladder.fleet.crew import run
+from edgeladder.fleet.box.records import ProbeAnswer, ProbeRequest
+from edgeladder.fleet.host_pool import run
+from edgeladder.fleet.outcomes import FleetOutcome, HostResult
 from edgeladder.fleet.transport import Box
 from edgeladder.fleet.trust import fingerprint
 
 
 async def probe(box: Box) -> HostResult:
-    facts = await box.call("probe", program="/none", data=None)
-    return HostResult(box.host.name, "done", {"python": facts["python"]})
+    facts = await box.call(ProbeRequest("/none"), ProbeAnswer)
+    return HostResult(box.host.name, "done", {"python": facts.python})
 
 
-def kinds(account: Account) -> dict[str, str | None]:
-    return {r.host: (r.error or {}).get("kind") for r in account.results}
+def kinds(outcome: FleetOutcome) -> dict[str, str | None]:
+    return {r.host: (r.error or {}).get("kind") for r in outcome.results}
 
 
-def test_unknown_is_refused_until_pinned(make_farm: Any, crew_of: Any, fleet_cli: Any) -> None:
+def test_unknown_is_refused_until_pinned(make_farm: Any, pool_of: Any, fleet_cli: Any) -> None:
     farm = make_farm("a", "b")
     pins = farm.folder / "known_hosts"
     pins.unlink()
-    account = run(crew_of(farm).each("probe", probe))
-    assert kinds(account) == {"a": "unpinned", "b": "unpinned"}
+    outcome = run(pool_of(farm).each("probe", probe))
+    assert kinds(outcome) == {"a": "unpinned", "b": "unpinned"}
     code, shown = fleet_cli("trust", "-i", farm.inventory)
     assert code == 6 and not pins.exists()  # shown, not pinned
     wanted = fingerprint(farm.boxes["a"].public_key)
     assert shown["hosts"]["a"]["fingerprint"] == wanted
     code, _ = fleet_cli("trust", "-i", farm.inventory, "--fingerprint", wanted)
     assert code == 6  # b has another
-    assert kinds(run(crew_of(farm).each("probe", probe))) == {"a": None, "b": "unpinned"}
+    assert kinds(run(pool_of(farm).each("probe", probe))) == {"a": None, "b": "unpinned"}
     code, _ = fleet_cli("trust", "-i", farm.inventory, "--yes")
     assert code == 0
-    assert kinds(run(crew_of(farm).each("probe", probe))) == {"a": None, "b": None}
+    assert kinds(run(pool_of(farm).each("probe", probe))) == {"a": None, "b": None}
 
 
-def test_changed_is_refused_always(make_farm: Any, crew_of: Any, fleet_cli: Any) -> None:
+def test_changed_is_refused_always(make_farm: Any, pool_of: Any, fleet_cli: Any) -> None:
     farm = make_farm("a")
     box = farm.boxes["a"]
     before = box.public_key
     box.stop()
     box.new_host_key()
     box.start()
-    account = run(crew_of(farm).each("probe", probe))
-    error = account.results[0].error or {}
+    outcome = run(pool_of(farm).each("probe", probe))
+    error = outcome.results[0].error or {}
     assert error["kind"] == "hostkey"
     assert fingerprint(before) in str(error["message"])
     assert fingerprint(box.public_key) in str(error["message"])
@@ -61,7 +62,7 @@ def test_changed_is_refused_always(make_farm: Any, crew_of: Any, fleet_cli: Any)
     assert before in (farm.folder / "known_hosts").read_text()
     assert fleet_cli("trust", "-i", farm.inventory, "--forget", "a")[0] == 0
     assert fleet_cli("trust", "-i", farm.inventory, "--yes")[0] == 0
-    assert kinds(run(crew_of(farm).each("probe", probe))) == {"a": None}
+    assert kinds(run(pool_of(farm).each("probe", probe))) == {"a": None}
 
 
 def test_pins_are_openssh_s_own_format(make_farm: Any, fleet_cli: Any) -> None:
@@ -79,29 +80,29 @@ def test_pins_are_openssh_s_own_format(make_farm: Any, fleet_cli: Any) -> None:
 
 
 def test_a_wrong_key_is_no_password_prompt(
-    make_farm: Any, crew_of: Any, caplog: pytest.LogCaptureFixture
+    make_farm: Any, pool_of: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     farm = make_farm("a")
     private = asyncssh.generate_private_key("ssh-ed25519").export_private_key()
     farm.key.write_bytes(private)
-    account = run(crew_of(farm, tries=1).each("probe", probe))
-    error = account.results[0].error or {}
+    outcome = run(pool_of(farm, tries=1).each("probe", probe))
+    error = outcome.results[0].error or {}
     assert error["kind"] == "login" and "authorized_keys" in str(error["remedy"])
-    said = caplog.text + str(account.to_dict())
+    said = caplog.text + str(outcome.to_dict())
     assert private.decode().splitlines()[1] not in said
 
 
-def test_jump_host(make_farm: Any, crew_of: Any) -> None:
+def test_jump_host(make_farm: Any, pool_of: Any) -> None:
     farm = make_farm("gate", "inner")
     text = farm.inventory.read_text().replace("  inner:\n", "  inner:\n    jump: gate\n")
     farm.inventory.write_text(text)
-    crew = crew_of(farm)
-    assert crew.hosts[1].jump == "gate"
-    assert kinds(run(crew.each("probe", probe))) == {"gate": None, "inner": None}
+    pool = pool_of(farm)
+    assert pool.hosts[1].jump == "gate"
+    assert kinds(run(pool.each("probe", probe))) == {"gate": None, "inner": None}
     farm.boxes["gate"].stop()
-    account = run(crew_of(farm, tries=1).each("probe", probe))
-    assert kinds(account) == {"gate": "unreachable", "inner": "unreachable"}
+    outcome = run(pool_of(farm, tries=1).each("probe", probe))
+    assert kinds(outcome) == {"gate": "unreachable", "inner": "unreachable"}
 
 
 Handler = Callable[[asyncssh.SSHServerProcess], Any]
@@ -124,7 +125,7 @@ class _AnyKey(asyncssh.SSHServer):
     ],
 )
 def test_boxes_that_answer_wrongly(
-    make_farm: Any, crew_of: Any, fault: str, kind: str, monkeypatch: pytest.MonkeyPatch
+    make_farm: Any, pool_of: Any, fault: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """asyncssh's own server plays a box whose answers are broken or hostile."""
     monkeypatch.setattr("edgeladder.fleet.transport.ANSWER_LIMIT_BYTES", 1 << 20)
@@ -151,16 +152,16 @@ def test_boxes_that_answer_wrongly(
             process.channel.get_connection().abort()
         process.exit(0)
 
-    async def main() -> Account:
+    async def main() -> FleetOutcome:
         server = await asyncssh.create_server(
             _AnyKey, "127.0.0.1", box.port, server_host_keys=[str(box.folder / "host_key")],
             process_factory=handler, encoding=None,
         )  # fmt: skip
         async with server:
-            return await crew_of(farm, tries=2, timeout=1.0).each("probe", probe)
+            return await pool_of(farm, tries=2, timeout=1.0).each("probe", probe)
 
-    account = asyncio.run(main())
-    assert kinds(account) == {"a": kind}
-    assert account.results[0].tries == (2 if kind in ("timeout", "lost") else 1)
+    outcome = asyncio.run(main())
+    assert kinds(outcome) == {"a": kind}
+    assert outcome.results[0].tries == (2 if kind in ("timeout", "lost") else 1)
     if fault == "complaint":
-        assert "python3: not found" in str((account.results[0].error or {})["message"])
+        assert "python3: not found" in str((outcome.results[0].error or {})["message"])

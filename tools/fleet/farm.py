@@ -291,7 +291,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--boxes", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=Path("farm"))
-    parser.add_argument("--program", help="`edgeladder` for all boxes, instead of installing it")
+    parser.add_argument("--program", help="an `edgeladder` for all boxes, instead of installing it")
     arguments = parser.parse_args()
     names = [f"box{number:02d}" for number in range(1, arguments.boxes + 1)]
     extra = {"program": str(Path(arguments.program).resolve())} if arguments.program else {}

@@ -68,7 +68,7 @@ def trouble(farm: Farm) -> None:
 
 
 def main() -> None:
-    """Run both runs and check the accounts."""
+    """Run both runs and check the outcomes."""
     folder = Path(tempfile.mkdtemp(prefix="edgeladder-farm-"))
     program = folder / "edgeladder"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} {TOOLS / "stand_in.py"} "$@"\n')
@@ -146,7 +146,7 @@ def check_second(farm: Farm, run: tuple[int, dict, float, int], before: dict[str
 
 
 def show(*runs: tuple[int, dict, float, int]) -> None:
-    """The accounts as a table in Markdown."""
+    """The outcomes as a table in Markdown."""
     print("| run | exit code | done | unchanged | failed | seconds | controller's peak, MB |")
     print("|---|---|---|---|---|---|---|")
     for number, (code, answer, seconds, peak_bytes) in enumerate(runs, 1):

@@ -31,7 +31,7 @@ import yaml
 from farm import free_port
 from tiny_bundle import write_bundle
 
-from edgeladder.fleet.box import jobs, serve
+from edgeladder.fleet.box import commands, jobs, records, serve
 
 MEMORY_LIMIT_BYTES = 150_000_000
 
@@ -69,11 +69,12 @@ class World:
         try:
             stream = io.BytesIO(await process.stdin.read())
             stream.read(int(stream.readline()))  # the agent's source, which is here already
-            request = json.loads(stream.readline())
+            line = stream.readline()
+            call = records.from_json(records.Call, json.loads(line))
             out = io.BytesIO()
-            if request["op"] == "start":
-                await asyncio.to_thread(pretend, request)
-            await asyncio.to_thread(serve.answer, request, stream, out)
+            if isinstance(call.request, records.StartRequest):
+                await asyncio.to_thread(pretend, call.root, call.request)
+            await asyncio.to_thread(serve.answer, line, stream, out)
             process.stdout.write(out.getvalue())
             await process.stdout.drain()
             process.exit(0)
@@ -81,13 +82,14 @@ class World:
             self.requests -= 1
 
 
-def pretend(request: dict[str, Any]) -> None:
+def pretend(root: str, request: records.StartRequest) -> None:
     """Do at once what the job would do; the agent then finds it done."""
-    folder = Path(jobs.job_folder(request["root"], request["job"]))
+    folder = Path(jobs.job_folder(root, request.job))
     if (folder / "job.json").exists():
         return
     folder.mkdir(parents=True)
-    words = [jobs.fill(part, request["root"], str(folder)) for part in request["command"][2:]]
+    command = commands.command_of(request.task, root).words
+    words = [commands.fill(part, root, str(folder)) for part in command[2:]]
     values = dict(zip(words[1::2], words[2::2], strict=True))  # after --json
     arguments = argparse.Namespace(
         run=values["--run"], resume=None, bundle=values["--bundle"], start=None
@@ -97,8 +99,8 @@ def pretend(request: dict[str, Any]) -> None:
         stand_in.train(arguments, {**stand_in.DEFAULTS, "steps": 2, "step_seconds": 0.0})
     (folder / "result.json").write_text(out.getvalue())
     (folder / "exit").write_text("0")
-    record = {"command": request["command"], "attempts": 1, "started": time.time(), "via": "none"}
-    (folder / "job.json").write_text(json.dumps(record))
+    record = records.JobFile(command, 1, time.time(), "none")
+    (folder / "job.json").write_text(json.dumps(records.to_json(record)))
 
 
 async def run_world(folder: Path, count: int) -> None:
@@ -128,7 +130,8 @@ async def run_world(folder: Path, count: int) -> None:
     (folder / "client_key").write_bytes(client.export_private_key())
     (folder / "client_key").chmod(0o600)
     (folder / "known_hosts").write_text("".join(lines))
-    defaults = {"key": str(folder / "client_key"), "program": "/bin/true"}
+    (folder / "edgeladder").touch()  # that it is there is all that the agent asks
+    defaults = {"key": str(folder / "client_key"), "program": str(folder / "edgeladder")}
     (folder / "fleet.yaml").write_text(yaml.safe_dump({"defaults": defaults, "hosts": hosts}))
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)

@@ -1,10 +1,12 @@
 """Stands in for `edgeladder` on a box where the fleet is tested.
 
-The same options, files and exit codes, no learning. What a box does wrong is read from
+The same options, files and exit codes, no learning. A box takes it for its own only where somebody
+laid it there by hand: no request of the fleet can. What a box does wrong is read from
 `~/behaviour.json`.
 
     {"steps": 5, "step_seconds": 0.01, "pictures": 10, "shift": 1.0,
-     "nan": false, "far": 1.0, "stray": false, "exit": 0, "link": null, "extra_tensor": null}
+     "nan": false, "far": 1.0, "stray": false, "exit": 0, "link": null, "extra_tensor": null,
+     "scripts": {"JOB": "a shell script to run in the job's folder", "JOB:resume": "..."}}
 """
 
 from __future__ import annotations
@@ -132,6 +134,9 @@ def main() -> int:
     arguments = parser.parse_args()
     said = Path(os.environ["HOME"]) / "behaviour.json"
     behaviour = {**DEFAULTS, **(json.loads(said.read_text()) if said.exists() else {})}
+    job = Path.cwd().name + (":resume" if arguments.resume else "")
+    if job in behaviour.get("scripts", {}):
+        os.execv("/bin/sh", ["/bin/sh", "-c", behaviour["scripts"][job]])
     return {"train": train, "evaluate": evaluate}[arguments.command](arguments, behaviour)
 
 

@@ -21,16 +21,30 @@ import signal
 import stat
 import subprocess
 import time
+from typing import TYPE_CHECKING
 
-from edgeladder.fleet.box.store import (
-    BLOCK_BYTES,
-    Answer,
-    BufferedReader,
-    BufferedWriter,
-    Refused,
-    Request,
-    hash_file,
+from edgeladder.fleet.box.commands import command_of, fill
+from edgeladder.fleet.box.records import (
+    FileRecord,
+    JobFile,
+    JobState,
+    OutputsAnswer,
+    OutputsRequest,
+    SendAnswer,
+    SendRequest,
+    StartAnswer,
+    StartRequest,
+    StatusAnswer,
+    StatusRequest,
+    StopAnswer,
+    StopRequest,
+    from_json,
+    to_json,
 )
+from edgeladder.fleet.box.store import BLOCK_BYTES, Refused, hash_file
+
+if TYPE_CHECKING:
+    from io import BufferedReader, BufferedWriter
 
 # All that ever leaves a box, besides the probe's facts and the log: adapters, metrics, reports.
 PULLABLE = (
@@ -44,6 +58,7 @@ PULLABLE = (
     "result.json",
 )
 FOLLOWED = ("run/metrics.jsonl", "log")
+BEGUN = "run/config.yaml"  # a run with it can be resumed
 START_SECONDS = 20  # for the runner to write its pid
 
 # The runner. It ignores nothing for its child (`trap :` is reset in children), outlives a TERM to
@@ -100,29 +115,30 @@ def runner_pid(folder: str) -> int | None:
     return int(text) if os.fsencode(folder) in arguments else None
 
 
-def state(root: str, job: str) -> Answer:
-    """What became of a job: absent, running, done, failed, stopped or lost (its runner died)."""
-    folder = job_folder(root, job)
+def _job_file(folder: str) -> JobFile | None:
+    """A job's job.json, or None where there is none that can be read."""
     try:
-        record = json.loads(read_text(os.path.join(folder, "job.json")))
+        return from_json(JobFile, json.loads(read_text(os.path.join(folder, "job.json"))))
     except ValueError:
-        return {"state": "absent", "exit_code": None, "attempts": 0}
+        return None
+
+
+def state(root: str, job: str) -> JobState:
+    """What became of a job."""
+    folder = job_folder(root, job)
+    record = _job_file(folder)
+    if record is None:
+        return JobState("absent")
     code = read_text(os.path.join(folder, "exit")).strip()
-    answer = {
-        "state": "lost",
-        "exit_code": None,
-        "attempts": record["attempts"],
-        "via": record["via"],
-        "started": record["started"],
-    }
+    word, exit_code = "lost", None
     if runner_pid(folder) is not None:
-        answer["state"] = "running"
+        word = "running"
     elif re.fullmatch(r"\d+", code):
-        answer["exit_code"] = int(code)
-        answer["state"] = "done" if code == "0" else "failed"
-    if answer["state"] in ("failed", "lost") and os.path.exists(os.path.join(folder, "stopped")):
-        answer["state"] = "stopped"
-    return answer
+        exit_code = int(code)
+        word = "done" if code == "0" else "failed"
+    if word in ("failed", "lost") and os.path.exists(os.path.join(folder, "stopped")):
+        word = "stopped"
+    return JobState(word, exit_code, record.attempts, record.via, record.started)
 
 
 def user_systemd() -> dict[str, str] | None:
@@ -155,73 +171,61 @@ def user_systemd() -> dict[str, str] | None:
     return environment
 
 
-def start(root: str, request: Request, stdin: BufferedReader, stdout: BufferedWriter) -> Answer:
+def start(root: str, request: StartRequest) -> StartAnswer:
     """Start a job unless it runs or is done; a failed, stopped or lost one gets a new attempt.
 
-    `resume` is the command of a later attempt, taken when `resume_if` (below the job's folder)
-    exists. `{root}` and `{job}` in arguments are replaced by this box's folders. `supersede` is
-    the number of an attempt whose outcome is not wanted, done or not: it is begun afresh.
-
-    Returns:
-        The job's state, with `started_now`.
+    Raises:
+        Refused: the box takes no such task, lacks what it needs, or knows the job's id for another.
     """
-    folder = job_folder(root, request["job"])
-    for path in request.get("requires", []):
+    folder = job_folder(root, request.job)
+    command = command_of(request.task, root)
+    for path in command.requires:
         if not os.path.exists(fill(path, root, folder)):
-            raise Refused(f"the box has no {path}", remedy=request.get("otherwise"))
+            raise Refused(f"the box has no {path}", remedy=command.remedy)
     os.makedirs(folder, exist_ok=True)
     with open(os.path.join(folder, "lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        before = state(root, request["job"])
-        try:
-            record = json.loads(read_text(os.path.join(folder, "job.json")))
-        except ValueError:
-            record = {"command": request["command"], "attempts": 0}
-        if record["command"] != request["command"]:
+        before = state(root, request.job)
+        record = _job_file(folder) or JobFile(command.words)
+        if record.command != command.words:
             raise Refused(
-                "job {} was started with another command".format(request["job"]),
+                f"job {request.job} was started with another command",
                 remedy="choose another --job",
             )
-        if before["state"] != "running" and request.get("supersede") == record["attempts"]:
+        if before.state != "running" and request.supersede == record.attempts:
             shutil.rmtree(os.path.join(folder, "run"), ignore_errors=True)
-        elif before["state"] in ("running", "done"):
-            return dict(before, started_now=False)
-        command = request["command"]
-        if request.get("resume") and os.path.exists(os.path.join(folder, request["resume_if"])):
-            command = request["resume"]
-        for name in ("exit", "pid", "stopped", "result.json"):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(os.path.join(folder, name))
-        attempt = record["attempts"] + 1
-        while os.path.exists(os.path.join(folder, f"attempt-{attempt}")):
-            attempt += 1
-        environment = user_systemd()
-        record.update(
-            attempts=attempt,
-            started=time.time(),
-            via="systemd-run" if environment else "setsid",
-        )
-        _write(os.path.join(folder, "job.json"), json.dumps(record))
-        _launch(root, folder, attempt, command, environment)
-        deadline = time.monotonic() + START_SECONDS
-        while not os.path.exists(os.path.join(folder, "pid")):
-            if time.monotonic() > deadline:
-                raise Refused("the job's runner did not start", kind="lost")
-            time.sleep(0.02)
-    return dict(state(root, request["job"]), started_now=True)
+        elif before.state in ("running", "done"):
+            return StartAnswer(before, started_now=False)
+        resumes = command.resume and os.path.exists(os.path.join(folder, BEGUN))
+        _attempt(root, folder, record, command.resume if resumes else None)
+    return StartAnswer(state(root, request.job), started_now=True)
 
 
-def fill(part: str, root: str, folder: str) -> str:
-    """An argument with this box's folders in it."""
-    part = os.path.expanduser(part) if part.startswith("~/") else part
-    return part.replace("{root}", root).replace("{job}", folder)
+def _attempt(root: str, folder: str, record: JobFile, resume: tuple[str, ...] | None) -> None:
+    """Launch the next attempt and wait until its runner is there."""
+    for name in ("exit", "pid", "stopped", "result.json"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(folder, name))
+    attempt = record.attempts + 1
+    while os.path.exists(os.path.join(folder, f"attempt-{attempt}")):
+        attempt += 1
+    environment = user_systemd()
+    via = "systemd-run" if environment else "setsid"
+    begun = JobFile(record.command, attempt, time.time(), via)
+    _write(os.path.join(folder, "job.json"), json.dumps(to_json(begun)))
+    words = [fill(part, root, folder) for part in resume or record.command]
+    _launch(folder, attempt, words, environment)
+    deadline = time.monotonic() + START_SECONDS
+    while not os.path.exists(os.path.join(folder, "pid")):
+        if time.monotonic() > deadline:
+            raise Refused("the job's runner did not start", kind="lost")
+        time.sleep(0.02)
 
 
 def _launch(
-    root: str, folder: str, attempt: int, command: list[str], environment: dict[str, str] | None
+    folder: str, attempt: int, words: list[str], environment: dict[str, str] | None
 ) -> None:
-    filled = [fill(part, root, folder) for part in command]
-    runner = ["/bin/sh", "-c", RUNNER, "edgeladder-job", folder, str(attempt)] + filled
+    runner = ["/bin/sh", "-c", RUNNER, "edgeladder-job", folder, str(attempt)] + words
     if environment:
         unit = f"edgeladder-{hashlib.sha256(folder.encode()).hexdigest()[:12]}-{attempt}"
         runner = ["systemd-run", "--user", "--quiet", "--collect", "--unit", unit] + runner
@@ -231,16 +235,16 @@ def _launch(
         subprocess.Popen(runner, stdin=null, stdout=null, stderr=null, start_new_session=True)
 
 
-def stop(root: str, request: Request, stdin: BufferedReader, stdout: BufferedWriter) -> Answer:
+def stop(root: str, request: StopRequest) -> StopAnswer:
     """Ask a running job to end (TERM to its group: a checkpoint is written), then make it."""
-    folder = job_folder(root, request["job"])
+    folder = job_folder(root, request.job)
     pid = runner_pid(folder)
     if pid is None:
-        return dict(state(root, request["job"]), stopped_now=False)
+        return StopAnswer(state(root, request.job), stopped_now=False)
     _write(os.path.join(folder, "stopped"), "")
     killed = False
     os.killpg(pid, signal.SIGTERM)
-    deadline = time.monotonic() + request.get("grace_seconds", 30)
+    deadline = time.monotonic() + request.grace_seconds
     while runner_pid(folder) is not None:
         if time.monotonic() > deadline:
             killed = True
@@ -248,19 +252,18 @@ def stop(root: str, request: Request, stdin: BufferedReader, stdout: BufferedWri
                 os.killpg(pid, signal.SIGKILL)
             deadline = time.monotonic() + 5
         time.sleep(0.05)
-    return dict(state(root, request["job"]), stopped_now=True, killed=killed)
+    return StopAnswer(state(root, request.job), stopped_now=True, killed=killed)
 
 
-def status(root: str, request: Request, stdin: BufferedReader, stdout: BufferedWriter) -> Answer:
+def status(root: str, request: StatusRequest) -> StatusAnswer:
     """The state of a job and what its followed file gained since `offset`, whole lines only."""
-    answer = state(root, request["job"])
-    name = request.get("follow")
-    if name is not None:
-        answer.update(_tail(root, request["job"], name, request.get("offset", 0)))
-    return answer
+    job = state(root, request.job)
+    if request.follow is None:
+        return StatusAnswer(job)
+    return StatusAnswer(job, *_tail(root, request.job, request.follow, request.offset))
 
 
-def _tail(root: str, job: str, name: str, offset: int) -> Answer:
+def _tail(root: str, job: str, name: str, offset: int) -> tuple[int, tuple[str, ...]]:
     if name not in FOLLOWED:
         raise Refused(f"{name!r} is not followed")
     path = os.path.join(job_folder(root, job), name)
@@ -271,12 +274,11 @@ def _tail(root: str, job: str, name: str, offset: int) -> Answer:
             stream.seek(offset)
             text = stream.read(BLOCK_BYTES)
     except FileNotFoundError:
-        return {"offset": 0, "lines": []}
+        return 0, ()
     complete = text[: text.rfind(b"\n") + 1]
     if len(text) == BLOCK_BYTES and not complete:
         complete = text  # one line longer than a block: pass it on in pieces
-    lines = complete.decode("utf-8", "replace").splitlines()
-    return {"offset": offset + len(complete), "lines": lines}
+    return offset + len(complete), tuple(complete.decode("utf-8", "replace").splitlines())
 
 
 def _open_regular(path: str) -> BufferedReader:
@@ -294,22 +296,22 @@ def _open_regular(path: str) -> BufferedReader:
     return stream
 
 
-def outputs(root: str, request: Request, stdin: BufferedReader, stdout: BufferedWriter) -> Answer:
+def outputs(root: str, request: OutputsRequest) -> OutputsAnswer:
     """Size and hash of those of a job's files that may leave the box."""
-    folder = job_folder(root, request["job"])
+    folder = job_folder(root, request.job)
     found = {}
     kept = []
     for name in PULLABLE:
         path = os.path.join(folder, name)
         if os.path.islink(os.path.dirname(path)):
-            raise Refused("the run directory of job {} is a link".format(request["job"]))
+            raise Refused(f"the run directory of job {request.job} is a link")
         with contextlib.suppress(FileNotFoundError), _open_regular(path) as stream:
             if shows_pictures(stream, name):
                 kept.append(name)
                 continue
             size = os.fstat(stream.fileno()).st_size
-            found[name] = {"size": size, "sha256": hash_file(path)}
-    return dict(state(root, request["job"]), files=found, kept=kept)
+            found[name] = FileRecord(size, hash_file(path))
+    return OutputsAnswer(state(root, request.job), found, tuple(kept))
 
 
 def shows_pictures(stream: BufferedReader, name: str) -> bool:
@@ -326,16 +328,16 @@ def shows_pictures(stream: BufferedReader, name: str) -> bool:
     return found
 
 
-def send(root: str, request: Request, stdin: BufferedReader, stdout: BufferedWriter) -> None:
+def send(root: str, request: SendRequest, stdout: BufferedWriter) -> None:
     """One of the files that may leave, as raw bytes after the answer's line."""
-    if request["name"] not in PULLABLE:
-        raise Refused("{!r} never leaves a box".format(request["name"]))
-    path = os.path.join(job_folder(root, request["job"]), request["name"])
+    if request.name not in PULLABLE:
+        raise Refused(f"{request.name!r} never leaves a box")
+    path = os.path.join(job_folder(root, request.job), request.name)
     with _open_regular(path) as stream:
-        if shows_pictures(stream, request["name"]):
-            raise Refused(f"{request['name']} holds what stays on the box")
+        if shows_pictures(stream, request.name):
+            raise Refused(f"{request.name} holds what stays on the box")
         size = os.fstat(stream.fileno()).st_size
-        stdout.write(json.dumps({"size": size}).encode() + b"\n")
+        stdout.write(json.dumps(to_json(SendAnswer(size))).encode() + b"\n")
         left = size
         while left:
             block = stream.read(min(left, BLOCK_BYTES))

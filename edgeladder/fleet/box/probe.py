@@ -10,8 +10,10 @@ import subprocess
 import sys
 import time
 
+from edgeladder.fleet.box.commands import check_program, fill
 from edgeladder.fleet.box.jobs import user_systemd
-from edgeladder.fleet.box.store import Answer, BufferedReader, BufferedWriter, Request
+from edgeladder.fleet.box.records import ProbeAnswer, ProbeRequest
+from edgeladder.fleet.box.store import Refused
 
 _INSTALLED = """
 import json, sys
@@ -72,16 +74,17 @@ def _venv_works() -> bool:
     return True
 
 
-def _installed(program: str) -> dict[str, str]:
+def _installed(program: str, root: str) -> dict[str, str]:
     """Versions in the program's environment; of a program that has none, what it says itself."""
-    python = os.path.join(os.path.dirname(program), "python")
     try:
+        program = fill(check_program(program, root), root, "")
+        python = os.path.join(os.path.dirname(program), "python")
         if not os.path.exists(python):
             name, version = _said([program, "--version"]).split()
             return {name: version}
-        found: dict[str, str] = json.loads(_said([python, "-c", _INSTALLED]))
-        return found
-    except (OSError, ValueError, subprocess.TimeoutExpired):
+        found = json.loads(_said([python, "-c", _INSTALLED]))
+        return {str(name): str(version) for name, version in found.items()}
+    except (Refused, OSError, ValueError, subprocess.TimeoutExpired):
         return {}
 
 
@@ -96,31 +99,29 @@ def _said(command: list[str]) -> str:
     return done.stdout.decode()
 
 
-def probe(root: str, request: Request, stdin: BufferedReader, stdout: BufferedWriter) -> Answer:
+def probe(root: str, request: ProbeRequest) -> ProbeAnswer:
     """All facts at once."""
     memory = _meminfo()
     folder = root
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder)
-    data = request.get("data")
-    return {
-        "model": _model(),
-        "architecture": platform.machine(),
-        "system": platform.platform(terse=True),
-        "cores": os.cpu_count(),
-        "python": ".".join(map(str, sys.version_info[:3])),
-        "venv": _venv_works(),
-        "installed": _installed(request["program"].replace("{root}", root)),
-        "memory_bytes": memory.get("MemTotal"),
-        "available_bytes": memory.get("MemAvailable"),
-        "swap_bytes": memory.get("SwapTotal"),
-        "fence": fence(),
-        "detach": "systemd-run" if user_systemd() else "setsid",
-        "free_disk_bytes": shutil.disk_usage(folder).free,
-        "writable": os.access(folder, os.W_OK),
-        "data": os.path.exists(os.path.expanduser(data.replace("{root}", root))) if data else None,
-        "bundle": os.path.basename(os.path.realpath(os.path.join(root, "bundle")))
-        if os.path.islink(os.path.join(root, "bundle"))
-        else None,
-        "clock": time.time(),
-    }
+    bundle = os.path.join(root, "bundle")
+    return ProbeAnswer(
+        model=_model(),
+        architecture=platform.machine(),
+        system=platform.platform(terse=True),
+        cores=os.cpu_count(),
+        python=".".join(map(str, sys.version_info[:3])),
+        venv=_venv_works(),
+        installed=_installed(request.program, root),
+        memory_bytes=memory.get("MemTotal"),
+        available_bytes=memory.get("MemAvailable"),
+        swap_bytes=memory.get("SwapTotal"),
+        fence=fence(),
+        detach="systemd-run" if user_systemd() else "setsid",
+        free_disk_bytes=shutil.disk_usage(folder).free,
+        writable=os.access(folder, os.W_OK),
+        data=os.path.exists(fill(request.data, root, "")) if request.data else None,
+        bundle=os.path.basename(os.path.realpath(bundle)) if os.path.islink(bundle) else None,
+        clock=time.time(),
+    )

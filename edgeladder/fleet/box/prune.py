@@ -6,10 +6,11 @@ import os
 import shutil
 
 from edgeladder.fleet.box.jobs import job_folder, read_text, state
-from edgeladder.fleet.box.store import KINDS, Answer, BufferedReader, BufferedWriter, Request
+from edgeladder.fleet.box.records import PruneAnswer, PruneRequest
+from edgeladder.fleet.box.store import KINDS
 
 
-def prune(root: str, request: Request, stdin: BufferedReader, stdout: BufferedWriter) -> Answer:
+def prune(root: str, request: PruneRequest) -> PruneAnswer:
     """Remove trees that are neither current nor a running job's; what is half pushed stays."""
     removed = []
     freed = 0
@@ -28,7 +29,7 @@ def prune(root: str, request: Request, stdin: BufferedReader, stdout: BufferedWr
         if not name.endswith(".part") and os.stat(path).st_nlink == 1:
             freed += os.path.getsize(path)
             os.unlink(path)
-    return {"removed": removed, "freed_bytes": freed}
+    return PruneAnswer(tuple(removed), freed)
 
 
 def _running_commands(root: str) -> str:
@@ -36,6 +37,6 @@ def _running_commands(root: str) -> str:
     folder = os.path.join(root, "jobs")
     texts = []
     for job in os.listdir(folder) if os.path.isdir(folder) else []:
-        if state(root, job)["state"] == "running":
+        if state(root, job).state == "running":
             texts.append(read_text(os.path.join(job_folder(root, job), "job.json")))
     return "\n".join(texts)

@@ -16,17 +16,20 @@ import shutil
 import signal
 import tempfile
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from edgeladder.fleet.box.records import (
+    AssembleAnswer,
+    AssembleRequest,
+    HaveAnswer,
+    HaveRequest,
+    ReceiveAnswer,
+    ReceiveRequest,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator as Iterator
-    from io import BufferedReader as BufferedReader
-    from io import BufferedWriter as BufferedWriter
-
-    Request = dict[str, Any]
-    Answer = dict[str, Any]
-else:  # not evaluated on a box, whose Python may know no dict[...]
-    Request = Answer = BufferedReader = BufferedWriter = Iterator = object
+    from collections.abc import Iterator
+    from io import BufferedReader
 
 BLOCK_BYTES = 1 << 18
 KINDS = ("bundle", "data", "wheelhouse", "adapter")
@@ -73,20 +76,20 @@ def fsync_folder(folder: str) -> None:
         os.close(descriptor)
 
 
-def have(root: str, request: Request, stdin: BufferedReader, stdout: BufferedWriter) -> Answer:
+def have(root: str, request: HaveRequest) -> HaveAnswer:
     """Which of the wanted blobs are missing, and how much of each has already arrived.
 
     With `verify` every blob present is hashed again, and one that differs is removed first.
     """
     os.makedirs(os.path.join(root, "blobs"), exist_ok=True)
-    tree = tree_path(root, request["kind"], request["digest"])
+    tree = tree_path(root, request.kind, request.digest)
     damaged = []
     missing = {}
-    present = os.path.isdir(tree) and not request.get("verify")
-    for sha, size in {} if present else request["blobs"].items():
+    present = os.path.isdir(tree) and not request.verify
+    for sha, size in {} if present else request.blobs.items():
         path = blob_path(root, sha)
         whole = os.path.isfile(path) and os.path.getsize(path) == size
-        if whole and request.get("verify") and hash_file(path) != sha:
+        if whole and request.verify and hash_file(path) != sha:
             damaged.append(sha)
             whole = False
         if not whole:
@@ -100,15 +103,10 @@ def have(root: str, request: Request, stdin: BufferedReader, stdout: BufferedWri
             missing[sha] = arrived
     if damaged:
         shutil.rmtree(tree, ignore_errors=True)  # its links lead to the damaged content
-    return {
-        "present": present,
-        "missing": missing,
-        "damaged": damaged,
-        "free_bytes": shutil.disk_usage(root).free,
-    }
+    return HaveAnswer(present, missing, tuple(damaged), shutil.disk_usage(root).free)
 
 
-def receive(root: str, request: Request, stdin: BufferedReader, stdout: BufferedWriter) -> Answer:
+def receive(root: str, request: ReceiveRequest, stdin: BufferedReader) -> ReceiveAnswer:
     """Append what arrives to the parts; a part whose hash is right becomes a blob.
 
     The bytes of all `blobs` follow the request in order, each from its offset. What had arrived
@@ -147,19 +145,19 @@ def receiving(root: str) -> Iterator[None]:
             lock.truncate(0)  # before the lock goes: nobody shall end who takes this number next
 
 
-def _receive(root: str, request: Request, stdin: BufferedReader) -> Answer:
+def _receive(root: str, request: ReceiveRequest, stdin: BufferedReader) -> ReceiveAnswer:
     stored = []
     rejected = []
-    for item in request["blobs"]:
-        path = blob_path(root, item["sha256"])
+    for item in request.blobs:
+        path = blob_path(root, item.sha256)
         part = path + ".part"
         digest = hashlib.sha256()
         with open(part, "ab+") as stream:
-            stream.truncate(item["offset"])
+            stream.truncate(item.offset)
             stream.seek(0)
             for block in iter(lambda: stream.read(BLOCK_BYTES), b""):
                 digest.update(block)
-            left = item["size"] - item["offset"]
+            left = item.size - item.offset
             while left:
                 block = stdin.read1(min(left, BLOCK_BYTES))
                 if not block:
@@ -169,27 +167,26 @@ def _receive(root: str, request: Request, stdin: BufferedReader) -> Answer:
                 digest.update(block)
                 left -= len(block)
             os.fsync(stream.fileno())
-        if digest.hexdigest() == item["sha256"]:
+        if digest.hexdigest() == item.sha256:
             os.chmod(part, 0o444)
             os.replace(part, path)
-            stored.append(item["sha256"])
+            stored.append(item.sha256)
         else:
             os.unlink(part)
-            rejected.append(item["sha256"])
+            rejected.append(item.sha256)
     fsync_folder(os.path.join(root, "blobs"))
-    return {"stored": stored, "rejected": rejected}
+    return ReceiveAnswer(tuple(stored), tuple(rejected))
 
 
-def assemble(root: str, request: Request, stdin: BufferedReader, stdout: BufferedWriter) -> Answer:
+def assemble(root: str, request: AssembleRequest) -> AssembleAnswer:
     """Build a tree from blobs beside its place, rename it there, and switch the link to it."""
-    kind = request["kind"]
-    tree = tree_path(root, kind, request["digest"])
+    tree = tree_path(root, request.kind, request.digest)
     built = not os.path.isdir(tree)
     if built:
         os.makedirs(os.path.dirname(tree), exist_ok=True)
         temporary = tempfile.mkdtemp(prefix=".", dir=os.path.dirname(tree))
         try:
-            for name, sha in request["files"].items():
+            for name, sha in request.files.items():
                 target = os.path.normpath(os.path.join(temporary, name))
                 if os.path.isabs(name) or not target.startswith(temporary + os.sep):
                     raise Refused(f"not a name inside the tree: {name!r}")
@@ -206,7 +203,7 @@ def assemble(root: str, request: Request, stdin: BufferedReader, stdout: Buffere
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-    return {"built": built, "switched": request.get("switch", True) and switch(root, kind, tree)}
+    return AssembleAnswer(built, request.switch and switch(root, request.kind, tree))
 
 
 def switch(root: str, kind: str, tree: str) -> bool:

@@ -1,9 +1,9 @@
-"""What became of each host: the account a fleet command ends with."""
+"""What became of each host: the outcome a fleet command ends with."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from edgeladder.core.errors import EdgeLadderError, FleetError
 
@@ -37,18 +37,18 @@ State = Literal["done", "unchanged", "running", "failed"]
 
 @dataclass
 class HostResult:
-    """One line of the account."""
+    """One line of the outcome."""
 
     host: str
     state: State
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, object] = field(default_factory=dict)  # for its line of the JSON answer
     error: dict[str, str | None] | None = None
     seconds: float = 0.0
     tries: int = 1
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """For JSON."""
-        values: dict[str, Any] = {"state": self.state, "seconds": round(self.seconds, 3)}
+        values: dict[str, object] = {"state": self.state, "seconds": round(self.seconds, 3)}
         if self.tries > 1:
             values["tries"] = self.tries
         if self.error:
@@ -57,12 +57,12 @@ class HostResult:
 
 
 @dataclass
-class Account:
+class FleetOutcome:
     """Every host's result, in the inventory's order."""
 
     command: str
     results: list[HostResult]
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, object] = field(default_factory=dict)
     stopped: str | None = None  # why the command as a whole did not go on
 
     def names(self, *states: State) -> list[str]:
@@ -86,10 +86,10 @@ class Account:
             "what is missing",
         )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The command's JSON object."""
         error = self.error()
-        values: dict[str, Any] = {
+        values: dict[str, object] = {
             "command": self.command,
             "done": self.names("done"),
             "unchanged": self.names("unchanged"),

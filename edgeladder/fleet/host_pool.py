@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from edgeladder.core.errors import EdgeLadderError
-from edgeladder.fleet.account import Account, HostError, HostResult, failed
 from edgeladder.fleet.dialer import Dialer
 from edgeladder.fleet.inventory import Host
+from edgeladder.fleet.outcomes import FleetOutcome, HostError, HostResult, failed
 from edgeladder.fleet.ssh import quiet_asyncssh
 from edgeladder.fleet.transport import Box
 
@@ -22,7 +23,7 @@ Value = TypeVar("Value")
 
 
 @dataclass
-class Crew:
+class HostPool:
     """How a fleet command goes to its hosts."""
 
     dialer: Dialer
@@ -32,11 +33,11 @@ class Crew:
     backoff_seconds: float = 1.0  # before the second try, doubled after each
     note: Note = lambda result: None  # told of each host as it ends
 
-    async def each(self, command: str, work: Work) -> Account:
+    async def each(self, command: str, work: Work) -> FleetOutcome:
         """Do `work` on every host, at most `parallel` at a time.
 
         Returns:
-            The account, in the order of the hosts; a failed host never stops another.
+            The outcome, in the order of the hosts; a failed host never stops another.
         """
         quiet_asyncssh()
         waiting = iter(self.hosts)
@@ -57,7 +58,7 @@ class Crew:
             await asyncio.gather(*workers, return_exceptions=True)
             if not self.dialer.keep:
                 await self.dialer.close()
-        return Account(command, [results[host.name] for host in self.hosts])
+        return FleetOutcome(command, [results[host.name] for host in self.hosts])
 
     @contextlib.asynccontextmanager
     async def lasting(self) -> AsyncIterator[None]:
@@ -88,6 +89,34 @@ class Crew:
             break
         result.seconds = time.monotonic() - started
         return result
+
+
+class LiveHosts:
+    """The hosts of a pool that have not failed yet, through several pieces of work."""
+
+    def __init__(self, pool: HostPool):
+        self.everyone = pool
+        self.results: dict[str, HostResult] = {}  # the newest of each host
+
+    @property
+    def failures(self) -> dict[str, HostResult]:
+        """Hosts that have failed."""
+        return {name: r for name, r in self.results.items() if r.state == "failed"}
+
+    @property
+    def pool(self) -> HostPool:
+        """Those that have not."""
+        gone = self.failures
+        hosts = [host for host in self.everyone.hosts if host.name not in gone]
+        return dataclasses.replace(self.everyone, hosts=hosts)
+
+    async def each(self, command: str, work: Work) -> None:
+        """Do `work` on every live host."""
+        self.take(await self.pool.each(command, work))
+
+    def take(self, outcome: FleetOutcome) -> None:
+        """Remember what became of hosts."""
+        self.results.update({result.host: result for result in outcome.results})
 
 
 def run(work: Coroutine[Any, Any, Value]) -> Value:

@@ -1,0 +1,127 @@
+"""What was pulled of a job, on the controller's disk: one reader and one writer of each file.
+
+OUT/JOB/hosts/HOST/pull.json      what was pulled, and the job's state
+OUT/JOB/hosts/HOST/result.json    what the box's command printed: taken for numbers and text
+OUT/JOB/failures.json             host -> why nothing came of it the last time it was asked
+OUT/JOB/refused.json              host -> why its adapter is in no average
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edgeladder.core.files import read_json, write_json
+from edgeladder.core.ownership import PULL_RECORD, require_ours
+from edgeladder.core.records import from_json, to_json
+from edgeladder.fleet.box.records import FileRecord
+from edgeladder.fleet.outcomes import FleetOutcome
+
+RECORD = PULL_RECORD
+FAILURES = "failures.json"
+REFUSED = "refused.json"
+RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class PullRecord:
+    """The state of a job when its files were pulled, and the files by name."""
+
+    state: str
+    exit_code: int | None = None
+    files: dict[str, FileRecord] = field(default_factory=dict)
+    attempts: int = 0
+    kept: tuple[str, ...] = ()  # what stayed on the box: pictures in reports, heads' features
+
+    def write(self, folder: Path) -> None:
+        """Into a host's folder."""
+        write_json(folder / RECORD, to_json(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> PullRecord | None:
+        """Of a host's folder, or None where nothing was pulled."""
+        path = folder / RECORD
+        if not path.is_file():
+            return None
+        return from_json(cls, read_json(path), where=str(path), others_keys=True)
+
+
+@dataclass(frozen=True)
+class PulledResult:
+    """The numbers that the fleet reads of a result.json; None: the box did not say so."""
+
+    tuned: float | None = None
+    zero_shot: float | None = None
+    train_count: float | None = None  # pictures it was trained on
+    test_count: float | None = None  # pictures it was evaluated on
+    steps: float | None = None
+    budget_bytes: float | None = None
+    peak_bytes: float | None = None  # of all phases
+    enforcement: str = ""
+    error: str | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> PulledResult:
+        """Of a host's folder; what is of another kind than it should be is left out."""
+        path = folder / RESULT
+        values = _object(read_json(path) if path.is_file() and path.stat().st_size else {})
+        accuracy, memory = _object(values.get("accuracy")), _object(values.get("memory"))
+        phases = _object(memory.get("phases")).values()
+        peaks = [_number(_object(phase).get("measured_peak_bytes")) for phase in phases]
+        message = _object(values.get("error")).get("message")
+        return cls(
+            tuned=_number(accuracy.get("tuned") if accuracy else values.get("accuracy")),
+            zero_shot=_number(accuracy.get("zero_shot", values.get("zero_shot_accuracy"))),
+            train_count=_number(_object(values.get("counts")).get("train")),
+            test_count=_number(values.get("count")),
+            steps=_number(values.get("steps")),
+            budget_bytes=_number(memory.get("budget_bytes")),
+            peak_bytes=max((peak for peak in peaks if peak is not None), default=None),
+            enforcement=str(memory.get("enforcement") or ""),
+            error=str(message) if message else None,
+        )
+
+
+def _object(value: object) -> Mapping[str, object]:
+    return value if isinstance(value, dict) else {}
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        return value
+    return None
+
+
+def host_folder(out: Path, job: str, host: str) -> Path:
+    """Where a host's files of a job lie on the controller."""
+    return out / job / "hosts" / host
+
+
+def require_own_folders(out: Path, job: str, hosts: Iterable[str]) -> None:
+    """Refuse a folder for a job's files in which something else lies.
+
+    Raises:
+        ConfigError: `OUT/JOB`, or a host's folder in it, holds what was not pulled.
+    """
+    require_ours(out / job, "job")
+    for host in hosts:
+        require_ours(host_folder(out, job, host), "pulled")
+
+
+def reasons(out: Path, job: str, name: str) -> dict[str, str]:
+    """Host -> why, of `FAILURES` or `REFUSED` of a job."""
+    path = out / job / name
+    return {str(host): str(why) for host, why in read_json(path).items()} if path.is_file() else {}
+
+
+def remember_failures(out: Path, job: str, outcome: FleetOutcome) -> None:
+    """Write down which hosts failed; those that did not are struck off."""
+    known = reasons(out, job, FAILURES)
+    for result in outcome.results:
+        known.pop(result.host, None)
+        if result.state == "failed" and result.error:
+            known[result.host] = str(result.error["message"])
+    (out / job).mkdir(parents=True, exist_ok=True)
+    write_json(out / job / FAILURES, known)
