@@ -1,6 +1,6 @@
-"""Ansible inventories, as `ansible-inventory --list` reads them: every format and precedence of
-Ansible's, group_vars/ and host_vars/ among them.
+"""Ansible inventories, as `ansible-inventory --list` reads them.
 
+So every format and precedence of Ansible's holds, group_vars/ and host_vars/ among them.
 What ssh needs is taken from Ansible's own variables; what only edgeladder knows may stand beside
 them as `edgeladder_budget`, `edgeladder_data` and so on. Everything else is none of our business
 and passed over; passwords are passed over with a note, because a fleet takes keys and agents only.
@@ -183,8 +183,9 @@ def _translate(variables: Values, host: str, path: Path, notes: dict[str, None])
 
 
 def _jump(variables: Values, host: str, path: Path) -> str | None:
-    """The jump host in ansible_ssh_common_args: `-J x`, `-o ProxyJump=x`, or
-    `-o ProxyCommand="ssh -W %h:%p x"`.
+    """The jump host in ansible_ssh_common_args.
+
+    Written `-J x`, `-o ProxyJump=x`, or `-o ProxyCommand="ssh -W %h:%p x"`.
 
     Raises:
         ConfigError: another ProxyCommand.
