@@ -14,6 +14,7 @@ from typing import Any
 from edgeladder.budget.policy import DEMO_BYTES
 from edgeladder.core.errors import IntegrityError
 from edgeladder.core.ownership import require_ours
+from edgeladder.core.records import to_json
 from edgeladder.core.sizes import format_size
 
 SHOTS = 16  # pictures per class to learn from
@@ -62,16 +63,18 @@ def run_demo(
     require_ours(run, "run")
     print(f"{_WHAT}\nbudget {format_size(budget_bytes)}, run {run}\n", file=sys.stderr)
     started = time.monotonic()
-    values = supervisor.train(
-        TrainRequest(
-            bundle=str(bundle),
-            data=str(pictures),
-            cache=str(run / "cache"),
-            run=str(run),
-            budget_bytes=budget_bytes,
-            shots=SHOTS,
-        ),
-        progress,
+    values = to_json(
+        supervisor.train(
+            TrainRequest(
+                bundle=str(bundle),
+                data=str(pictures),
+                cache=str(run / "cache"),
+                run=str(run),
+                budget_bytes=budget_bytes,
+                shots=SHOTS,
+            ),
+            progress,
+        )
     )
     from edgeladder.report import write_report  # only now: what it imports counts as well
 

@@ -10,6 +10,7 @@ import typer
 from edgeladder.cli import options
 from edgeladder.cli.output import Answer
 from edgeladder.cli.progress import Progress
+from edgeladder.core.records import to_json
 
 
 def register(app: typer.Typer) -> None:
@@ -60,7 +61,7 @@ def condense(
         **given,
     )
     with Progress() as progress:
-        values = supervisor.train(request, progress)
+        values = to_json(supervisor.train(request, progress))
     from edgeladder.report import write_report  # only now: what it imports counts as well
 
     values["report"] = str(write_report(Path(values["run"])))

@@ -6,6 +6,7 @@ work, and its memory counts inside the budget.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -16,6 +17,8 @@ from edgeladder.cli import options
 from edgeladder.cli.gathered import gathered
 from edgeladder.cli.output import Answer, table
 from edgeladder.cli.progress import Progress
+from edgeladder.core.errors import ConfigError
+from edgeladder.core.records import to_json
 from edgeladder.core.sizes import format_size
 
 may_step_aside = False  # set by the console script: only a process of our own may be replaced
@@ -54,7 +57,8 @@ def precompute(
     _require(place)
     request = _request(place, views=views, cache_dtype=dtype)
     with Progress() as progress:
-        values = supervisor.precompute(request, progress)
+        filled, memory = supervisor.precompute(request, progress)
+    values = {**to_json(filled), "memory": to_json(memory)}
     return Answer(values, lambda: _precomputed(values))
 
 
@@ -75,8 +79,8 @@ def plan(
         place, profile=profile, overrides=settings,
         shots=shots, engine=engine,
     )  # fmt: skip
-    request.bare = _small(request)  # as `train` will run it
-    values = supervisor.plan(request)
+    request = dataclasses.replace(request, bare=_small(request))  # as `train` will run it
+    values = supervisor.plan(request).to_json()
     return Answer(values, lambda: _planned(values), exit_code=0 if values["fits"] else 3)
 
 
@@ -119,7 +123,7 @@ def train(
     if may_step_aside and _small(request):
         raise StepAside(request)
     with Progress() as progress:
-        values = supervisor.train(request, progress)
+        values = to_json(supervisor.train(request, progress))
     return finished(values)
 
 
@@ -164,6 +168,10 @@ def _request(place: dict[str, Any], **more: Any) -> Any:
     """A request of only what was given, so that each default stays in one place."""
     from edgeladder.core.request import TrainRequest
 
+    if more.get("cache_dtype") not in (None, "fp16", "int8"):
+        raise ConfigError(
+            f"unknown --dtype {more['cache_dtype']!r} of the cache", remedy="use fp16 or int8"
+        )
     return TrainRequest(**place, **options.optional(**more))
 
 

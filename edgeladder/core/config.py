@@ -10,8 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
-from annotated_types import Ge, Gt, Le, Lt
-
+from edgeladder.core.bounds import Ge, Gt, Le, Lt
 from edgeladder.core.prompt_kinds import Kind, refused
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,14 @@ class PhasePlan:
     chunk: int | None = None  # pictures at a time
     class_chunk: int | None = None  # classes at a time
     group: int | None = None  # samples per opening of a tower's segments
-    mode: str | None = None  # train: fused, recompute or chunked
+    mode: Literal["fused", "recompute", "chunked"] | None = (
+        None  # train: fused, recompute or chunked
+    )
     arena: bool | None = None  # train: whether onnxruntime keeps a heap of its own
     max_pixels: int | None = None  # of pictures decoded in full
     keep_bytes: int | None = None  # train: of decoded class activations kept between steps
     hold_bytes: int | None = None  # train, chunked: activations kept for the backward pass
-    moments: str | None = None  # train: fp32 or int8
+    moments: Literal["fp32", "int8"] | None = None  # train: fp32 or int8
     whole: bool | None = None  # the whole tower in one go, not segment by segment
     head_pictures: int | None = None  # evaluate: training pictures that a kernel is fitted on
     careful: bool | None = None  # train: a checkpoint every step; the last worker was killed

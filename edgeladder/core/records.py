@@ -14,6 +14,7 @@ import json
 import types
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from edgeladder.core.bounds import Bound
 from edgeladder.core.errors import IntegrityError
 
 Record = TypeVar("Record")
@@ -23,6 +24,8 @@ _AGAIN = "use the edgeladder version that wrote it, or write it anew"
 
 def to_json(record: Any) -> Any:
     """Plain JSON values of a record, a list or mapping of records, or a plain value."""
+    if hasattr(record, "to_json"):
+        return record.to_json()
     if dataclasses.is_dataclass(record) and not isinstance(record, type):
         names = (item.name for item in dataclasses.fields(record))
         return {name: to_json(getattr(record, name)) for name in names}
@@ -106,8 +109,17 @@ def _read(kind: Any, value: Any, path: str, others: bool) -> Any:
             raise ValueError(f"expected an object @ {path}")
         return {k: _read(arguments[1], v, f"{path}.{k}", others) for k, v in value.items()}
     if dataclasses.is_dataclass(kind):
+        if hasattr(kind, "from_json"):
+            return _own_reader(kind, value, path)
         return value if isinstance(value, kind) else _record(kind, value, path, others)  # type: ignore[arg-type]  # a class, which mypy cannot see
     return _plain(kind, value, path)
+
+
+def _own_reader(kind: Any, value: Any, path: str) -> Any:
+    try:
+        return kind.from_json(value)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"not a {kind.__name__}: {error!r} @ {path}") from None
 
 
 def _union(arguments: tuple[Any, ...], value: Any, path: str, others: bool) -> Any:
@@ -144,17 +156,6 @@ def _plain(kind: Any, value: Any, path: str) -> Any:
 
 
 def _check_bounds(value: Any, bounds: tuple[Any, ...], path: str) -> None:
-    """`annotated_types` bounds; None has none."""
     for bound in bounds:
-        for name, holds in _BOUNDS.items():
-            limit = getattr(bound, name, None)
-            if limit is not None and value is not None and not holds(value, limit):
-                raise ValueError(f"{value} is not {name} {limit} @ {path}")
-
-
-_BOUNDS = {
-    "ge": lambda value, limit: value >= limit,
-    "gt": lambda value, limit: value > limit,
-    "le": lambda value, limit: value <= limit,
-    "lt": lambda value, limit: value < limit,
-}
+        if isinstance(bound, Bound) and value is not None and not bound.holds(value):
+            raise ValueError(f"{value} is not {bound.name} {bound.limit} @ {path}")

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+from edgeladder.core.plan import MachineBaseline
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class TrainRequest:
     """One `train` (or `precompute`, or `plan`) as the user asked for it; all paths as text."""
 
@@ -30,23 +32,33 @@ class TrainRequest:
     resume: bool = False  # continue `run` from its newest checkpoint
     seed: int | None = None  # None: the profile's
     threads: int | None = None  # None: the device's cores, at most this machine's
-    cache_dtype: str = "fp16"
+    cache_dtype: Literal["fp16", "int8"] = "fp16"
     views: int | None = None  # None: the profile's; precompute may ask for more
     limit: str = "auto"  # auto, none, or one layer by name
     restarts: int = 4  # of a worker that was killed or ran out of memory, with less each time
     mode: str | None = None  # None: the plan chooses fused, recompute or chunked
     chunk: int | None = None  # None: the plan chooses
     verify: bool = True  # hash the bundle's files before use
-    baseline: dict[str, Any] | None = None  # measured machine baseline, filled in by the supervisor
+    baseline: MachineBaseline | None = None  # of this machine, filled in by the supervisor
     bare: bool = False  # whether to plan for a bare supervisor, though this process is larger
     supervisor_bytes: int = 0  # memory of the process that waits, filled in by the supervisor
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values; `from_dict` is its inverse."""
-        return dataclasses.asdict(self)
+    @property
+    def folder(self) -> str:
+        """The run's folder, in a worker whose phase needs one.
+
+        Raises:
+            ValueError: the request is not of a run.
+        """
+        if self.run is None:
+            raise ValueError("this phase needs a run directory")
+        return self.run
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TrainRequest:
-        """A request from `to_dict`'s values; keys of other versions are left out."""
+    def from_json(cls, values: dict[str, Any]) -> TrainRequest:
+        """A request from `records.to_json`'s values; keys of other versions are left out."""
         known = {item.name for item in dataclasses.fields(cls)}
-        return cls(**{key: value for key, value in values.items() if key in known})
+        told = {key: value for key, value in values.items() if key in known}
+        if isinstance(told.get("baseline"), dict):
+            told["baseline"] = MachineBaseline.from_json(told["baseline"])
+        return cls(**told)

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from edgeladder.core.errors import BudgetError, EdgeLadderError
+from edgeladder.core.records import from_json, to_json
 from edgeladder.core.request import TrainRequest
 from edgeladder.jobs import supervisor
 
@@ -30,10 +31,9 @@ class _Lines:
 def main() -> int:
     """Run one command; the exit code of the design."""
     values = json.loads(sys.argv[1])
-    request = TrainRequest.from_dict(values["request"])
-    command = {"train": supervisor.train, "precompute": supervisor.precompute}[values["command"]]
+    request = from_json(TrainRequest, values["request"], where="the command line")
     try:
-        result: dict[str, Any] = command(request, _Lines())
+        result = to_json(supervisor.train(request, _Lines()))
     except EdgeLadderError as error:
         described: dict[str, Any] = error.to_dict()
         if isinstance(error, BudgetError) and error.minimum_budget_bytes:

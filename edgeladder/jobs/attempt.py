@@ -10,8 +10,20 @@ from typing import TYPE_CHECKING, Any
 from edgeladder.budget import kernel_marks, meter
 from edgeladder.budget.policy import EXACT_SHARE
 from edgeladder.budget.watchdog import Action, Watchdog
-from edgeladder.core import errors
-from edgeladder.core.errors import BudgetError, EdgeLadderError, Interrupted
+from edgeladder.core.errors import EdgeLadderError, Interrupted
+from edgeladder.core.events import (
+    CheckpointWritten,
+    ChunkChanged,
+    Done,
+    Event,
+    Failed,
+    HighWater,
+    OutOfMemory,
+    Progress,
+)
+from edgeladder.core.job import Order
+from edgeladder.core.records import to_json
+from edgeladder.core.result import MemoryAction
 from edgeladder.jobs.child import Child
 from edgeladder.jobs.control import RESTART_CODE
 
@@ -30,7 +42,7 @@ class Attempt:
     """One life of a phase's worker."""
 
     def __init__(
-        self, supervisor: Supervisor, phase: str, values: dict[str, Any], limit: MemoryLimit
+        self, supervisor: Supervisor, phase: str, order: Order, limit: MemoryLimit
     ) -> None:
         self.supervisor = supervisor
         self.phase = phase
@@ -38,12 +50,12 @@ class Attempt:
         self.cause = ""
         self.last_step = 0
         self.checkpoint_step = 0
-        self.sizes: dict[str, Any] = {}
+        self.chunk: int | None = None  # that the worker went down to by itself
         run = supervisor.run
         log = str(run.log) if run is not None and run.folder.is_dir() else None
-        self.child = Child(phase, values, limit, log)
+        self.child = Child(phase, order, limit, log)
         self._outcome: str | None = None
-        self._result: dict[str, Any] = {}
+        self._result: Any = None  # plain values, read by the supervisor
         self._error: EdgeLadderError | None = None
         self._told_stop_at = 0.0
         # GPU bytes are asked for where the machine has a GPU that takes them out of RAM
@@ -54,7 +66,7 @@ class Attempt:
         self._exact_at = 0.0
         self._killed_for = ""
 
-    def run(self, expected_bytes: int) -> tuple[str, dict[str, Any]]:
+    def run(self, expected_bytes: int) -> tuple[str, Any]:
         """Watch until the worker ends: `done` with its result, `again`, or `stop`."""
         try:
             self._watch(expected_bytes)
@@ -138,15 +150,15 @@ class Attempt:
         return True
 
     def _act(self, action: Action) -> None:
-        record = {
-            "kind": "memory",
-            "phase": self.phase,
-            "action": action.order,
-            "reason": action.reason,
-            "used_bytes": action.used_bytes,
-            "step": self.last_step,
-        }
-        self.supervisor.record(record)
+        record = MemoryAction(
+            kind="memory",
+            phase=self.phase,
+            action=action.order,
+            reason=action.reason,
+            used_bytes=action.used_bytes,
+            step=self.last_step,
+        )
+        self.supervisor.record(to_json(record))
         if len(self.supervisor.actions) < 100:
             self.supervisor.actions.append(record)
         if action.order == "kill":
@@ -155,23 +167,20 @@ class Attempt:
         else:
             self.child.order(action.order)
 
-    def _take(self, event: dict[str, Any]) -> None:
-        kind = event.get("event")
-        if kind == "done":
-            self._outcome, self._result = "done", event["result"]
-        elif kind == "error":
-            self._error = rebuild_error(event["error"])
-        elif kind == "high_water":
-            self.child.high_water = max(self.child.high_water, event["bytes"])
-        elif kind == "checkpoint":
-            self.checkpoint_step = event["step"]
-        elif kind == "chunk":
-            self.sizes["chunk"] = event["chunk"]
-        elif kind == "progress":
-            self.last_step = event.get("step", self.last_step)
-            self.supervisor.progress(
-                self.phase, self.last_step, event.get("steps"), event.get("note", "")
-            )
+    def _take(self, event: Event) -> None:
+        if isinstance(event, Done):
+            self._outcome, self._result = "done", event.result
+        elif isinstance(event, Failed):
+            self._error = event.error()
+        elif isinstance(event, HighWater):
+            self.child.high_water = max(self.child.high_water, event.bytes)
+        elif isinstance(event, CheckpointWritten):
+            self.checkpoint_step = event.step
+        elif isinstance(event, ChunkChanged):
+            self.chunk = event.chunk
+        elif isinstance(event, Progress):
+            self.last_step = event.step
+            self.supervisor.progress(self.phase, event.step, event.steps, event.note)
 
     def _keep_peak(self) -> None:
         """The phase's peak: the highest sample, or the kernel's mark plus our own memory."""
@@ -192,49 +201,32 @@ class Attempt:
             }
         )
 
-    def _judge(self, code: int) -> tuple[str, dict[str, Any]]:
+    def _judge(self, code: int) -> tuple[str, Any]:
         if self._outcome == "done" and code == 0:
             return "done", self._result
         if code == Interrupted.exit_code or self._told_stop_at:
-            return "stop", {}
+            return "stop", None
         if code == RESTART_CODE:
             self.cause = "restarted at 90 % of the budget"
-            return "again", {}
-        if isinstance(self._error, _OutOfMemory):
+            return "again", None
+        if isinstance(self._error, OutOfMemory):
             self.cause = f"an allocation failed: {self._error.message}"
-            return "again", {}
+            return "again", None
         if self._error is not None:
             raise self._error
         if self._killed_for:
             self.cause = self._killed_for
-            return "again", {}
+            return "again", None
         if code == -signal.SIGKILL:
             self.cause = (
                 f"killed by the {self.limit.layer} limit"
                 if self.limit.kills()
                 else "killed from outside, by the system's memory killer or by hand"
             )
-            return "again", {}
+            return "again", None
         raise EdgeLadderError(
             f"the {self.phase} worker ended with code {code}: "
             + (self.child.tail().splitlines() or ["no message"])[-1],
             where=self.supervisor.request.run,
             remedy="see worker.log in the run's folder",
         )
-
-
-class _OutOfMemory(EdgeLadderError):
-    """An allocation failed inside the worker: the RLIMIT_DATA limit, or the system's limit."""
-
-
-def rebuild_error(values: dict[str, Any]) -> EdgeLadderError:
-    """The error a worker described, as its own class again."""
-    if values.get("type") == "OutOfMemory":
-        return _OutOfMemory(values["message"])
-    kind = getattr(errors, str(values.get("type")), EdgeLadderError)
-    error: EdgeLadderError = kind(
-        values["message"], where=values.get("where"), remedy=values.get("remedy")
-    )
-    if isinstance(error, BudgetError):
-        error.minimum_budget_bytes = values.get("minimum_budget_bytes")
-    return error

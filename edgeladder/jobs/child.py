@@ -10,10 +10,12 @@ import signal
 import subprocess
 import sys
 import time
-from typing import Any
 
 from edgeladder.budget import kernel_marks
 from edgeladder.budget.limits import MemoryLimit
+from edgeladder.core.events import Event, read_event
+from edgeladder.core.job import Order
+from edgeladder.core.records import to_json
 
 _TAIL_BYTES = 4000
 WORKER_ENVIRONMENT = {
@@ -31,12 +33,12 @@ WORKER_ENVIRONMENT = {
 class Child:
     """A running worker."""
 
-    def __init__(self, phase: str, request: dict[str, Any], limit: MemoryLimit, log: str | None):
-        """Start `python -m edgeladder.jobs.worker PHASE` and hand it the request.
+    def __init__(self, phase: str, order: Order, limit: MemoryLimit, log: str | None):
+        """Start `python -m edgeladder.jobs.worker PHASE` and hand it the order.
 
         Args:
             phase: plan, precompute, train or evaluate.
-            request: JSON values, the worker's first line of stdin.
+            order: the worker's first line of stdin.
             limit: entered between fork and exec, so that every page is charged to it.
             log: file the worker's stderr is appended to; None keeps only its tail.
         """
@@ -62,7 +64,7 @@ class Child:
         self._tail = b""
         self._log = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644) if log else None
         self.high_water = 0
-        self._send(json.dumps(request))
+        self._send(json.dumps(to_json(order)))
 
     @property
     def pid(self) -> int:
@@ -80,12 +82,12 @@ class Child:
         except ProcessLookupError:
             return
 
-    def events(self, wait_seconds: float) -> list[dict[str, Any]] | None:
+    def events(self, wait_seconds: float) -> list[Event] | None:
         """Events that came within `wait_seconds`; None when the worker has closed its end."""
         if not self._open:
             return None
         ready, _, _ = select.select(self._open, [], [], wait_seconds)
-        found: list[dict[str, Any]] = []
+        found: list[Event] = []
         for descriptor in ready:
             data = os.read(descriptor, 65536)
             if not data:
@@ -97,13 +99,11 @@ class Child:
                 found += [event for event in map(self._parse, lines) if event]
         return found
 
-    def _parse(self, line: bytes) -> dict[str, Any] | None:
-        try:
-            event = json.loads(line)
-        except ValueError:
+    def _parse(self, line: bytes) -> Event | None:
+        event = read_event(line)
+        if event is None:
             self._keep(line + b"\n")  # a library that prints to stdout
-            return None
-        return event if isinstance(event, dict) else None
+        return event
 
     def _keep(self, data: bytes) -> None:
         self._tail = (self._tail + data)[-_TAIL_BYTES:]

@@ -6,11 +6,11 @@ the supervisor is gone its end of the pipe closes, and the worker stops as if to
 
 from __future__ import annotations
 
-import json
 import os
 import queue
 import threading
-from typing import Any
+
+from edgeladder.core.events import Event, write_event
 
 RESTART_CODE = 75  # EX_TEMPFAIL: the worker left a checkpoint and asks to be started again
 ORDERS = ("trim", "checkpoint", "halve", "restart", "stop")
@@ -51,14 +51,13 @@ class Control:
             if name not in orders:
                 orders.append(name)
 
-    def tell(self, event: str, **values: Any) -> None:
+    def tell(self, event: Event) -> None:
         """Send one event; a supervisor that is gone is not an error here."""
         if self._out is None:
             return
-        line = json.dumps({"event": event, **values}) + "\n"
+        data = write_event(event)
         with self._lock:
             try:
-                data = line.encode()
                 while data:
                     data = data[os.write(self._out, data) :]
             except BrokenPipeError:

@@ -11,7 +11,11 @@ import numpy as np
 from edgeladder.budget.policy import EVALUATE_CHUNK, EVALUATE_WINDOW, wanted_head_pictures
 from edgeladder.core.adapter_record import StoredHead
 from edgeladder.core.bundle import Bundle
+from edgeladder.core.config import HeadConfig
+from edgeladder.core.events import Progress
 from edgeladder.core.files import write_json
+from edgeladder.core.job import Accuracy, EvaluateResult, Outcome, PhaseOrder
+from edgeladder.core.plan import PhasePlan
 from edgeladder.core.trim import release_startup_memory
 from edgeladder.jobs.folds import held_out
 from edgeladder.jobs.run_directory import RunDirectory
@@ -33,35 +37,35 @@ if TYPE_CHECKING:
     from edgeladder.jobs.control import Control
 
 
-def score(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]]:
+def score(order: PhaseOrder, control: Control) -> tuple[Outcome, EvaluateResult | None]:
     """Evaluate the run's adapter; writes `evaluation.json`.
 
     Args:
-        values: what the plan worker prepared, and `sizes`: chunk, head_pictures.
+        order: the job, and sizes: chunk, head_pictures.
     """
     started = time.monotonic()
-    request = values["request"]
-    chunk = int(values["sizes"].get("chunk") or EVALUATE_CHUNK)
-    run = RunDirectory(request["run"])
-    bundle = Bundle.reopen(request["bundle"])
+    job, request = order.job, order.job.request
+    chunk = order.sizes.chunk or EVALUATE_CHUNK
+    run = RunDirectory(request.folder)
+    bundle = Bundle.reopen(request.bundle)
     selection = Selection.load(run.selection)
-    engine = open_engine_named(values, bundle, {"mode": "chunked", "chunk": chunk})
+    engine = open_engine_named(job, bundle, PhasePlan(mode="chunked", chunk=chunk))
     adapter = load_adapter(run.folder, bundle)
     adapter.apply(engine)
-    reader = open_reader(bundle, request["cache"], selection, keep_bytes=0)
+    reader = open_reader(bundle, request.cache, selection, keep_bytes=0)
     release_startup_memory()
     # a data set too small to hold pictures out still gets an answer, named as what it is
     side = "test" if len(selection.test_labels) else "train"
     total = len(selection.test_labels if side == "test" else selection.train_labels)
 
-    head_config = values["profile"].get("head") or {}
+    head_config = job.profile.head
     logits = ClassLogits.of(bundle.manifest.model)
-    if head_config.get("kind", "none") != "none":
-        labels, kind = selection.train_labels, head_config["kind"]
-        most = values["sizes"].get("head_pictures") or wanted_head_pictures(
+    if head_config.kind != "none":
+        labels, kind = selection.train_labels, head_config.kind
+        most = order.sizes.head_pictures or wanted_head_pictures(
             kind, len(labels), len(selection.classes)
         )
-        rows = balanced(labels, most, values["seed"])
+        rows = balanced(labels, most, job.seed)
         windows = reader.part(rows).windows("train", EVALUATE_WINDOW)
         head = fit_cached_head(logits, windows, kind, chunk=chunk)
         weight, ladder = _weights(head_config, head, run, labels, rows, len(selection.classes))
@@ -78,20 +82,20 @@ def score(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]
         for window in reader.windows(cast("Any", side), EVALUATE_WINDOW):
             yield window
             done += len(window.labels)
-            control.tell("progress", step=done, steps=total)
+            control.tell(Progress(step=done, steps=total))
 
     evaluation = evaluate_cached(engine, logits, told(), selection.classes, split=side, chunk=chunk)
     write_json(run.folder / "evaluation.json", evaluation)
-    return "done", {
-        "accuracy": {
-            "zero_shot": evaluation["zero_shot_accuracy"],
-            "tuned": evaluation["accuracy"],
-            "split": evaluation["split"],
-            "count": evaluation["count"],
-        },
-        "head": _described(adapter.record.head),
-        "seconds": round(time.monotonic() - started, 3),
-    }
+    return "done", EvaluateResult(
+        accuracy=Accuracy(
+            zero_shot=evaluation["zero_shot_accuracy"],
+            tuned=evaluation["accuracy"],
+            split=evaluation["split"],
+            count=evaluation["count"],
+        ),
+        head=_described(adapter.record.head),
+        seconds=round(time.monotonic() - started, 3),
+    )
 
 
 def _described(head: StoredHead | None) -> dict[str, Any] | None:
@@ -102,7 +106,7 @@ def _described(head: StoredHead | None) -> dict[str, Any] | None:
 
 
 def _weights(
-    config: dict[str, Any],
+    config: HeadConfig,
     head: Head,
     run: RunDirectory,
     labels: np.ndarray,
@@ -110,10 +114,10 @@ def _weights(
     classes: int,
 ) -> tuple[float, float]:
     """Weights of the head, fitted on `rows` of the training pictures, and of the ladder."""
-    if config["alone"]:
+    if config.alone:
         return 1.0, 0.0
-    if config["weight"] is None and head.held_out is not None:
+    if config.weight is None and head.held_out is not None:
         left = held_out(run.folder, len(labels))
         if left is not None:  # folds were asked for, and there were pictures enough for them
             return choose_head_weight(left[rows], head.held_out, labels[rows]), 1.0
-    return fixed_head_weight(config["weight"], config.get("full_at"), len(labels), classes), 1.0
+    return fixed_head_weight(config.weight, config.full_at, len(labels), classes), 1.0

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgeladder.budget.policy import EVALUATE_WINDOW
+from edgeladder.core.events import Event, Progress
+from edgeladder.core.job import Outcome
 from edgeladder.core.tensors import TensorFile, write_tensors
 from edgeladder.runtime.heads.kernel import shot_folds
 from edgeladder.runtime.logits import ClassEmbeddings, ClassLogits, class_embeddings, windows
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     from edgeladder.runtime.engine.protocol import Engine
 
 # trains a ladder on part of the pictures: (rows, checkpoints, control) -> engine and outcome
-Train = Callable[[np.ndarray, Path, Any], tuple["Engine", str]]
+Train = Callable[[np.ndarray, Path, Any], tuple["Engine", Outcome]]
 
 
 def folds_of(labels: np.ndarray, count: int) -> np.ndarray | None:
@@ -45,7 +48,7 @@ def folds_of(labels: np.ndarray, count: int) -> np.ndarray | None:
 def train_folds(
     run: Path, reader: CacheReader, count: int, train: Train, control: Control, *,
     logits: ClassLogits, chunk: int, record: Callable[[dict[str, Any]], None],
-) -> str:  # fmt: skip
+) -> Outcome:  # fmt: skip
     """Train every fold's ladder and write the held-out logits; those on disk already stay.
 
     Args:
@@ -123,7 +126,7 @@ class _Within:
         """Orders since the last call."""
         return self._control.take()
 
-    def tell(self, event: str, **values: Any) -> None:
+    def tell(self, event: Event) -> None:
         """Checkpoints and chunks of a fold are not the run's."""
-        if event == "progress":
-            self._control.tell("progress", **{**values, "note": self._name})
+        if isinstance(event, Progress):
+            self._control.tell(replace(event, note=self._name))

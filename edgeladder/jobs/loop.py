@@ -18,6 +18,7 @@ import numpy as np
 
 from edgeladder.budget.policy import CAREFUL_STEPS, halved_chunk
 from edgeladder.core.errors import EdgeLadderError
+from edgeladder.core.events import CheckpointWritten, ChunkChanged, Progress
 from edgeladder.core.trim import release_startup_memory, trim_heap
 from edgeladder.jobs.schedule import learning_rate
 
@@ -195,7 +196,7 @@ class TrainLoop:
         path = self.checkpoints.save(self.step, tensors, loop)
         self._saved_step, self._saved_at = self.step, time.monotonic()
         self.record({"kind": "checkpoint", "step": self.step, "file": path.name})
-        self.control.tell("checkpoint", step=self.step)
+        self.control.tell(CheckpointWritten(step=self.step))
 
     def _one_step(self) -> None:
         settings = self.settings
@@ -244,10 +245,8 @@ class TrainLoop:
     def tell(self, note: str = "") -> None:
         """Tell the supervisor how far training is."""
         steps, loss = self.settings.steps, self.loss
-        if math.isfinite(loss):
-            self.control.tell("progress", step=self.step, steps=steps, loss=loss, note=note)
-        else:
-            self.control.tell("progress", step=self.step, steps=steps, note=note)
+        finite = loss if math.isfinite(loss) else None
+        self.control.tell(Progress(step=self.step, steps=steps, loss=finite, note=note))
 
     def _update_average(self) -> None:
         if self.average is None:
@@ -297,7 +296,7 @@ class TrainLoop:
         self.batches.trim()
         trim_heap()
         self.record({"kind": "chunk", "step": self.step, "chunk": smaller})
-        self.control.tell("chunk", step=self.step, chunk=smaller)
+        self.control.tell(ChunkChanged(step=self.step, chunk=smaller))
 
     def _result(self, outcome: Literal["done", "restart", "stop"]) -> LoopResult:
         seconds = sorted(self._seconds)

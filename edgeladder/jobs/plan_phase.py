@@ -13,9 +13,7 @@ import sys
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import yaml
+from typing import TYPE_CHECKING
 
 from edgeladder import __version__
 from edgeladder.budget import kernel_marks, meter, policy
@@ -24,12 +22,14 @@ from edgeladder.budget.workload import Asked, Workload
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.config import DeviceProfile, Profile
 from edgeladder.core.errors import ConfigError, IntegrityError
-from edgeladder.core.files import write_json, write_text
-from edgeladder.core.plan import MachineBaseline, Plan
+from edgeladder.core.files import write_json
+from edgeladder.core.job import Condensation, Counts, Job, Outcome, PlanOrder
+from edgeladder.core.plan import Plan
 from edgeladder.core.prompt_kinds import KINDS
 from edgeladder.core.records import to_json
 from edgeladder.core.request import TrainRequest
-from edgeladder.core.yaml_config import load_device, load_profile, override, read_yaml
+from edgeladder.core.run_config import Environment, RunConfig, read_config, write_config
+from edgeladder.core.yaml_config import load_device, load_profile, override
 from edgeladder.jobs.machine_baseline import machine_baseline
 from edgeladder.jobs.run_directory import RunDirectory
 from edgeladder.runtime import engine as engines
@@ -40,18 +40,17 @@ if TYPE_CHECKING:
     from edgeladder.jobs.control import Control
 
 
-def prepare(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]]:
+def prepare(order: PlanOrder, control: Control) -> tuple[Outcome, Job]:
     """Resolve a request into what the workers need; writes config, plan and environment.
 
     Args:
-        values: `request`, and `only_plan` or `only_precompute`.
+        order: the request, and for which command.
 
     Raises:
         ConfigError, DataError, IntegrityError: whatever is wrong with the request.
-        BudgetError: nothing fits (not where `only_plan`).
+        BudgetError: nothing fits (not for `plan`).
     """
-    request = TrainRequest.from_dict(values["request"])
-    only_plan = bool(values.get("only_plan"))
+    request = order.request
     run = RunDirectory(request.run) if request.run else None
     resumed = None
     if request.resume and run is not None:
@@ -59,7 +58,7 @@ def prepare(values: dict[str, Any], control: Control) -> tuple[str, dict[str, An
     elif request.condense:
         request = _condensing(request, RunDirectory(request.condense))
     bundle = Bundle.open(request.bundle, verify=request.verify)
-    if resumed is not None and resumed["bundle_digest"] != bundle.digest:
+    if resumed is not None and resumed.bundle_digest != bundle.digest:
         raise IntegrityError(
             "the bundle is not the one this run began with",
             where=str(bundle.folder),
@@ -79,13 +78,13 @@ def prepare(values: dict[str, Any], control: Control) -> tuple[str, dict[str, An
         views=profile.train.views if request.views is None else request.views,
         seed=profile.train.seed if request.seed is None else request.seed,
     )
-    assert request.seed is not None
+    assert request.seed is not None and request.budget_bytes and request.threads
     dataset = open_data(request.data)
     train, test = split(dataset, request.shots, request.seed)
     decided, engine = _decide(request, bundle, profile, dataset, len(train))
-    if values.get("only_precompute"):
+    if order.command == "precompute":
         decided = only(decided, "precompute")
-    if not only_plan:
+    if order.command != "plan":
         check(decided)
     batch = min(profile.train.batch, len(train))
     steps_per_epoch = math.ceil(len(train) / batch)
@@ -93,33 +92,33 @@ def prepare(values: dict[str, Any], control: Control) -> tuple[str, dict[str, An
     if request.condense or profile.head.alone:
         steps = 0
     condense = _condense(request, profile, steps, steps_per_epoch)
-    prepared = {
-        "request": request.to_dict(),
-        "budget_bytes": request.budget_bytes,
-        "seed": request.seed,
-        "threads": request.threads,
-        "engine": engine,
-        "bundle_digest": bundle.digest,
-        "steps": condense["until"] if condense else steps,
-        "condense": condense,
+    job = Job(
+        request=request,
+        budget_bytes=request.budget_bytes,
+        seed=request.seed,
+        threads=request.threads,
+        engine=engine,
+        bundle_digest=bundle.digest,
+        steps=condense.until if condense else steps,
+        condense=condense,
         # ProLIP's lambda is 1 / shots: here the pictures per class on average
-        "proximal": profile.loss.proximal * len(dataset.classes) / len(train),
-        "folds": profile.head.folds,
-        "batch": batch,
-        "warmup_steps": math.ceil(profile.train.warmup_epochs * steps_per_epoch),
-        "profile": to_json(profile),
-        "plan": decided.to_json(),
-        "counts": {"train": len(train), "test": len(test), "classes": len(dataset.classes)},
-    }
-    if run is not None and not only_plan:
-        _write_run(run, prepared, device, dataset)
-    return "done", prepared
+        proximal=profile.loss.proximal * len(dataset.classes) / len(train),
+        folds=profile.head.folds,
+        batch=batch,
+        warmup_steps=math.ceil(profile.train.warmup_epochs * steps_per_epoch),
+        profile=profile,
+        plan=decided,
+        counts=Counts(train=len(train), test=len(test), classes=len(dataset.classes)),
+    )
+    if run is not None and order.command != "plan":
+        _write_run(run, job, device, dataset)
+    return "done", job
 
 
-def _resume(request: TrainRequest, run: RunDirectory) -> tuple[TrainRequest, dict[str, Any]]:
+def _resume(request: TrainRequest, run: RunDirectory) -> tuple[TrainRequest, RunConfig]:
     """The run's own request; what concerns this machine now may be given anew."""
-    config = read_yaml(run.config)
-    saved = TrainRequest.from_dict(config["request"])
+    config = read_config(run.config)
+    saved = config.request
     return (
         replace(
             saved,
@@ -148,7 +147,7 @@ def _condensing(request: TrainRequest, run: RunDirectory) -> TrainRequest:
             remedy="name the folder of a finished run with --run",
         )
     load_adapter(run.folder)  # a run without one is an interrupted one, which the error says
-    saved = TrainRequest.from_dict(read_yaml(run.config)["request"])
+    saved = read_config(run.config).request
     return replace(
         saved,
         run=request.run,
@@ -168,13 +167,13 @@ def _condensing(request: TrainRequest, run: RunDirectory) -> TrainRequest:
 
 def _condense(
     request: TrainRequest, profile: Profile, steps: int, steps_per_epoch: int
-) -> dict[str, Any] | None:
+) -> Condensation | None:
     """When prompts are condensed and until when the rest is tuned; None where nothing is."""
     share = profile.ladder.prompts.keep
     if share is None or (share >= 1 and not request.condense) or profile.head.alone:
         return None
     until = steps + profile.condense.epochs * steps_per_epoch
-    return {"at": steps, "until": until, "keep": share, "train": profile.condense.train}
+    return Condensation(at=steps, until=until, keep=share, train=profile.condense.train)
 
 
 def _profile(request: TrainRequest, bundle: Bundle) -> Profile:
@@ -218,9 +217,7 @@ def _decide(
     request: TrainRequest, bundle: Bundle, profile: Profile, dataset: Dataset, pictures: int
 ) -> tuple[Plan, str]:
     """The plan, and the engine it is for: `auto` takes the faster one that fits."""
-    baseline = (
-        MachineBaseline.from_json(request.baseline) if request.baseline else machine_baseline()
-    )
+    baseline = request.baseline or machine_baseline()
     names = [request.engine]
     if request.engine == "auto":
         available = engines.installed_engines()
@@ -265,48 +262,45 @@ def _decide(
     return decided, names[-1]
 
 
-def _write_run(
-    run: RunDirectory, prepared: dict[str, Any], device: DeviceProfile | None, dataset: Dataset
-) -> None:
+def _write_run(run: RunDirectory, job: Job, device: DeviceProfile | None, dataset: Dataset) -> None:
     run.checkpoints.mkdir(parents=True, exist_ok=True)
-    config = {
-        "request": prepared["request"],
-        "profile": prepared["profile"],
-        "device": to_json(device) if device is not None else None,
-        "bundle_digest": prepared["bundle_digest"],
-        "engine": prepared["engine"],
-        "seed": prepared["seed"],
-        "steps": prepared["steps"],
-        "batch": prepared["batch"],
-        "classes": dataset.classes,
-        "class_names": dataset.class_names,
-    }
-    # plain YAML: what was resolved is what a person reads and what --resume continues
-    write_text(run.config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-    write_json(run.plan, prepared["plan"])
-    write_json(run.environment, _environment(prepared))
+    config = RunConfig(
+        request=job.request,
+        profile=job.profile,
+        device=device,
+        bundle_digest=job.bundle_digest,
+        engine=job.engine,
+        seed=job.seed,
+        steps=job.steps,
+        batch=job.batch,
+        classes=dataset.classes,
+        class_names=dataset.class_names,
+    )
+    write_config(run.config, config)
+    write_json(run.plan, job.plan.to_json())
+    write_json(run.environment, to_json(_environment(job)))
 
 
-def _environment(prepared: dict[str, Any]) -> dict[str, Any]:
+def _environment(job: Job) -> Environment:
     versions = {}
     for name in ("numpy", "onnxruntime", "onnxruntime-training-cpu", "pydantic", "pillow"):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return {
-        "edgeladder": __version__,
-        "python": platform.python_version(),
-        "executable": sys.executable,
-        "platform": platform.platform(),
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "memory_total_bytes": meter.total_bytes(),
-        "memory_available_bytes": meter.available_bytes(),
-        "versions": versions,
-        "bundle": str(Path(prepared["request"]["bundle"]).resolve()),
-        "bundle_digest": prepared["bundle_digest"],
-        "engine": prepared["engine"],
-        "threads": prepared["threads"],
-        "baseline": prepared["plan"]["baseline"],
-    }
+    return Environment(
+        edgeladder=__version__,
+        python=platform.python_version(),
+        executable=sys.executable,
+        platform=platform.platform(),
+        machine=platform.machine(),
+        cores=os.cpu_count(),
+        memory_total_bytes=meter.total_bytes(),
+        memory_available_bytes=meter.available_bytes(),
+        versions=versions,
+        bundle=str(Path(job.request.bundle).resolve()),
+        bundle_digest=job.bundle_digest,
+        engine=job.engine,
+        threads=job.threads,
+        baseline=job.plan.baseline,
+    )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgeladder.budget import policy
 from edgeladder.core.bundle import Bundle
+from edgeladder.core.events import Progress
+from edgeladder.core.job import Outcome, PhaseOrder, PrecomputeResult
+from edgeladder.core.plan import PhasePlan
 from edgeladder.core.trim import trim_heap
 from edgeladder.jobs.run_directory import RunDirectory
 from edgeladder.runtime.pictures.dataset import open_data, split
@@ -24,16 +26,16 @@ class _LeaveError(Exception):
     """An order to leave: raised out of the work, which keeps every group before this one."""
 
 
-def fill(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]]:
+def fill(order: PhaseOrder, control: Control) -> tuple[Outcome, PrecomputeResult | None]:
     """Compute what the cache lacks; writes the run's selection of samples.
 
     Args:
-        values: what the plan worker prepared, and `sizes`: whole, batch, group, max_pixels.
+        order: the job, and sizes: whole, batch, group, max_pixels.
     """
-    request, sizes = values["request"], values["sizes"]
-    bundle = Bundle.reopen(request["bundle"])
-    dataset = open_data(request["data"])
-    train, test = split(dataset, request["shots"], values["seed"])
+    job, request = order.job, order.job.request
+    bundle = Bundle.reopen(request.bundle)
+    dataset = open_data(request.data)
+    train, test = split(dataset, request.shots, job.seed)
     leave: list[str] = []
     told_at = 0.0
 
@@ -51,44 +53,51 @@ def fill(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]]
         now = time.monotonic()
         if now - told_at >= _TELL_SECONDS or done == total:
             told_at = now
-            control.tell("progress", step=done, steps=total, note=note)
+            control.tell(Progress(step=done, steps=total, note=note))
         obey()
 
     try:
         result = precompute(
             bundle,
             dataset,
-            request["cache"],
-            Wanted(train, test, request["views"] or 0, request["cache_dtype"]),
-            sizes=tower_sizes(sizes, values["threads"]),
+            request.cache,
+            Wanted(train, test, request.views or 0, request.cache_dtype),
+            sizes=tower_sizes(order.sizes, job.threads),
             progress=progress,
             on_group=obey,
         )
     except _LeaveError:
-        return ("stop" if "stop" in leave else "restart"), {}
-    if request["run"]:
-        run = RunDirectory(Path(request["run"]))
+        return ("stop" if "stop" in leave else "restart"), None
+    if request.run:
+        run = RunDirectory(request.run)
         result.selection.save(run.selection)
-    values = result.to_dict()
-    values["skipped_inputs"] = values.pop("skipped")
-    return "done", values
+    return "done", PrecomputeResult(
+        new=result.new,
+        reused=result.reused,
+        text_new=result.text_new,
+        text_reused=result.text_reused,
+        skipped_inputs=result.skipped,
+        seconds=round(result.seconds, 3),
+        text_seconds=round(result.text_seconds, 3),
+        images_per_second=round(result.images_per_second, 3),
+    )
 
 
-def tower_sizes(sizes: dict[str, Any], threads: int) -> PrecomputeSizes:
+def tower_sizes(sizes: PhasePlan, threads: int) -> PrecomputeSizes:
     """The plan's choice as precompute takes it; what it leaves open is the policy's to say."""
-    whole, batch = bool(sizes.get("whole")), sizes.get("batch")
+    whole = bool(sizes.whole)
     return PrecomputeSizes(
         image=TowerSizes(
-            group=sizes.get("group") or policy.GROUP,
-            batch=batch or policy.IMAGE_BATCH,
+            group=sizes.group or policy.GROUP,
+            batch=sizes.batch or policy.IMAGE_BATCH,
             threads=threads,
             whole=whole,
         ),
         text=TowerSizes(
             group=policy.TEXT_GROUP,
-            batch=batch or policy.TEXT_BATCH,
+            batch=sizes.batch or policy.TEXT_BATCH,
             threads=threads,
             whole=whole,
         ),
-        max_pixels=sizes.get("max_pixels") or policy.EXACT_PIXELS,
+        max_pixels=sizes.max_pixels or policy.EXACT_PIXELS,
     )

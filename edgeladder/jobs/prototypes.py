@@ -19,6 +19,7 @@ import numpy as np
 from edgeladder.core.prompt_kinds import KINDS
 
 if TYPE_CHECKING:
+    from edgeladder.core.config import PromptConfig
     from edgeladder.runtime.engine.protocol import StepInputs
 
 CLASSES = 128  # whose names the text side looks at, the first ones
@@ -96,7 +97,7 @@ def _distances(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 def initial_prompts(
     ladder: Any,
-    config: dict[str, Any],
+    config: PromptConfig,
     parameters: dict[str, np.ndarray],
     windows: Iterable[StepInputs],
     seed: int,
@@ -113,6 +114,8 @@ def initial_prompts(
     Image and text prompts that are coupled begin as the pictures' tokens. A rung without taps of
     that side (its tower has fewer) takes those of the other.
     """
+    if config.initialize == "random":
+        return {}
     windows = list(windows)
     names = ladder.prompts
     rungs, length, _ = parameters[names.text].shape
@@ -131,9 +134,9 @@ def initial_prompts(
             if place < 0:
                 taps = found[other]
                 place = rung - (rungs - len(taps))
-            rows.append(prototypes(taps[place], length, config["initialize"], seed + rung))
+            rows.append(prototypes(taps[place], length, config.initialize, seed + rung))
         made[name] = np.stack(rows).astype(np.float32)
-        if KINDS[config["kind"]].prototypes == "directions":
+        if KINDS[config.kind].prototypes == "directions":
             made[name] = _at_size_of(made[name], parameters[name])
     return made
 

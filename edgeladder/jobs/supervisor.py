@@ -19,24 +19,46 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, TypeVar
 
 from edgeladder.budget import kernel_marks, meter, policy
 from edgeladder.budget.limits import MemoryLimit, open_limit
 from edgeladder.core import errors
 from edgeladder.core.errors import BudgetError, EdgeLadderError, Interrupted
 from edgeladder.core.files import write_json
+from edgeladder.core.job import (
+    BaselineOrder,
+    EvaluateResult,
+    FreeOrder,
+    Job,
+    Order,
+    PhaseOrder,
+    PlanOrder,
+    PrecomputeResult,
+    TrainResult,
+)
 from edgeladder.core.ownership import require_ours
-from edgeladder.core.plan import PhasePlan, Plan
+from edgeladder.core.plan import MachineBaseline, Plan
+from edgeladder.core.records import from_json, to_json
 from edgeladder.core.request import TrainRequest
+from edgeladder.core.result import (
+    CacheUse,
+    MemoryAction,
+    MemoryResult,
+    PhaseMemory,
+    RunResult,
+    Seconds,
+    Throughput,
+)
 from edgeladder.jobs.attempt import Attempt
 from edgeladder.jobs.run_directory import MetricsLog, RunDirectory, new_run_folder
 
 Progress = Callable[..., None]  # (phase, done, total, note)
+Result = TypeVar("Result")
 
 
-def train(request: TrainRequest, progress: Progress | None = None) -> dict[str, Any]:
-    """Plan, precompute what is missing, train, evaluate; the `train` JSON of the design.
+def train(request: TrainRequest, progress: Progress | None = None) -> RunResult:
+    """Plan, precompute what is missing, train, evaluate.
 
     Raises:
         ConfigError, DataError, IntegrityError: before anything heavy starts.
@@ -48,14 +70,16 @@ def train(request: TrainRequest, progress: Progress | None = None) -> dict[str, 
         return supervisor.train()
 
 
-def precompute(request: TrainRequest, progress: Progress | None = None) -> dict[str, Any]:
-    """Plan, then fill the cache; `new`, `reused`, `skipped_inputs`, `seconds` and `memory`."""
+def precompute(
+    request: TrainRequest, progress: Progress | None = None
+) -> tuple[PrecomputeResult, MemoryResult]:
+    """Plan, then fill the cache."""
     with Supervisor(request, progress, keep_run=False) as supervisor:
         return supervisor.precompute()
 
 
-def plan(request: TrainRequest) -> dict[str, Any]:
-    """What `train` would do: the `plan` JSON of the design. Never a BudgetError."""
+def plan(request: TrainRequest) -> Plan:
+    """What `train` would do. Never a BudgetError."""
     with Supervisor(request, None, keep_run=False) as supervisor:
         return supervisor.plan()
 
@@ -63,7 +87,6 @@ def plan(request: TrainRequest) -> dict[str, Any]:
 def become(
     request: TrainRequest,
     *,
-    command: str = "train",
     as_json: bool = False,
     then: Sequence[str] = (),
 ) -> NoReturn:
@@ -73,7 +96,6 @@ def become(
 
     Args:
         request: what to do.
-        command: train or precompute.
         as_json: whether errors and the result are printed as JSON.
         then: arguments of a Python process that takes over after a training that succeeded, in
             place of printing; the run's folder is added to them.
@@ -84,7 +106,7 @@ def become(
     package = str(Path(__file__).resolve().parents[2])
     path = [package, *environment.get("PYTHONPATH", "").split(os.pathsep)]
     environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(part for part in path if part))
-    told = {"command": command, "json": as_json, "request": request.to_dict(), "then": list(then)}
+    told = {"json": as_json, "request": to_json(request), "then": list(then)}
     values = json.dumps(told)
     arguments = [sys.executable, "-m", "edgeladder.jobs", values]
     os.execve(sys.executable, arguments, environment)
@@ -101,13 +123,13 @@ class Supervisor:
             if request.resume and not request.run:
                 raise errors.ConfigError("nothing to resume", remedy="name the run: --resume RUN")
             folder = Path(request.run) if request.run else new_run_folder(Path("runs"))
-            request.run = str(folder)
+            self.request = replace(request, run=str(folder))
             self.run = RunDirectory(folder)
         self.budget_bytes = request.budget_bytes or 0
         self.metrics: MetricsLog | None = None
         self.measured: dict[str, int] = {}
         self.layer: str | None = None
-        self.actions: list[dict[str, Any]] = []
+        self.actions: list[MemoryAction] = []
         self.interrupted = False
         self._handlers: dict[int, Any] = {}
         self.gpu_before = kernel_marks.gpu_bytes()
@@ -132,113 +154,122 @@ class Supervisor:
 
     # -- commands ---------------------------------------------------------------------------
 
-    def train(self) -> dict[str, Any]:
+    def train(self) -> RunResult:
         """All phases of a run."""
         assert self.run is not None
+        self._check_folder(self.run)
         fresh = not self.run.folder.exists()
-        if self.request.resume and not self.run.started():
-            raise errors.ConfigError(
-                "no run to resume here",
-                where=str(self.run.folder),
-                remedy="name the folder of a run, or leave --resume out to start one",
-            )
-        if not self.request.resume and self.run.started():
-            raise errors.ConfigError(
-                "this folder holds a run already",
-                where=str(self.run.folder),
-                remedy=f"continue it with --resume {self.run.folder}, or choose another --run",
-            )
-        if not self.request.resume:
-            require_ours(
-                self.run.folder, "run", option="--out" if self.request.condense else "--run"
-            )
         self.run.lock()
         try:
-            prepared = self.phase("plan", {"request": self._told_request()})
+            job = self._decide("train")
         except EdgeLadderError:
             if fresh:
                 self._forget_run()
             raise
-        self._adopt(prepared)
         self.metrics = MetricsLog(self.run.metrics)
-        self.record({"kind": "start", "budget_bytes": self.budget_bytes, "plan": prepared["plan"]})
-        filled = self.phase("precompute", {**prepared})
-        trained = self.phase("train", {**prepared})
-        evaluated = self.phase("evaluate", {**prepared})
-        result = {
-            "run": str(self.run.folder),
-            "engine": trained["engine"],
-            "steps": trained["steps"],
-            "seed": prepared["seed"],
-            "counts": prepared["counts"],  # pictures and classes; fleets weigh adapters by them
-            "accuracy": evaluated["accuracy"],
-            "memory": self.memory(prepared["plan"]),
-            "throughput": {
-                "precompute_images_per_second": filled["images_per_second"],
-                "train_images_per_second": trained["images_per_second"],
-                "step_ms_median": trained["step_ms_median"],
-            },
-            "resumed_from": trained["resumed_from"],
-            "skipped_inputs": filled["skipped_inputs"],
-            "loss": trained["loss"],
-            "head": evaluated["head"],  # its kind and both weights; None: no head
-            "prompts": trained["prompts"],  # how they are stored; None: as they are
-            "cache": {key: filled[key] for key in ("new", "reused")},
-            "seconds": {
-                "precompute": filled["seconds"],
-                "train": trained["seconds"],
-                "evaluate": evaluated["seconds"],
-            },
-        }
-        self.record({"kind": "result", **result})
-        write_json(self.run.result, result)
+        self.record(
+            {"kind": "start", "budget_bytes": self.budget_bytes, "plan": job.plan.to_json()}
+        )
+        filled = self.phase("precompute", job, PrecomputeResult)
+        trained = self.phase("train", job, TrainResult)
+        evaluated = self.phase("evaluate", job, EvaluateResult)
+        result = self._result(job, filled, trained, evaluated)
+        values = to_json(result)
+        self.record({"kind": "result", **values})
+        write_json(self.run.result, values)
         return result
 
-    def plan(self) -> dict[str, Any]:
+    def _check_folder(self, run: RunDirectory) -> None:
+        if self.request.resume and not run.started():
+            raise errors.ConfigError(
+                "no run to resume here",
+                where=str(run.folder),
+                remedy="name the folder of a run, or leave --resume out to start one",
+            )
+        if not self.request.resume and run.started():
+            raise errors.ConfigError(
+                "this folder holds a run already",
+                where=str(run.folder),
+                remedy=f"continue it with --resume {run.folder}, or choose another --run",
+            )
+        if not self.request.resume:
+            option = "--out" if self.request.condense else "--run"
+            require_ours(run.folder, "run", option=option)
+
+    def _result(
+        self, job: Job, filled: PrecomputeResult, trained: TrainResult, evaluated: EvaluateResult
+    ) -> RunResult:
+        return RunResult(
+            run=self.request.folder,
+            engine=trained.engine,
+            steps=trained.steps,
+            seed=job.seed,
+            counts=job.counts,
+            accuracy=evaluated.accuracy,
+            memory=self.memory(job.plan),
+            throughput=Throughput(
+                precompute_images_per_second=filled.images_per_second,
+                train_images_per_second=trained.images_per_second,
+                step_ms_median=trained.step_ms_median,
+            ),
+            resumed_from=trained.resumed_from,
+            skipped_inputs=filled.skipped_inputs,
+            loss=trained.loss,
+            head=evaluated.head,
+            prompts=trained.prompts,
+            cache=CacheUse(new=filled.new, reused=filled.reused),
+            seconds=Seconds(
+                precompute=filled.seconds, train=trained.seconds, evaluate=evaluated.seconds
+            ),
+        )
+
+    def plan(self) -> Plan:
         """Plan only."""
-        prepared = self.phase("plan", {"request": self._told_request(), "only_plan": True})
-        return dict(prepared["plan"])
+        return self._ask(PlanOrder(request=self._told_request(), command="plan")).plan
 
-    def precompute(self) -> dict[str, Any]:
+    def precompute(self) -> tuple[PrecomputeResult, MemoryResult]:
         """Plan and precompute only."""
-        told = {"request": self._told_request(), "only_precompute": True}
-        prepared = self.phase("plan", told)
-        self._adopt(prepared)
-        filled = self.phase("precompute", {**prepared})
-        filled["memory"] = self.memory(prepared["plan"])
-        return filled
+        job = self._decide("precompute")
+        filled = self.phase("precompute", job, PrecomputeResult)
+        return filled, self.memory(job.plan)
 
-    def memory(self, plan_values: dict[str, Any]) -> dict[str, Any]:
-        """The `memory` object: planned against measured peak per phase, and which limit held."""
-        phases = {}
-        for name in ("precompute", "train", "evaluate"):
-            if name in self.measured:
-                phases[name] = {
-                    "planned_peak_bytes": plan_values["phases"][name]["planned_peak_bytes"],
-                    "measured_peak_bytes": self.measured[name],
-                }
-        return {
-            "budget_bytes": self.budget_bytes,
-            "enforcement": self.layer,
-            "phases": phases,
-            "actions": self.actions,
+    def _decide(self, command: Literal["train", "precompute"]) -> Job:
+        """The plan worker's decisions, which hold from here on."""
+        job = self._ask(PlanOrder(request=self._told_request(), command=command))
+        self.budget_bytes, self.request = job.budget_bytes, job.request
+        return job
+
+    def _ask(self, order: PlanOrder) -> Job:
+        return from_json(Job, self.run_phase("plan", order), where="the plan worker")
+
+    def memory(self, plan: Plan) -> MemoryResult:
+        """Planned against measured peak per phase, and which limit held."""
+        phases = {
+            name: PhaseMemory(
+                planned_peak_bytes=plan.phases[name].planned_peak_bytes,
+                measured_peak_bytes=self.measured[name],
+            )
+            for name in plan.phases
+            if name in self.measured
         }
+        return MemoryResult(
+            budget_bytes=self.budget_bytes,
+            enforcement=self.layer,
+            phases=phases,
+            actions=self.actions,
+        )
 
     def record(self, values: dict[str, Any]) -> None:
         """Append to metrics.jsonl, where the run has one."""
         if self.metrics is not None:
             self.metrics(values)
 
-    def _told_request(self) -> dict[str, Any]:
-        self.request.baseline = self.phase("baseline", {})
+    def _told_request(self) -> TrainRequest:
+        measured = self.run_phase("baseline", BaselineOrder())
+        baseline = from_json(MachineBaseline, measured, where="the baseline worker")
         own = meter.private(os.getpid())
-        bare = self.request.baseline["supervisor_bytes"] if self.request.bare else own
-        self.request.supervisor_bytes = min(own, bare)
-        return self.request.to_dict()
-
-    def _adopt(self, prepared: dict[str, Any]) -> None:
-        self.budget_bytes = prepared["budget_bytes"]
-        self.request = TrainRequest.from_dict(prepared["request"])
+        bare = baseline.supervisor_bytes if self.request.bare else own
+        return replace(self.request, baseline=baseline, supervisor_bytes=min(own, bare))
 
     def _forget_run(self) -> None:
         """A request that was refused leaves no folder behind."""
@@ -259,21 +290,27 @@ class Supervisor:
 
     # -- one phase --------------------------------------------------------------------------
 
-    def phase(self, name: str, values: dict[str, Any]) -> dict[str, Any]:
-        """Run a phase's worker to its end, starting it again with less when memory runs out.
+    def phase(self, name: str, job: Job, result: type[Result]) -> Result:
+        """Run a phase of a job to its end; see `run_phase`."""
+        order = PhaseOrder(job=job, sizes=job.plan.phases[name])
+        return from_json(result, self.run_phase(name, order, job.plan), where=f"the {name} worker")
+
+    def run_phase(self, name: str, order: Order, plan: Plan | None = None) -> Any:
+        """Run a worker to its end, starting it again with less when memory runs out.
+
+        Returns:
+            The result's plain values.
 
         Raises:
             EdgeLadderError: what the worker raised; BudgetError after the last restart.
         """
-        plan = Plan.from_json(values["plan"]) if "plan" in values else None
-        planned = plan.phases.get(name, PhasePlan()) if plan else PhasePlan()
-        sizes = planned
+        planned = plan.phases[name].planned_peak_bytes if plan and name in plan.phases else 0
         causes: list[str] = []
         self.progress(name, 0, None, "")
         while True:
             with self._limit(name, plan) as limit:
-                attempt = Attempt(self, name, {**values, "sizes": sizes.sizes()}, limit)
-                outcome, result = attempt.run(planned.planned_peak_bytes)
+                attempt = Attempt(self, name, order, limit)
+                outcome, result = attempt.run(planned)
             if outcome == "done":
                 return result
             if outcome == "stop":
@@ -285,21 +322,26 @@ class Supervisor:
                     else "run the same command again",
                 )
             causes.append(attempt.cause)
-            if plan is not None:
-                sizes = policy.shrink(plan, name, replace(sizes, **attempt.sizes))
-            self.record(
-                {
-                    "kind": "restart",
-                    "phase": name,
-                    "cause": attempt.cause,
-                    "attempt": len(causes),
-                    "last_step": attempt.last_step,
-                    "checkpoint_step": attempt.checkpoint_step,
-                    "sizes": sizes.sizes(),
-                }
-            )
+            if plan is not None and isinstance(order, (PhaseOrder, FreeOrder)):
+                reached = replace(order.sizes, chunk=attempt.chunk or order.sizes.chunk)
+                order = replace(order, sizes=policy.shrink(plan, name, reached))
+            self._record_restart(name, order, attempt, len(causes))
             if len(causes) > self.request.restarts:
                 raise self._gave_up(name, causes, attempt)
+
+    def _record_restart(self, name: str, order: Order, attempt: Attempt, count: int) -> None:
+        sizes = order.sizes.sizes() if isinstance(order, (PhaseOrder, FreeOrder)) else {}
+        self.record(
+            {
+                "kind": "restart",
+                "phase": name,
+                "cause": attempt.cause,
+                "attempt": count,
+                "last_step": attempt.last_step,
+                "checkpoint_step": attempt.checkpoint_step,
+                "sizes": sizes,
+            }
+        )
 
     def _gave_up(self, name: str, causes: list[str], attempt: Attempt) -> BudgetError:
         peak = self.measured.get(name, 0)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from edgeladder.budget.policy import PROTOTYPE_WINDOW
 from edgeladder.core.bundle import Bundle
-from edgeladder.core.config import Profile
-from edgeladder.core.records import from_json
+from edgeladder.core.job import Job, Outcome, PhaseOrder, TrainResult
+from edgeladder.core.plan import PhasePlan
+from edgeladder.core.records import to_json
 from edgeladder.core.trim import release_startup_memory
 from edgeladder.jobs.checkpoint import Checkpoints
 from edgeladder.jobs.codebook import Codebook
@@ -35,35 +36,36 @@ if TYPE_CHECKING:
     from edgeladder.jobs.control import Control
 
 
-def fit(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]]:
+def fit(order: PhaseOrder, control: Control) -> tuple[Outcome, TrainResult | None]:
     """Train from the newest checkpoint, or from the start, to the last step or an order to leave.
 
     Args:
-        values: what the plan worker prepared, and `sizes`: mode, chunk, careful.
+        order: the job, and sizes: mode, chunk, class_chunk, arena, keep_bytes, hold_bytes,
+            careful.
     """
     started = time.monotonic()
-    request, sizes = values["request"], values["sizes"]
-    run = RunDirectory(request["run"])
-    bundle = Bundle.reopen(request["bundle"])
+    job, request = order.job, order.job.request
+    run = RunDirectory(request.folder)
+    bundle = Bundle.reopen(request.bundle)
     selection = Selection.load(run.selection)
     batches = open_batches(
         bundle,
-        request["cache"],
+        request.cache,
         selection,
-        batch=values["batch"],
-        seed=values["seed"],
-        keep_bytes=sizes.get("keep_bytes", 0),
+        batch=job.batch,
+        seed=job.seed,
+        keep_bytes=order.sizes.keep_bytes or 0,
     )
     metrics = MetricsLog(run.metrics)
-    if values["folds"]:
-        outcome = _folds(values, bundle, batches, run, metrics, control)
+    if job.folds:
+        outcome = _folds(order, bundle, batches, run, metrics, control)
         if outcome != "done":
             metrics.close()
-            return outcome, {}
-    engine = open_engine_named(values, bundle, sizes)
-    begin(engine, bundle, batches, values)
+            return outcome, None
+    engine = open_engine_named(job, bundle, order.sizes)
+    begin(engine, bundle, batches, job)
     release_startup_memory()
-    loop = _loop(engine, bundle, batches, values, run.checkpoints, metrics, control)
+    loop = _loop(order, engine, bundle, batches, run.checkpoints, metrics, control)
     resumed_from = loop.resume()
     done = loop.run()
     stored: dict[str, Any] | None = None
@@ -80,46 +82,46 @@ def fit(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]]:
             class_names=selection.class_names,
             templates=selection.templates,
             text={"aliases": selection.aliases},
-            profile=values["profile"],
+            profile=to_json(job.profile),
         )
         stored = save_adapter(run.folder, adapter)
     metrics.close()
-    return done.outcome, {
-        "engine": engine.name,
-        "steps": done.step,
-        "loss": done.loss,
-        "images_per_second": done.images_per_second,
-        "step_ms_median": done.step_ms_median,
-        "resumed_from": resumed_from,
-        "chunk": done.chunk,
-        "prompts": stored,
-        "seconds": round(time.monotonic() - started, 3),
-    }
+    return done.outcome, TrainResult(
+        engine=engine.name,
+        steps=done.step,
+        loss=done.loss,
+        images_per_second=done.images_per_second,
+        step_ms_median=done.step_ms_median,
+        resumed_from=resumed_from,
+        chunk=done.chunk,
+        prompts=stored,
+        seconds=round(time.monotonic() - started, 3),
+    )
 
 
 def _loop(
+    order: PhaseOrder,
     engine: Engine,
     bundle: Bundle,
     batches: CacheBatches,
-    values: dict[str, Any],
     checkpoints: Path,
     record: Callable[[dict[str, Any]], None],
     control: Control,
     share: float = 1.0,
 ) -> TrainLoop:
     """The loop over `batches`, for a `share` of the run's steps."""
-    sizes, train, condense = values["sizes"], values["profile"]["train"], values["condense"]
+    job, sizes, train = order.job, order.sizes, order.job.profile.train
     settings = LoopSettings(
-        steps=round(values["steps"] * share),
-        restart_at=round(condense["at"] * share) if condense else None,
-        batch=values["batch"],
-        learning_rate=train["learning_rate"],
-        warmup_steps=round(values["warmup_steps"] * share),
-        average=train["average"],
-        chunk=sizes.get("chunk") if sizes.get("mode") == "chunked" else None,
-        checkpoint_steps=train["checkpoint_steps"],
-        checkpoint_seconds=train["checkpoint_seconds"],
-        careful=bool(sizes.get("careful")),
+        steps=round(job.steps * share),
+        restart_at=round(job.condense.at * share) if job.condense else None,
+        batch=job.batch,
+        learning_rate=train.learning_rate,
+        warmup_steps=round(job.warmup_steps * share),
+        average=train.average,
+        chunk=sizes.chunk if sizes.mode == "chunked" else None,
+        checkpoint_steps=train.checkpoint_steps,
+        checkpoint_seconds=train.checkpoint_seconds,
+        careful=bool(sizes.careful),
     )
     return TrainLoop(
         engine,
@@ -128,29 +130,29 @@ def _loop(
         Checkpoints(checkpoints),
         record,
         control,
-        callbacks(engine, bundle, batches, values, settings.restart_at),
+        callbacks(order, engine, bundle, batches, settings.restart_at),
     )
 
 
 def _folds(
-    values: dict[str, Any],
+    order: PhaseOrder,
     bundle: Bundle,
     batches: CacheBatches,
     run: RunDirectory,
     metrics: MetricsLog,
     control: Control,
-) -> str:
+) -> Outcome:
     """Ladders that each did not see a share of the pictures, as `head.folds` asks for."""
-    reader, sizes = batches.reader, values["sizes"]
+    job, reader = order.job, batches.reader
 
-    def train(rows: np.ndarray, checkpoints: Path, told: Any) -> tuple[Engine, str]:
+    def train(rows: np.ndarray, checkpoints: Path, told: Any) -> tuple[Engine, Outcome]:
         part = reader.part(rows)
-        sampler = Sampler(len(rows), values["batch"], values["seed"], batches.sampler.views)
+        sampler = Sampler(len(rows), job.batch, job.seed, batches.sampler.views)
         chosen = CacheBatches(part, sampler)
-        engine = open_engine_named(values, bundle, sizes)
-        begin(engine, bundle, chosen, values)
+        engine = open_engine_named(job, bundle, order.sizes)
+        begin(engine, bundle, chosen, job)
         share = len(rows) / len(reader.train_labels)
-        loop = _loop(engine, bundle, chosen, values, checkpoints, lambda record: None, told, share)
+        loop = _loop(order, engine, bundle, chosen, checkpoints, lambda record: None, told, share)
         loop.resume()
         outcome = loop.run().outcome
         loop.apply_average()
@@ -159,39 +161,39 @@ def _folds(
     return train_folds(
         run.folder,
         reader,
-        values["folds"],
+        job.folds,
         train,
         control,
         logits=ClassLogits.of(bundle.manifest.model),
-        chunk=sizes.get("chunk") or values["batch"],
+        chunk=order.sizes.chunk or job.batch,
         record=metrics,
     )
 
 
-def begin(engine: Engine, bundle: Bundle, batches: CacheBatches, values: dict[str, Any]) -> None:
+def begin(engine: Engine, bundle: Bundle, batches: CacheBatches, job: Job) -> None:
     """What a run starts from: the bundle's ladder, another run's adapter, or prototypes."""
-    if values["proximal"]:
-        engine.set_proximal(values["proximal"])
-    start = values["request"]["start"]
+    if job.proximal:
+        engine.set_proximal(job.proximal)
+    start = job.request.start
     if start:
         adapter = load_adapter(Path(start), bundle)
         adapter.parameters = reactivate(adapter.parameters, adapter.record.prompt_tensors)
         adapter.apply(engine)
         return
-    prompts = values["profile"]["ladder"]["prompts"]
-    if prompts["initialize"] != "random":
+    prompts = job.profile.ladder.prompts
+    if prompts.initialize != "random":
         pictures = batches.reader.windows("train", PROTOTYPE_WINDOW, limit=PICTURES)
         made = initial_prompts(
-            bundle.manifest.ladder, prompts, engine.parameters(), pictures, values["seed"]
+            bundle.manifest.ladder, prompts, engine.parameters(), pictures, job.seed
         )
         engine.set_parameters(made)
 
 
 def callbacks(
+    order: PhaseOrder,
     engine: Engine,
     bundle: Bundle,
     batches: CacheBatches,
-    values: dict[str, Any],
     at: int | None,
 ) -> list[Callback]:
     """What the profile asks for between the steps; `at`: the step that condenses."""
@@ -199,36 +201,35 @@ def callbacks(
     names = bundle.manifest.ladder.prompts
     if names.codebook in engine.buffers():
         found.append(Codebook(names))
-    condense = values["condense"]
+    condense = order.job.condense
     if condense and at is not None:
         found.append(
             Condense(
                 at=at,
-                share=condense["keep"],
-                only_prompts=condense["train"] == "prompts",
+                share=condense.keep,
+                only_prompts=condense.train == "prompts",
                 pictures=lambda: batches.reader.windows("train", PICTURES, limit=PICTURES),
                 logits=ClassLogits.of(bundle.manifest.model),
                 names=names,
-                chunk=values["sizes"].get("chunk") or values["batch"],
+                chunk=order.sizes.chunk or order.job.batch,
             )
         )
     return found
 
 
-def open_engine_named(values: dict[str, Any], bundle: Bundle, sizes: dict[str, Any]) -> Engine:
+def open_engine_named(job: Job, bundle: Bundle, sizes: PhasePlan) -> Engine:
     """The engine the plan worker settled on; `module:factory` names one of your own."""
-    name = values["engine"]
+    name = job.engine
     step_plan = StepPlan(
-        mode=sizes.get("mode") or "fused",
-        chunk=sizes.get("chunk"),
-        class_chunk=sizes.get("class_chunk"),
-        hold_bytes=sizes.get("hold_bytes") or 0,
-        moments=values["plan"]["phases"]["train"].get("moments") or "fp32",
-        threads=values["threads"],
-        arena=bool(sizes.get("arena", True)),
+        mode=sizes.mode or "fused",
+        chunk=sizes.chunk,
+        class_chunk=sizes.class_chunk,
+        hold_bytes=sizes.hold_bytes or 0,
+        moments=job.plan.phases["train"].moments or "fp32",
+        threads=job.threads,
+        arena=sizes.arena is not False,
     )
-    profile = from_json(Profile, values["profile"], where="the plan worker")
-    train, loss = profile.train, profile.loss
+    train, loss = job.profile.train, job.profile.loss
     if ":" in name:
         module, _, factory = name.partition(":")
         made: Engine = getattr(importlib.import_module(module), factory)(

@@ -14,89 +14,72 @@ from collections.abc import Callable
 from typing import Any
 
 from edgeladder.budget import kernel_marks
-from edgeladder.core.errors import BudgetError, EdgeLadderError, Interrupted
+from edgeladder.core.errors import EdgeLadderError, Interrupted
+from edgeladder.core.events import Done, Failed, HighWater, OutOfMemory
+from edgeladder.core.job import Outcome, read_order
+from edgeladder.core.records import to_json
 from edgeladder.jobs.control import RESTART_CODE, Control
 
-Phase = Callable[[dict[str, Any], Control], tuple[str, dict[str, Any]]]
+Phase = Callable[[Any, Control], tuple[Outcome, Any]]
 # what allocators say: numpy and Python raise MemoryError, onnxruntime one of these texts
 _OUT_OF_MEMORY = ("failed to allocate memory", "bad_alloc", "bad allocation", "cannot allocate")
+_PHASES = {
+    "baseline": "edgeladder.jobs.machine_baseline:measure",
+    "plan": "edgeladder.jobs.plan_phase:prepare",
+    "precompute": "edgeladder.jobs.precompute_phase:fill",
+    "train": "edgeladder.jobs.train_phase:fit",
+    "evaluate": "edgeladder.jobs.evaluate_phase:score",
+}
 
 
 def _phase(name: str) -> Phase:
-    if name == "baseline":
-        return _baseline
-    if name == "plan":
-        from edgeladder.jobs.plan_phase import prepare
-
-        return prepare
-    if name == "precompute":
-        from edgeladder.jobs.precompute_phase import fill
-
-        return fill
-    if name == "train":
-        from edgeladder.jobs.train_phase import fit
-
-        return fit
-    if name == "evaluate":
-        from edgeladder.jobs.evaluate_phase import score
-
-        return score
-    module, separator, function = name.partition(":")
+    """The function of a phase; `module:function` is one of your own."""
+    module, separator, function = _PHASES.get(name, name).partition(":")
     if not separator:
         raise EdgeLadderError(f"unknown phase {name!r}", where="worker")
-    phase: Phase = getattr(importlib.import_module(module), function)  # a phase of your own
+    phase: Phase = getattr(importlib.import_module(module), function)
     return phase
-
-
-def _baseline(values: dict[str, Any], control: Control) -> tuple[str, dict[str, Any]]:
-    """Measured in a worker of its own: inside the plan worker the measuring would add to it."""
-    from edgeladder.jobs.machine_baseline import machine_baseline
-
-    return "done", machine_baseline().to_json()
 
 
 def main() -> int:
     """Run one phase; the exit code the supervisor reads."""
     events_out = os.dup(1)
     os.dup2(2, 1)  # a library that prints must not break the events' lines
-    values = json.loads(_first_line(0))
+    name, line = sys.argv[1], _first_line(0)
     control = Control(orders_in=os.dup(0), events_out=events_out)
     code = 0
     try:
-        outcome, result = _phase(sys.argv[1])(values, control)
+        outcome, result = _phase(name)(read_order(name, json.loads(line)), control)
         if outcome == "done":
-            control.tell("done", result=result)
+            control.tell(Done(result=to_json(result)))
         else:
             code = {"restart": RESTART_CODE, "stop": Interrupted.exit_code}[outcome]
     except Interrupted as error:
         code = error.exit_code
-    except EdgeLadderError as error:
-        code = error.exit_code
-        described: dict[str, Any] = error.to_dict()
-        if isinstance(error, BudgetError):
-            described["minimum_budget_bytes"] = error.minimum_budget_bytes
-        if _is_short_of_memory(error):
-            described["type"] = "OutOfMemory"
-        control.tell("error", error=described)
     except Exception as error:
-        code = 1
-        described = {
-            "type": "EdgeLadderError",
-            "message": f"{type(error).__name__}: {str(error)[:500]}",
-            "where": f"{sys.argv[1]} worker",
-            "remedy": "see worker.log in the run's folder",
-        }
-        if _is_short_of_memory(error):
-            described = {"type": "OutOfMemory", "message": str(error)[:300] or "out of memory"}
-        else:
-            import traceback
-
-            traceback.print_exc()
-        control.tell("error", error=described)
-    control.tell("high_water", bytes=kernel_marks.high_water(os.getpid()))
+        code = error.exit_code if isinstance(error, EdgeLadderError) else 1
+        control.tell(_described(error, name))
+    control.tell(HighWater(bytes=kernel_marks.high_water(os.getpid())))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # onnxruntime's thread pools need no goodbye, and teardown only costs memory
+
+
+def _described(error: Exception, phase: str) -> Failed:
+    """An error as the supervisor is told of it; what nobody expected goes to the log in full."""
+    if _is_short_of_memory(error):
+        return Failed(type=OutOfMemory.__name__, message=str(error)[:500] or "out of memory")
+    if isinstance(error, EdgeLadderError):
+        return Failed.of(error)
+    import traceback
+
+    traceback.print_exc()
+    return Failed(
+        type="EdgeLadderError",
+        message=f"{type(error).__name__}: {str(error)[:500]}",
+        where=f"{phase} worker",
+        remedy="see worker.log in the run's folder",
+    )
 
 
 def _is_short_of_memory(error: BaseException) -> bool:

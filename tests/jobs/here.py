@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from edgeladder.core.plan import MachineBaseline, PhasePlan
+from edgeladder.core.job import Job, PhaseOrder, PlanOrder
+from edgeladder.core.plan import MachineBaseline
+from edgeladder.core.records import to_json
 from edgeladder.core.request import TrainRequest
 from edgeladder.jobs.control import Control
 from edgeladder.jobs.evaluate_phase import score
@@ -13,30 +16,27 @@ from edgeladder.jobs.precompute_phase import fill
 from edgeladder.jobs.train_phase import fit
 
 MB = 1_000_000
-_FLOOR = MachineBaseline(20 * MB, 60 * MB, 50 * MB, 10 * MB, 0, 0, 0)
+_BASELINE = MachineBaseline(20 * MB, 60 * MB, 50 * MB, 10 * MB, 0, 0, 0)
+_NAMES = {"fill": "precompute", "fit": "train", "score": "evaluate"}
 
 
-def prepared(request: TrainRequest) -> dict[str, Any]:
+def prepared(request: TrainRequest) -> Job:
     """What the plan worker decides."""
-    request.baseline = _FLOOR.to_json()
-    return prepare({"request": request.to_dict()}, Control())[1]
+    return prepare(PlanOrder(request=replace(request, baseline=_BASELINE)), Control())[1]
 
 
-def phase(function: Any, values: dict[str, Any], control: Control | None = None) -> Any:
+def phase(function: Any, job: Job, control: Control | None = None) -> Any:
     """One phase as its worker runs it: outcome and result."""
-    planned = values["plan"]["phases"][
-        {"fill": "precompute", "fit": "train", "score": "evaluate"}[function.__name__]
-    ]
-    sizes = PhasePlan.from_json(planned).sizes()
-    return function({**values, "sizes": sizes}, control or Control())
+    sizes = job.plan.phases[_NAMES[function.__name__]]
+    return function(PhaseOrder(job=job, sizes=sizes), control or Control())
 
 
 def run(request: TrainRequest) -> dict[str, Any]:
     """Plan, precompute, train and evaluate; the training's and the evaluation's results."""
-    values = prepared(request)
-    results: dict[str, Any] = {"prepared": values}
+    job = prepared(request)
+    results: dict[str, Any] = {"prepared": job}
     for function in (fill, fit, score):
-        outcome, result = phase(function, values)
+        outcome, result = phase(function, job)
         assert outcome == "done", function.__name__
-        results |= result
+        results |= to_json(result)
     return results

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from edgeladder.core.errors import DataError
+from edgeladder.core.events import CheckpointWritten, Progress
 
 MB = 1_000_000
 HELD = []
@@ -18,81 +19,81 @@ def hold(count_bytes):
     HELD.append(bytearray(os.urandom(4096)) * (count_bytes // 4096))
 
 
-def quiet(values, control):
-    hold(values.get("hold", 0))
+def quiet(order, control):
+    hold(order.values.get("hold", 0))
     time.sleep(0.2)
-    return "done", {"answer": 42, "pid": os.getpid(), "sizes": values["sizes"]}
+    return "done", {"answer": 42, "pid": os.getpid(), "sizes": order.sizes.sizes()}
 
 
-def leak(values, control):
+def leak(order, control):
     """Grows a little every step, checkpoints when told, leaves when told."""
-    steps = values["steps"]
-    path = values["state"]
+    steps = order.values["steps"]
+    path = order.values["state"]
     step = int(Path(path).read_text()) if os.path.exists(path) else 0
     careful = False
 
     def save():
         with open(path, "w") as stream:
             stream.write(str(step))
-        control.tell("checkpoint", step=step)
+        control.tell(CheckpointWritten(step=step))
 
     heard = []
     while step < steps:
-        for order in control.take():
-            heard.append(order)
-            careful = careful or order in ("checkpoint", "halve")
-            if order in ("restart", "stop"):
+        for told in control.take():
+            heard.append(told)
+            careful = careful or told in ("checkpoint", "halve")
+            if told in ("restart", "stop"):
                 save()
-                return order, {}
-        hold(values["leak"])
+                return told, {}
+        hold(order.values["leak"])
         time.sleep(0.005)
         step += 1
-        control.tell("progress", step=step, steps=steps)
+        control.tell(Progress(step=step, steps=steps))
         if careful:
             save()
     save()
     return "done", {"step": step, "heard": heard}
 
 
-def explode(values, control):
+def explode(order, control):
     """Takes far more than the limit allows, in one go, faster than any sampling."""
-    control.tell("progress", step=7, steps=9)
-    hold(values["take"])
-    return "done", {"took": values["take"]}
+    control.tell(Progress(step=7, steps=9))
+    hold(order.values["take"])
+    return "done", {"took": order.values["take"]}
 
 
-def once(values, control):
+def once(order, control):
     """Explodes in its first life only."""
-    path = values["state"]
+    path = order.values["state"]
     if not os.path.exists(path):
         open(path, "w").close()
-        hold(values["take"])
-    return "done", {"sizes": values["sizes"]}
+        hold(order.values["take"])
+    return "done", {"sizes": order.sizes.sizes()}
 
 
-def wait_for_stop(values, control):
-    control.tell("progress", step=1, steps=2)
+def wait_for_stop(order, control):
+    control.tell(Progress(step=1, steps=2))
     while "stop" not in control.take():
         time.sleep(0.01)
-    open(values["state"], "w").close()
+    open(order.values["state"], "w").close()
     return "stop", {}
 
 
-def family(values, control):
+def family(order, control):
     """A child of the worker holds the memory."""
-    code = f"import time; held = bytearray(b'x') * {values['hold']}; time.sleep(0.7)"
+    code = f"import time; held = bytearray(b'x') * {order.values['hold']}; time.sleep(0.7)"
     subprocess.run([sys.executable, "-c", code], check=True)
     return "done", {}
 
 
-def bad_data(values, control):
+def bad_data(order, control):
     raise DataError("no pictures", where="here", remedy="add some")
 
 
-def crash(values, control):
+def crash(order, control):
     print("about to fall", file=sys.stderr)
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
-def no_memory(values, control):
+def no_memory(order, control):
     raise MemoryError("cannot allocate 9 GB")

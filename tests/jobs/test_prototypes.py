@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from edgeladder.core.config import PromptConfig
 from edgeladder.core.prompt_tensors import PromptTensors
 from edgeladder.jobs.prototypes import gather, initial_prompts, prototypes
 
@@ -70,7 +71,7 @@ def test_a_sample_is_of_the_set_and_repeats_where_there_are_too_few():
 @pytest.mark.parametrize("kind", ["token", "memory"])
 def test_prompts_begin_as_tokens_or_in_their_direction(scene, kind):
     ladder, parameters, windows, _ = scene
-    config = {"kind": kind, "initialize": "samples"}
+    config = PromptConfig(kind=kind, initialize="samples")
     made = initial_prompts(ladder, config, parameters, windows, seed=0)
     assert made.keys() == {"prompts.tokens"}
     tokens = gather(ladder, parameters, windows, "image")
@@ -89,7 +90,7 @@ def test_prompts_begin_as_tokens_or_in_their_direction(scene, kind):
 def test_a_rung_that_text_lacks_takes_the_pictures_tokens(scene):
     ladder, parameters, windows, _ = scene
     parameters["prompts.image_tokens"] = parameters["prompts.tokens"].copy()
-    config = {"kind": "cross", "initialize": "samples"}
+    config = PromptConfig(kind="cross", initialize="samples")
     made = initial_prompts(ladder, config, parameters, windows, seed=0)
     image = gather(ladder, parameters, windows, "image")
     text = gather(ladder, parameters, windows, "text")

@@ -13,6 +13,7 @@ import pytest
 from edgeladder.budget import meter
 from edgeladder.budget.watchdog import Watchdog
 from edgeladder.core.errors import BudgetError, ConfigError, DataError, EdgeLadderError, Interrupted
+from edgeladder.core.job import FreeOrder
 from edgeladder.core.plan import MachineBaseline, Plan
 from edgeladder.core.request import TrainRequest
 from edgeladder.jobs.run_directory import MetricsLog, RunDirectory, read_metrics
@@ -30,6 +31,11 @@ def make(folder, budget_bytes, *, limit="auto", restarts=2):
     supervisor.run.lock()
     supervisor.metrics = MetricsLog(supervisor.run.metrics)
     return supervisor
+
+
+def free(supervisor, name, values, plan=None):
+    """Run a phase of `phases.py`."""
+    return supervisor.run_phase(name, FreeOrder(values=values), plan)
 
 
 def records(supervisor, kind):
@@ -51,7 +57,7 @@ class Sampler(threading.Thread):
 
 def test_a_phase_returns_its_result_and_its_peak(tmp_path):
     with make(tmp_path, 400 * MB) as supervisor:
-        result = supervisor.phase("phases:quiet", {"hold": 60 * MB})
+        result = free(supervisor, "phases:quiet", {"hold": 60 * MB})
         assert result["answer"] == 42 and result["pid"] != os.getpid()
         (record,) = records(supervisor, "phase")
         grown = record["worker_high_water_bytes"]
@@ -62,7 +68,7 @@ def test_a_phase_returns_its_result_and_its_peak(tmp_path):
 
 def test_the_limit_is_live_and_read_back(tmp_path):
     with make(tmp_path, 400 * MB) as supervisor:
-        supervisor.phase("phases:quiet", {})
+        free(supervisor, "phases:quiet", {})
         (record,) = records(supervisor, "limit")
         assert record["layer"] == supervisor.layer != "none"
         if record["layer"].startswith("cgroup"):
@@ -74,7 +80,7 @@ def test_a_leak_is_answered_line_by_line_and_never_passes_the_budget(tmp_path):
     sampler = Sampler()
     with make(tmp_path, 220 * MB, restarts=20) as supervisor:
         sampler.start()
-        result = supervisor.phase("phases:leak", values)
+        result = free(supervisor, "phases:leak", values)
         sampler.going = False
         sampler.join()
         assert result["step"] == 400
@@ -93,8 +99,8 @@ def test_an_explosion_is_stopped_by_the_limit_and_started_again(tmp_path, limit,
         with make(tmp_path, 200 * MB, limit=limit) as supervisor:
             baseline = MachineBaseline(9 * MB, 60 * MB, 50 * MB, 0, 0, 8 * MB, 2 * MB)
             told = Plan(200 * MB, 100 * MB, True, {}, classes=2, pictures=4, baseline=baseline)
-            values = {"take": 900 * MB, "state": state, "plan": told.to_json()}
-            result = supervisor.phase("phases:once", values)
+            values = {"take": 900 * MB, "state": state}
+            result = free(supervisor, "phases:once", values, told)
             (restart,) = records(supervisor, "restart")
             assert limit in restart["cause"] or "allocation" in restart["cause"]
             assert result == {"sizes": {}}
@@ -106,7 +112,7 @@ def test_an_explosion_is_stopped_by_the_limit_and_started_again(tmp_path, limit,
 def test_exit_3_with_what_was_learnt_after_the_last_restart(tmp_path):
     with make(tmp_path, 200 * MB, restarts=2) as supervisor:
         with pytest.raises(BudgetError, match="3 times") as caught:
-            supervisor.phase("phases:explode", {"take": 900 * MB})
+            free(supervisor, "phases:explode", {"take": 900 * MB})
         assert caught.value.exit_code == 3
         assert "the last step was 7" in caught.value.message
         assert "--budget" in caught.value.remedy and "--resume" in caught.value.remedy
@@ -115,7 +121,7 @@ def test_exit_3_with_what_was_learnt_after_the_last_restart(tmp_path):
 
 def test_children_of_the_worker_count(tmp_path):
     with make(tmp_path, 600 * MB) as supervisor:
-        supervisor.phase("phases:family", {"hold": 150 * MB})
+        free(supervisor, "phases:family", {"hold": 150 * MB})
         (record,) = records(supervisor, "phase")
         assert record["worker_high_water_bytes"] < 80 * MB
         assert supervisor.measured["phases:family"] > record["supervisor_bytes"] + 150 * MB
@@ -124,14 +130,14 @@ def test_children_of_the_worker_count(tmp_path):
 def test_errors_cross_the_pipe_as_themselves(tmp_path):
     with make(tmp_path, 400 * MB, restarts=0) as supervisor:
         with pytest.raises(DataError) as caught:
-            supervisor.phase("phases:bad_data", {})
+            free(supervisor, "phases:bad_data", {})
         assert str(caught.value) == "no pictures (here); remedy: add some"
         with pytest.raises(EdgeLadderError, match="about to fall"):
-            supervisor.phase("phases:crash", {})
+            free(supervisor, "phases:crash", {})
         with pytest.raises(BudgetError, match="an allocation failed: cannot allocate 9 GB"):
-            supervisor.phase("phases:no_memory", {})
+            free(supervisor, "phases:no_memory", {})
         with pytest.raises(EdgeLadderError, match="unknown phase"):
-            supervisor.phase("nonsense", {})
+            free(supervisor, "nonsense", {})
 
 
 def test_sigterm_lets_the_worker_save(tmp_path):
@@ -140,7 +146,7 @@ def test_sigterm_lets_the_worker_save(tmp_path):
         timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM))
         timer.start()
         with pytest.raises(Interrupted, match="all work so far is saved") as caught:
-            supervisor.phase("phases:wait_for_stop", {"state": str(state)})
+            free(supervisor, "phases:wait_for_stop", {"state": str(state)})
         assert caught.value.exit_code == 130 and "--resume" in caught.value.remedy
     assert state.exists()
 
@@ -149,9 +155,9 @@ def test_a_killed_supervisor_takes_its_worker_along(tmp_path):
     state = tmp_path / "saved"
     script = (
         "import sys; from pathlib import Path\n"
-        "from test_supervisor import make, MB\n"
+        "from test_supervisor import free, make, MB\n"
         f"s = make(Path({str(tmp_path)!r}), 400 * MB).__enter__()\n"
-        f"s.phase('phases:wait_for_stop', {{'state': {str(state)!r}}})\n"
+        f"free(s, 'phases:wait_for_stop', {{'state': {str(state)!r}}})\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script])
     deadline = time.monotonic() + 20

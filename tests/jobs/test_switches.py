@@ -73,8 +73,8 @@ def test_the_pull_is_a_square_in_the_loss(bundle_folder, name, plan):
 
 def test_the_pull_is_in_units_of_one_over_shots(ask):
     values = prepared(ask("run", "loss.proximal=2", shots=4))
-    assert values["proximal"] == pytest.approx(2 / 4)
-    assert prepared(ask("free"))["proximal"] == 0
+    assert values.proximal == pytest.approx(2 / 4)
+    assert prepared(ask("free")).proximal == 0
 
 
 def test_a_head_alone_trains_nothing(ask, bundle_folder):
@@ -119,14 +119,14 @@ def test_the_heads_weight_comes_from_ladders_that_saw_less(ask):
     request = ask("folds", "head.kind=gda", "head.folds=3")
     result = run(request)
     folder = Path(request.run)
-    count = result["prepared"]["counts"]["train"]
+    count = result["prepared"].counts.train
     left = held_out(folder, count)
     assert left is not None and left.shape == (count, 3) and np.isfinite(left).all()
     assert result["head"]["ladder"] == 1 and 0 <= result["head"]["eta"] <= 100
     fixed = run(ask("fixed", "head.kind=gda", "head.weight=0.5", "head.full_at=1000"))
     assert (
         fixed["head"]["eta"] == pytest.approx(0.5 * count / (3 * 1000))
-        and not (Path(fixed["prepared"]["request"]["run"]) / "folds").exists()
+        and not (Path(fixed["prepared"].request.run) / "folds").exists()
     )
     for name, value in load_adapter(folder).parameters.items():  # the run's own ladder saw all
         np.testing.assert_array_equal(load_adapter(folder.parent / "fixed").parameters[name], value)
@@ -142,7 +142,7 @@ def test_the_heads_weight_comes_from_ladders_that_saw_less(ask):
 def test_an_order_to_leave_a_fold_is_obeyed_and_resumed(ask):
     request = ask("cut", "head.kind=gda", "head.folds=2")
     values = run(request)["prepared"]
-    folder, count = Path(request.run), values["counts"]["train"]
+    folder, count = Path(request.run), values.counts.train
     left = held_out(folder, count)
     for path in (folder / "folds").iterdir():
         path.unlink()
@@ -158,5 +158,5 @@ def test_views_averaging_and_pulls_train_together(ask):
     train = ["train.views=2", "train.average=0.9", "train.optimizer=sgd"]
     result = run(ask("all", *loss, *train))
     assert np.isfinite(result["loss"]) and result["accuracy"]["tuned"] >= 0
-    selection = Selection.load(Path(result["prepared"]["request"]["run"]) / "selection.safetensors")
+    selection = Selection.load(Path(result["prepared"].request.run) / "selection.safetensors")
     assert selection.views == 2

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from edgeladder.budget import meter
 from edgeladder.core.errors import BudgetError, ConfigError
+from edgeladder.core.records import to_json
 from edgeladder.core.request import TrainRequest
 from edgeladder.jobs import supervisor
 from edgeladder.jobs.run_directory import read_metrics
@@ -68,7 +69,7 @@ def same(left, right):
 def test_a_run_from_pictures_to_accuracy(ask):
     request = ask(limit="auto")
     phases = []
-    result = supervisor.train(request, lambda phase, *more: phases.append(phase))
+    result = to_json(supervisor.train(request, lambda phase, *more: phases.append(phase)))
     assert result.keys() >= {
         *("run", "engine", "steps", "seed", "accuracy", "memory", "throughput"),
         *("resumed_from", "skipped_inputs"),
@@ -90,13 +91,13 @@ def test_a_run_from_pictures_to_accuracy(ask):
     assert kinds >= {"start", "limit", "step", "checkpoint", "phase", "result"}
     assert json.loads((folder / "result.json").read_text())["accuracy"] == result["accuracy"]
     again = supervisor.train(ask("second"), None)
-    assert again["cache"]["new"] == 0 and same(adapter(request), adapter(ask("second")))
+    assert again.cache.new == 0 and same(adapter(request), adapter(ask("second")))
 
 
 def test_resumed_after_sigterm_and_kill_nine_equals_uninterrupted(ask, tmp_path):
     supervisor.train(ask("whole", overrides=["train.steps=60", "train.checkpoint_steps=5"]))
     cut = ask("cut", overrides=["train.steps=60", "train.checkpoint_steps=5"])
-    told = json.dumps({"command": "train", "json": True, "request": cut.to_dict()})
+    told = json.dumps({"json": True, "request": to_json(cut)})
     metrics = Path(cut.run) / "metrics.jsonl"
 
     def start_and_wait(request_text, record):
@@ -120,14 +121,14 @@ def test_resumed_after_sigterm_and_kill_nine_equals_uninterrupted(ask, tmp_path)
     if process.returncode:  # a machine fast enough may have been done
         assert process.returncode == 130
         assert "--resume" in json.loads(output)["error"]["remedy"]
-        resumed = {**cut.to_dict(), "resume": True, "bundle": "", "data": ""}
-        told = json.dumps({"command": "train", "json": True, "request": resumed})
+        resumed = {**to_json(cut), "resume": True, "bundle": "", "data": ""}
+        told = json.dumps({"json": True, "request": resumed})
         process = start_and_wait(told, "step")
         for pid in meter.tree(process.pid)[::-1]:  # worker and supervisor, as a power cut would
             os.kill(pid, signal.SIGKILL)
         process.communicate()
         result = supervisor.train(TrainRequest(run=cut.run, resume=True, limit="none"))
-        assert result["resumed_from"] is not None and result["steps"] == 60
+        assert result.resumed_from is not None and result.steps == 60
     assert same(adapter(cut), adapter(ask("whole")))
 
 
@@ -139,8 +140,8 @@ def test_a_budget_too_small_is_refused_with_the_smallest_that_fits(ask):
     assert caught.value.exit_code == 3 and f"--budget {least // MB}MB" in caught.value.remedy
     assert not Path(refused.run).exists()
     planned = supervisor.plan(ask(budget_bytes=40 * MB))
-    assert not planned["fits"] and abs(planned["minimum_budget_bytes"] - least) <= 5 * MB
-    assert supervisor.plan(ask(budget_bytes=planned["minimum_budget_bytes"] + 10 * MB))["fits"]
+    assert not planned.fits and abs(planned.minimum_budget_bytes - least) <= 5 * MB
+    assert supervisor.plan(ask(budget_bytes=planned.minimum_budget_bytes + 10 * MB)).fits
 
 
 def test_the_chunk_does_not_change_the_result(ask):
@@ -174,11 +175,13 @@ def test_a_leaking_engine_under_budgets_just_above_the_smallest(ask, tmp_path, m
     supervisor.train(ask("free"))
     own = meter.private(os.getpid())
     for number, (above, leak) in enumerate([(30, 6), (10, 40)]):
-        budget = supervisor.plan(ask())["minimum_budget_bytes"] + above * MB
+        budget = supervisor.plan(ask()).minimum_budget_bytes + above * MB
         monkeypatch.setenv("EDGELADDER_LEAK", str(leak * MB))
         monkeypatch.setenv("EDGELADDER_BALLOON", str(10 * MB))
-        request = ask(f"run{number}", engine="troubled_engine:open", budget_bytes=budget)
-        request.limit, request.restarts = "auto", 4
+        request = ask(
+            f"run{number}", engine="troubled_engine:open", budget_bytes=budget,
+            limit="auto", restarts=4,
+        )  # fmt: skip
         refusal = ""
         try:
             supervisor.train(request)

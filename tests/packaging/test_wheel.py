@@ -15,7 +15,7 @@ from edgeladder.core.yaml_config import library
 
 ROOT = Path(__file__).parents[2]
 BASE = {
-    "annotated-types", "numpy", "onnxruntime", "pillow", "psutil", "pydantic", "pyyaml", "rich",
+    "numpy", "onnxruntime", "pillow", "psutil", "pydantic", "pyyaml", "rich",
     "safetensors", "tokenizers", "typer",
 }  # fmt: skip
 

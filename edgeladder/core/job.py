@@ -1,0 +1,154 @@
+"""What crosses the pipes between a supervisor and its workers: orders down, results up.
+
+Every phase has one order and one result. The plan worker turns a request into a `Job`, which names
+all that the later phases need; each of them gets it with the sizes that the plan, or what was
+learnt since, gives the phase. Standard library only: the supervisor counts inside the budget.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from edgeladder.core.config import Profile
+from edgeladder.core.plan import PhasePlan, Plan
+from edgeladder.core.records import from_json
+from edgeladder.core.request import TrainRequest
+
+Outcome = Literal["done", "restart", "stop"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condensation:
+    """When prompts are condensed, and until when the rest is fine-tuned."""
+
+    at: int  # step
+    until: int  # step
+    keep: float  # share of the prompts that stays
+    train: Literal["prompts", "all"]  # what fine-tuning may change
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Pictures and classes of a run; fleets weigh adapters by them."""
+
+    train: int
+    test: int
+    classes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A request with everything decided."""
+
+    request: TrainRequest
+    budget_bytes: int
+    seed: int
+    threads: int
+    engine: str
+    bundle_digest: str
+    steps: int
+    condense: Condensation | None
+    proximal: float  # ProLIP's lambda, 1 / shots in the profile's units
+    folds: int
+    batch: int
+    warmup_steps: int
+    profile: Profile
+    plan: Plan
+    counts: Counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineOrder:
+    """Measure what a process costs on this machine before it does any work."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOrder:
+    """Decide everything about a request."""
+
+    request: TrainRequest
+    command: Literal["train", "precompute", "plan"] = "train"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseOrder:
+    """Run one phase of a job under these sizes."""
+
+    job: Job
+    sizes: PhasePlan = field(default_factory=PhasePlan)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecomputeResult:
+    """What the cache was given."""
+
+    new: int  # samples (pictures and views) computed now
+    reused: int
+    text_new: int  # classes
+    text_reused: int
+    skipped_inputs: list[dict[str, str]]  # path and reason
+    seconds: float  # pictures only
+    text_seconds: float
+    images_per_second: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What training did."""
+
+    engine: str
+    steps: int
+    loss: float | None
+    images_per_second: float
+    step_ms_median: float
+    resumed_from: int | None
+    chunk: int | None
+    prompts: dict[str, Any] | None  # how they are stored; None: as they are
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """Shares of the held-out pictures that were named rightly."""
+
+    zero_shot: float | None
+    tuned: float | None
+    split: str
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateResult:
+    """How good the adapter is."""
+
+    accuracy: Accuracy
+    head: dict[str, Any] | None  # its kind and both weights; None: no head
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreeOrder:
+    """What a phase of one's own (`module:function`) is told; it answers with plain values."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    sizes: PhasePlan = field(default_factory=PhasePlan)
+
+
+Order = BaselineOrder | PlanOrder | PhaseOrder | FreeOrder
+ORDERS: dict[str, type[Order]] = {
+    "baseline": BaselineOrder,
+    "plan": PlanOrder,
+    "precompute": PhaseOrder,
+    "train": PhaseOrder,
+    "evaluate": PhaseOrder,
+}
+
+
+def read_order(phase: str, values: Any) -> Order:
+    """The order of a phase from `records.to_json`'s values.
+
+    Raises:
+        IntegrityError: not such an order.
+    """
+    return from_json(ORDERS.get(phase, FreeOrder), values, where=f"the {phase} worker's order")

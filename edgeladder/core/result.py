@@ -1,0 +1,85 @@
+"""What a command answers: the JSON objects of the design as frozen records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgeladder.core.job import Accuracy, Counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseMemory:
+    """A phase's peak over the whole process tree, as predicted and as it was."""
+
+    planned_peak_bytes: int
+    measured_peak_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryAction:
+    """What the watch did about memory, and why."""
+
+    kind: str
+    phase: str
+    action: str  # trim, checkpoint, halve, restart or kill
+    reason: str
+    used_bytes: int
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryResult:
+    """Evidence of the budget: planned against measured, and which limit held."""
+
+    budget_bytes: int
+    enforcement: str | None  # layer of the kernel's limit; None: no phase ran under one
+    phases: dict[str, PhaseMemory] = field(default_factory=dict)
+    actions: list[MemoryAction] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Throughput:
+    """How fast the phases were."""
+
+    precompute_images_per_second: float
+    train_images_per_second: float
+    step_ms_median: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheUse:
+    """Samples of this run that were computed, and that were there."""
+
+    new: int
+    reused: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seconds:
+    """Wall time of the phases."""
+
+    precompute: float
+    train: float
+    evaluate: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """`train --json`, and `result.json` of a run."""
+
+    run: str
+    engine: str
+    steps: int
+    seed: int
+    counts: Counts
+    accuracy: Accuracy
+    memory: MemoryResult
+    throughput: Throughput
+    resumed_from: int | None
+    skipped_inputs: list[dict[str, str]]
+    loss: float | None
+    head: dict[str, Any] | None  # its kind and both weights; None: no head
+    prompts: dict[str, Any] | None  # how they are stored; None: as they are
+    cache: CacheUse
+    seconds: Seconds
