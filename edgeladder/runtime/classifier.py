@@ -24,7 +24,7 @@ from edgeladder.runtime.ladder_encoder import Encoder
 from edgeladder.runtime.logits import Activations, ClassEmbeddings, ClassLogits, softmax
 from edgeladder.runtime.pictures.class_names import ClassName
 from edgeladder.runtime.pictures.decode import normalize
-from edgeladder.runtime.towers.runner import TowerRunner, TowerSizes
+from edgeladder.runtime.towers.runner import ArraySamples, TowerRunner, TowerSizes
 from edgeladder.runtime.towers.tokens import Tokenizer, class_prompts
 
 Array = np.ndarray
@@ -128,7 +128,7 @@ class Classifier:
     def judge_squares(self, squares: Array) -> list[tuple[Array, Array]]:
         """Tuned and zero-shot logits, (n, C) twice per batch, of evaluation views."""
         found: list[tuple[Array, Array]] = []
-        samples = _Samples(normalize(squares, self.bundle.manifest.preprocess))
+        samples = ArraySamples(normalize(squares, self.bundle.manifest.preprocess))
         self._tower.run(samples, lambda start, outputs: found.append(self._judge_outputs(outputs)))
         return found
 
@@ -169,7 +169,7 @@ class Classifier:
         sizes = TowerSizes(group=_TEXT_GROUP, batch=BATCH, threads=self.threads)
         runner = TowerRunner(self.bundle, "text", sizes, Path(self._work.name))
         parts: list[dict[str, Array]] = []
-        runner.run(_Samples(tokens), lambda start, outputs: parts.append(dict(outputs)))
+        runner.run(ArraySamples(tokens), lambda start, outputs: parts.append(dict(outputs)))
         runner.close()
         outputs: dict[str, Array] = {}
         for name in parts[0]:
@@ -186,17 +186,6 @@ class Classifier:
             for window in _windows(len(zero_shot), _TEXT_CHUNK)
         ]
         return ClassEmbeddings(zero_shot, np.concatenate(tuned))
-
-
-class _Samples:
-    """Arrays as a tower's samples."""
-
-    def __init__(self, values: Array):
-        self.values = values
-        self.count = len(values)
-
-    def read(self, start: int, stop: int) -> Array:
-        return self.values[start:stop]
 
 
 def _means(values: Array, counts: Sequence[int]) -> Array:

@@ -70,7 +70,7 @@ def _quantized(graph: Graph, tensor: Tensor, use: str) -> bool:
 
     def quantize() -> np.ndarray:
         levels = np.rint(tensor.array() / scale.reshape(shape))
-        return np.clip(levels, -127, 127).astype(np.int8)
+        return np.asarray(np.clip(levels, -127, 127), np.int8)
 
     small = f"{tensor.name}/int8"
     graph.tensors[small] = Tensor.later(small, "int8", tensor.dims, quantize)

@@ -6,7 +6,9 @@ bundle, no EdgeLadder, no text tower.
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -58,13 +60,7 @@ def deploy(
             removed.
         StorageError: no space left.
     """
-    if dtype not in get_args(Dtype):
-        guess = nearest(dtype, get_args(Dtype))
-        raise ConfigError(
-            f"unknown dtype {dtype!r}",
-            where="--dtype",
-            remedy=(f"did you mean {guess!r}? " if guess else "") + "use fp32, fp16 or int8",
-        )
+    narrow = _known_dtype(dtype)
     out = Path(out)
     require_ours(out, "model")
     with Classifier.open(run, bundle, threads=threads) as classifier:
@@ -74,13 +70,12 @@ def deploy(
             classifier.class_embeddings,
             classifier.formula,
         )
-        small = compress(graph, dtype)  # type: ignore[arg-type]
-        pictures = probe(Path(run), classifier.bundle.manifest.preprocess)
+        small = compress(graph, narrow)
+        preprocess = classifier.bundle.manifest.preprocess
+        pictures = probe(Path(run), preprocess)
         expected = classifier.logits(pictures.squares)
         classifier.rest()  # its tower and the file's are never in memory together
-        # written beside and renamed only once it agrees: a wrong file never appears
-        candidate = out.with_name(f".{out.name}.candidate")
-        try:
+        with _candidate(out) as candidate:
             size = graph.write(candidate, _metadata(classifier), f"edgeladder {__version__}")
             found = difference(candidate, graph, pictures.squares, expected, classifier.threads)
             if dtype == "fp32" and not found <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
@@ -89,25 +84,43 @@ def deploy(
                     where=str(out),
                     remedy="report this with the bundle's manifest.json; nothing was written",
                 )
-            candidate.replace(out)
-        finally:
-            candidate.unlink(missing_ok=True)
-        side = classifier.bundle.manifest.preprocess.size
+        shape = ["N", preprocess.size, preprocess.size, 3]
+        classes = classifier.classes
         return {
             "path": str(out),
             "bytes": size,
             "dtype": dtype,
-            "classes": classifier.classes,
-            "input": {"name": PICTURE, "shape": ["N", side, side, 3], "dtype": "uint8"},
-            "output": {
-                "name": PROBABILITIES,
-                "shape": ["N", len(classifier.classes)],
-                "dtype": "float32",
-            },
+            "classes": classes,
+            "input": {"name": PICTURE, "shape": shape, "dtype": "uint8"},
+            "output": {"name": PROBABILITIES, "shape": ["N", len(classes)], "dtype": "float32"},
             "weights": small,
             "difference": found,
             "compared": {"pictures": len(expected), "origin": pictures.origin},
         }
+
+
+def _known_dtype(name: str) -> Dtype:
+    for known in get_args(Dtype):
+        if name == known:
+            found: Dtype = known
+            return found
+    guess = nearest(name, get_args(Dtype))
+    raise ConfigError(
+        f"unknown dtype {name!r}",
+        where="--dtype",
+        remedy=(f"did you mean {guess!r}? " if guess else "") + "use fp32, fp16 or int8",
+    )
+
+
+@contextlib.contextmanager
+def _candidate(out: Path) -> Iterator[Path]:
+    """A file beside `out`, renamed to it where nothing fails: a wrong file never appears."""
+    candidate = out.with_name(f".{out.name}.candidate")
+    try:
+        yield candidate
+        candidate.replace(out)
+    finally:
+        candidate.unlink(missing_ok=True)
 
 
 def _metadata(classifier: Classifier) -> dict[str, str]:

@@ -22,7 +22,7 @@ def mix(values: np.ndarray) -> np.ndarray:
     values = values.astype(np.uint64)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    return np.asarray(values ^ (values >> np.uint64(31)))
 
 
 def _stream(seed: int, purpose: int, epoch: int, count: int) -> np.ndarray:

@@ -10,6 +10,7 @@ is found here by comparing what lies on the disk with what each package says it 
 from __future__ import annotations
 
 import importlib.util
+import os
 from typing import TYPE_CHECKING
 
 from edgeladder.core.errors import ConfigError
@@ -42,9 +43,8 @@ def damaged(distribution: metadata.Distribution) -> list[str]:
     for file in distribution.files or []:
         if file.parts[0] != "onnxruntime" or file.size is None:
             continue
-        path = file.locate()
         try:
-            size = path.stat().st_size  # type: ignore[attr-defined]
+            size = os.path.getsize(str(file.locate()))
         except OSError:
             size = -1
         if size != file.size:

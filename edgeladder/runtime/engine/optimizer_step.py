@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgeladder.runtime.session import Bound, open_session
 
 if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
     from edgeladder.core.config import TrainConfig
     from edgeladder.core.manifest import ParameterRecord
     from edgeladder.runtime.engine.protocol import StepPlan
@@ -93,7 +95,7 @@ class Optimizer:
         self._norm.bind_outputs({"squared_norm": self._squared})
 
     def _block(
-        self, session: object, parameters: np.ndarray, start: int, stop: int, decay: bool
+        self, session: InferenceSession, parameters: np.ndarray, start: int, stop: int, decay: bool
     ) -> Bound:
         rows = slice(start // ROW, stop // ROW)
         arrays = {"parameter": parameters[start:stop], "gradient": self.gradients[start:stop]}
@@ -105,7 +107,7 @@ class Optimizer:
                 name: array if name.startswith("scale") else array.reshape(-1, ROW)
                 for name, array in arrays.items()
             }
-        block = Bound(session)  # type: ignore[arg-type]
+        block = Bound(session)
         block.bind_inputs({**arrays, **self.scalars, "keep": self.keep[decay]})
         # in place: the compiler proved that no reader of an input can run after its writer
         block.bind_outputs({f"{name}_next": array for name, array in arrays.items()})
@@ -126,7 +128,7 @@ class Optimizer:
                 block.run()
         return norm
 
-    def _values(self, clip: float, learning_rate: float) -> dict[str, Any]:
+    def _values(self, clip: float, learning_rate: float) -> dict[str, float | np.floating]:
         """Scalars of this step by the names that host/compile/optimizer.py gives its inputs."""
         train = self.train
         beta1, beta2 = np.float32(train.beta1), np.float32(train.beta2)

@@ -66,7 +66,7 @@ def leave_out(inverse: Array, targets: Array, folds: Array | None = None) -> Arr
     for fold in np.unique(folds):
         rows = np.flatnonzero(folds == fold)
         left[rows] = targets[rows] - np.linalg.solve(inverse[np.ix_(rows, rows)], product[rows])
-    return left
+    return np.asarray(left)
 
 
 def shot_folds(labels: Array, pictures: Array | None = None) -> Array:
@@ -208,9 +208,16 @@ def _solve(rows: list[Array], scales: list[float], choice: Choice, targets: Arra
     return np.asarray(np.linalg.solve(kernel, targets))
 
 
-def fit_proker(embedding: Array, labels: Array, zero_shot: Array, **options: object) -> Kernel:
+def fit_proker(
+    embedding: Array,
+    labels: Array,
+    zero_shot: Array,
+    *,
+    folds: Array | None = None,
+    seed: int = 0,
+) -> Kernel:
     """ProKeR, arXiv:2501.11175: one RBF kernel on the final embedding, anchored at zero-shot."""
-    return fit_kernel([embedding], labels, zero_shot, **options)  # type: ignore[arg-type]
+    return fit_kernel([embedding], labels, zero_shot, folds=folds, seed=seed)
 
 
 def _gram(distances: Sequence[Array], weights: Sequence[float]) -> Array:

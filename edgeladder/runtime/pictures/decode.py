@@ -53,7 +53,8 @@ def decode(content: bytes, preprocess: PreprocessRecord) -> np.ndarray:
     Raises:
         UnreadableError: not a picture, truncated, or too large to decode.
     """
-    return normalize(decode_square(content, preprocess)[None], preprocess)[0]
+    pixels: np.ndarray = normalize(decode_square(content, preprocess)[None], preprocess)[0]
+    return pixels
 
 
 def decode_square(

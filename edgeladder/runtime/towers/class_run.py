@@ -13,23 +13,12 @@ import numpy as np
 
 from edgeladder.runtime.cache.layout import EMBEDDING, TapDtype, l2_normalize
 from edgeladder.runtime.cache.store import ActivationCache, sample_key
-from edgeladder.runtime.towers.runner import TowerRunner, TowerSizes
+from edgeladder.runtime.towers.runner import ArraySamples, TowerRunner, TowerSizes
 from edgeladder.runtime.towers.tokens import Tokenizer
 
 if TYPE_CHECKING:
     from edgeladder.core.bundle import Bundle
     from edgeladder.runtime.towers.picture_run import Progress
-
-
-class _Tokens:
-    """Tokenised prompts as the text tower's samples."""
-
-    def __init__(self, tokens: np.ndarray):
-        self._tokens = tokens
-        self.count = len(tokens)
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        return self._tokens[start:stop]
 
 
 class ClassRun:
@@ -72,7 +61,9 @@ class ClassRun:
             [t for _, texts in block for t in texts]
         )
         mean = _ClassMean([len(texts) for _, texts in block], [key for key, _ in block])
-        self._runner.run(_Tokens(tokens), lambda start, outputs: mean.add(outputs, self._cache.put))
+        self._runner.run(
+            ArraySamples(tokens), lambda start, outputs: mean.add(outputs, self._cache.put)
+        )
         self._cache.flush()
 
 

@@ -49,6 +49,18 @@ class Samples(Protocol):
         """(stop - start, ..) in the dtype the first segment takes."""
 
 
+class ArraySamples:
+    """An array as a tower's samples."""
+
+    def __init__(self, values: np.ndarray):
+        self.values = values
+        self.count = len(values)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """A window of the array."""
+        return self.values[start:stop]
+
+
 Sink = Callable[[int, dict[str, np.ndarray]], None]
 """Called in order with the first sample's index and the wanted outputs, (n, ..) each by name:
 each tap's, `embedding` and, where the tower has one, `embedding_pre`."""

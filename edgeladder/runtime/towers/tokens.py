@@ -60,7 +60,9 @@ def class_prompts(
 class Tokenizer:
     """Texts to token ids, as the backbone's own tokenizer does it."""
 
-    def __init__(self, encode: Callable[[str], list[int]], context_length: int, options: dict):
+    def __init__(
+        self, encode: Callable[[str], list[int]], context_length: int, options: dict[str, Any]
+    ):
         self._encode = encode
         self.context_length = context_length
         self._clean = _CLEANERS[options.get("clean", "lower")]
