@@ -14,7 +14,7 @@ alone, and sums values, not names: the rooms of the package and the names of ten
 
 Sums hold for one machine and one set of packages: take both sides on the same. --host-python
 (edgeladder[host,ort-training]) exports the bundles; --device-python does everything else, needs
-both engines and should hold no torch. Four minutes on two free cores.
+both engines and should hold no torch. It took ten minutes on two cores shared with other work.
 """
 
 from __future__ import annotations
