@@ -59,7 +59,7 @@ def head_bytes(workload: Workload, pictures: int) -> tuple[float, float]:
 
 
 def _widths(workload: Workload) -> list[int]:
-    """Numbers per picture of each feature, as `infer.score.head_features` gives them."""
+    """Numbers per picture of each feature, as `logits.Activations.features` gives them."""
     manifest: Any = workload.manifest
     widths = [int(manifest.model.embedding_dim)]
     if workload.head in _FULL:

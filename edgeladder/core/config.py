@@ -83,15 +83,15 @@ class LadderConfig(Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig(Strict):
-    """A closed-form head on cached features, alone or as a term beside the ladder."""
+    """A closed-form head on cached features, alone or beside the ladder."""
 
     # blend: the mean of kernel and gda, gda on the last tap and the embedding before projection
     kind: Literal["none", "gda", "proker", "kernel", "blend"] = "none"
     alone: bool = False  # the head instead of the ladder, which then is not trained
-    weight: Annotated[float, Ge(0)] | None = None  # eta of the term; None: 1, or see `folds`
+    weight: Annotated[float, Ge(0)] | None = None  # beside the ladder; None: 1, or see `folds`
     # pictures of a class from which `weight` counts in full; with fewer it counts in proportion
     full_at: Annotated[int, Ge(1)] | None = None
-    # choose eta from held-out logits: so many further ladders are trained, each without its share
+    # choose it from held-out logits: so many further ladders are trained, each without its share
     # of the support pictures; training takes that many times as long
     folds: Annotated[int, Ge(0), Le(16)] = 0
 

@@ -2,8 +2,8 @@
 
 `adapter.safetensors` holds the ladder's parameters and buffers (and a closed-form head's arrays,
 if there is one), `adapter.json` says in words a person can read what they are. Quantized prompts
-lie there as indices and a codebook, condensed ones without those that were dropped (`prompts.py`).
-It loads onto the same bundle anywhere and refuses another: a ladder on foreign activations gives
+lie there as indices and a codebook, condensed ones without those that were dropped
+(`prompt_storage`). It loads onto the same bundle anywhere and refuses another: a ladder on foreign activations gives
 confident nonsense.
 """
 
@@ -101,7 +101,7 @@ def save_adapter(folder: Path, adapter: Adapter) -> dict[str, Any] | None:
     """Write both files into `folder`, each atomically; the record last, with the other's hash.
 
     Returns:
-        How the prompts are stored (`prompts.pack`); None where they lie there as they are.
+        How the prompts are stored (`prompt_storage.pack`); None where they lie there as they are.
 
     Raises:
         StorageError: no space left.

@@ -1,7 +1,7 @@
 """One graph of a whole classifier: picture -> frozen tower -> ladder -> probabilities.
 
-The files of the bundle are joined as they are (`onnx_graph`); between them stand a few standard
-operators. Class embeddings, parameters and a closed-form head are constants.
+The files of the bundle are joined as they are (`core.onnx_graph`); between them stand a few
+standard operators. Class embeddings, parameters and a closed-form head are constants.
 """
 
 from __future__ import annotations

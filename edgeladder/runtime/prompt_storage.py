@@ -213,7 +213,7 @@ def _drop(parameters: Mapping[str, Array], names: PromptTensors) -> dict[str, Ar
 
 def _rows(statistic: Array, kept: Array) -> Array:
     """One value per rung (L, 1, 1) -> one per kept prompt (K, 1)."""
-    return np.broadcast_to(statistic[:, 0], kept.shape)[kept][:, None]
+    return np.asarray(np.broadcast_to(statistic[:, 0], kept.shape)[kept][:, None])
 
 
 def _values(indices: Array, codebook: Array, statistics: Any) -> Array:

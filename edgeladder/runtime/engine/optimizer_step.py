@@ -129,7 +129,7 @@ class Optimizer:
         return norm
 
     def _values(self, clip: float, learning_rate: float) -> dict[str, float | np.floating]:
-        """Scalars of this step by the names that host/compile/optimizer.py gives its inputs."""
+        """Scalars of this step by the names of the optimiser graphs' inputs."""
         train = self.train
         beta1, beta2 = np.float32(train.beta1), np.float32(train.beta2)
         rate, correction, k = learning_rate, 1.0, 1.0
