@@ -10,9 +10,9 @@ and not on the number of boxes.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -21,21 +21,24 @@ from typing import Literal
 
 import numpy as np
 
+from edgeladder.core.adapter_record import (
+    AdapterRecord,
+    read_adapter_record,
+    write_adapter_record,
+)
 from edgeladder.core.errors import ConfigError, DataError, IntegrityError
 from edgeladder.core.files import building, read_json, sha256_file, write_json
 from edgeladder.core.ownership import require_ours
-from edgeladder.core.records import from_json, to_json
+from edgeladder.core.records import compact_json, from_json, to_json
 from edgeladder.core.tensors import TensorEntry, read_header, read_values, write_tensors
 
 ADAPTER = "adapter.safetensors"
-METADATA = "adapter.json"
 RESULT = "aggregate.json"
 Method = Literal["mean", "trimmed", "median"]
 # For trainings whose adapters are to be averaged: a closed-form head is fitted to one box's own
 # features, and cannot be. The whole section, since a weight without a head is refused.
 HEADLESS = "head={kind: none}"
 _BLOCK_VALUES = 1 << 20  # float64 values held at a time, over all boxes
-_MUST_AGREE = ("bundle_digest", "ladder_digest", "model", "classes")
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ class _Member:
     """An adapter that may be averaged, opened."""
 
     contribution: Contribution
-    metadata: dict[str, object]
+    metadata: AdapterRecord
     tensors: dict[str, TensorEntry]
 
     @property
@@ -184,12 +187,13 @@ def _write(
         names = members[0].tensors
         tensors = {name: _combine(members, name, weights, averaging) for name in names}
         write_tensors(folder / ADAPTER, tensors)
-        metadata = dict(members[0].metadata)
-        metadata["head"] = None  # a closed-form head is fitted to one box's own features
-        metadata["sha256"] = sha256_file(folder / ADAPTER)
-        now = datetime.datetime.now(datetime.timezone.utc)
-        metadata["created"] = now.isoformat(timespec="seconds")
-        write_json(folder / METADATA, metadata)
+        record = dataclasses.replace(
+            members[0].metadata,
+            head=None,  # a closed-form head is fitted to one box's own features
+            sha256=sha256_file(folder / ADAPTER),
+            created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        )
+        write_adapter_record(folder, record)
         write_json(folder / RESULT, to_json(result))
 
 
@@ -197,46 +201,41 @@ def _open(
     contributions: list[Contribution], result: AggregateResult, bundle_digest: str | None
 ) -> list[_Member]:
     """The adapters that belong together; the others are refused, each with its reason."""
-    metadata = {c.name: _read_metadata(c, result) for c in contributions}
-    _refuse_mixed(metadata, result, bundle_digest)
+    found = {c.name: _read_metadata(c, result) for c in contributions}
+    known = {name: record for name, record in found.items() if record is not None}
+    _refuse_mixed(known, result, bundle_digest)
     kept = [c for c in contributions if c.name not in result.refused]
-    members = [_Member(c, metadata[c.name], _read_tensors(c, result)) for c in kept]
+    members = [_Member(c, known[c.name], _read_tensors(c, result)) for c in kept]
     members = [member for member in members if member.name not in result.refused]
     return _refuse_odd_tensors(members, result)
 
 
-def _read_metadata(contribution: Contribution, result: AggregateResult) -> dict[str, object]:
+def _read_metadata(contribution: Contribution, result: AggregateResult) -> AdapterRecord | None:
     pictures = contribution.pictures
-    found: object = None
     if not (isinstance(pictures, (int, float)) and np.isfinite(pictures) and pictures > 0):
         result.refused[contribution.name] = f"{pictures} is no number of pictures"
-        return {}
+        return None
     try:
-        found = read_json(contribution.folder / METADATA)
+        return read_adapter_record(contribution.folder)
     except FileNotFoundError:
         result.refused[contribution.name] = "no adapter there"
-        return {}
-    except ValueError:
-        pass
-    if not isinstance(found, dict):
-        result.refused[contribution.name] = f"{METADATA} is not readable"
-        return {}
-    return found
+    except IntegrityError as error:
+        result.refused[contribution.name] = error.message
+    return None
 
 
-def _identity(metadata: dict[str, object]) -> str:
-    return json.dumps([metadata.get(key) for key in _MUST_AGREE], sort_keys=True)
+def _identity(record: AdapterRecord) -> str:
+    return compact_json([record.bundle_digest, record.ladder_digest, record.model, record.classes])
 
 
 def _refuse_mixed(
-    metadata: dict[str, dict[str, object]], result: AggregateResult, bundle_digest: str | None
+    known: dict[str, AdapterRecord], result: AggregateResult, bundle_digest: str | None
 ) -> None:
-    known = {name: found for name, found in metadata.items() if name not in result.refused}
+    """Refuse adapters of another bundle, and of other classes than most have."""
     if bundle_digest is not None:
-        for name, found in list(known.items()):
-            if found.get("bundle_digest") != bundle_digest:
-                result.refused[name] = "of another bundle"
-                del known[name]
+        others = [name for name, found in known.items() if found.bundle_digest != bundle_digest]
+        result.refused.update({name: "of another bundle" for name in others})
+        known = {name: found for name, found in known.items() if name not in others}
     kinds = Counter(_identity(found) for found in known.values())
     if len(kinds) < 2:
         return

@@ -15,13 +15,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgeladder.core.adapter_record import RECORD as METADATA
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.files import write_json
 from edgeladder.fleet.aggregate import (
     ADAPTER,
     BY_PICTURES,
     HEADLESS,
-    METADATA,
     AggregateResult,
     Averaging,
     Contribution,

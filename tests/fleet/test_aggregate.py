@@ -12,9 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
+from edgeladder.core.adapter_record import (
+    AdapterRecord,
+    GdaRecord,
+    StoredHead,
+    write_adapter_record,
+)
 from edgeladder.core.errors import ConfigError, DataError, IntegrityError
 from edgeladder.fleet import aggregate as module
 from edgeladder.fleet.aggregate import Averaging, Contribution, Start, aggregate, combine
+
+HEAD = StoredHead(GdaRecord(weight=0.5, prior=1.0))
 
 
 def adapter(
@@ -22,9 +30,10 @@ def adapter(
 ) -> Contribution:
     (folder / name).mkdir(parents=True)
     save_file(values, str(folder / name / "adapter.safetensors"))
-    record = {"bundle_digest": "d", "classes": ["a"], "head": {"kind": "gda"}, **metadata}
-    (folder / name / "adapter.json").write_text(json.dumps(record))
-    return Contribution(name, folder / name, pictures=metadata.get("pictures", 1))
+    pictures = metadata.pop("pictures", 1)
+    said = {"bundle_digest": "d", "ladder_digest": "l", "classes": ["a"], "head": HEAD, **metadata}
+    write_adapter_record(folder / name, AdapterRecord(**said))
+    return Contribution(name, folder / name, pictures)
 
 
 def boxes(folder: Path, count: int, seed: int = 0) -> tuple[list[Contribution], list[dict]]:

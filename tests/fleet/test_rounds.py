@@ -111,10 +111,8 @@ def test_faults_then_only_what_is_missing(
     assert set(failures) == {"imposter", "hung", "nan"}
     assert "host key changed" in failures["imposter"] and "host key changed" in text
     assert "50.0 %" in text and "75.0 %" in text and "NaN" in text and "200 MB" in text
-    steps = [
-        json.loads(line)["step"]
-        for line in (out / "fed-r1" / "hosts" / "reboots" / "metrics.jsonl").open()
-    ]
+    metrics = out / "fed-r1" / "hosts" / "reboots" / "metrics.jsonl"
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
     assert steps == list(range(1, 61))  # gone on, nothing trained twice
 
     boxes["imposter"].proxy.close()  # the real box is back, with its own key
