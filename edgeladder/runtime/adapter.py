@@ -3,8 +3,8 @@
 `adapter.safetensors` holds the ladder's parameters and buffers (and a closed-form head's arrays,
 if there is one), `adapter.json` says in words a person can read what they are. Quantized prompts
 lie there as indices and a codebook, condensed ones without those that were dropped
-(`prompt_storage`). It loads onto the same bundle anywhere and refuses another: a ladder on foreign activations gives
-confident nonsense.
+(`prompt_storage`). It loads onto the same bundle anywhere and refuses another: a ladder on foreign
+activations gives confident nonsense.
 """
 
 from __future__ import annotations
