@@ -71,8 +71,7 @@ def deploy(
             classifier.formula,
         )
         small = compress(graph, narrow)
-        preprocess = classifier.bundle.manifest.preprocess
-        pictures = probe(Path(run), preprocess)
+        pictures = probe(Path(run), classifier.bundle.manifest.preprocess)
         expected = classifier.logits(pictures.squares)
         classifier.rest()  # its tower and the file's are never in memory together
         with _candidate(out) as candidate:
@@ -84,19 +83,25 @@ def deploy(
                     where=str(out),
                     remedy="report this with the bundle's manifest.json; nothing was written",
                 )
-        shape = ["N", preprocess.size, preprocess.size, 3]
-        classes = classifier.classes
         return {
             "path": str(out),
             "bytes": size,
             "dtype": dtype,
-            "classes": classes,
-            "input": {"name": PICTURE, "shape": shape, "dtype": "uint8"},
-            "output": {"name": PROBABILITIES, "shape": ["N", len(classes)], "dtype": "float32"},
+            **_described(classifier),
             "weights": small,
             "difference": found,
             "compared": {"pictures": len(expected), "origin": pictures.origin},
         }
+
+
+def _described(classifier: Classifier) -> dict[str, Any]:
+    """Classes, input and output of the file."""
+    side, classes = classifier.bundle.manifest.preprocess.size, classifier.classes
+    return {
+        "classes": classes,
+        "input": {"name": PICTURE, "shape": ["N", side, side, 3], "dtype": "uint8"},
+        "output": {"name": PROBABILITIES, "shape": ["N", len(classes)], "dtype": "float32"},
+    }
 
 
 def _known_dtype(name: str) -> Dtype:
