@@ -56,8 +56,7 @@ def deploy(
     Raises:
         ConfigError: no run, no bundle, unknown dtype, more than one file can hold, or `out` is a
             file of another make.
-        EdgeLadderError: the fp32 file and predict disagree by more than `TOLERANCE` allows; it is
-            removed.
+        EdgeLadderError: the fp32 file and predict disagree by more than `TOLERANCE` allows.
         StorageError: no space left.
     """
     narrow = _known_dtype(dtype)
