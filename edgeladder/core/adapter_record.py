@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from edgeladder.core.errors import IntegrityError
 from edgeladder.core.files import read_json, write_json
-from edgeladder.core.prompt_tensors import PromptTensors
+from edgeladder.core.prompt_tensors import PackedPrompts, PromptTensors
 from edgeladder.core.records import from_json, to_json
 
 SCHEMA_VERSION = 1
@@ -74,7 +74,7 @@ class AdapterRecord:
     templates: list[str] = field(default_factory=list)
     text: dict[str, Any] = field(default_factory=dict)  # `aliases` per class
     created: str = ""
-    prompts: dict[str, Any] | None = None  # how they are stored; None: as they are
+    prompts: PackedPrompts | None = None  # how they are stored; None: as they are
     prompt_tensors: PromptTensors = PromptTensors()  # which of the parameters are prompts
     head: StoredHead | None = None
     sha256: str = ""  # of the tensors' file

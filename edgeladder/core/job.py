@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from edgeladder.core.config import Profile
 from edgeladder.core.plan import PhasePlan, Plan
+from edgeladder.core.prompt_tensors import PackedPrompts
 from edgeladder.core.records import from_json
 from edgeladder.core.request import TrainRequest
 
@@ -104,7 +105,7 @@ class TrainResult:
     step_ms_median: float
     resumed_from: int | None
     chunk: int | None
-    prompts: dict[str, Any] | None  # how they are stored; None: as they are
+    prompts: PackedPrompts | None  # how they are stored; None: as they are
     seconds: float
 
 

@@ -42,3 +42,15 @@ class PromptTensors:
     def places(self, tensors: Mapping[str, Any]) -> list[str]:
         """Those of `by_place` that a ladder has."""
         return [name for name in self.by_place if name in tensors]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedPrompts:
+    """How an adapter stores prompts that are quantized or condensed."""
+
+    rungs: int
+    prompts_per_rung: int
+    width: int
+    kept: int  # of rungs * prompts_per_rung
+    bits: int | None  # per value; None: not quantized
+    bytes: int  # of the stored tokens

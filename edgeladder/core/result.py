@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgeladder.core.job import Accuracy, Counts
+from edgeladder.core.prompt_tensors import PackedPrompts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +81,6 @@ class RunResult:
     skipped_inputs: list[dict[str, str]]
     loss: float | None
     head: dict[str, Any] | None  # its kind and both weights; None: no head
-    prompts: dict[str, Any] | None  # how they are stored; None: as they are
+    prompts: PackedPrompts | None  # how they are stored; None: as they are
     cache: CacheUse
     seconds: Seconds

@@ -12,7 +12,7 @@ they take the direction and keep the size they were given (`PromptKind.prototype
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from edgeladder.core.prompt_kinds import KINDS
 
 if TYPE_CHECKING:
     from edgeladder.core.config import PromptConfig
+    from edgeladder.core.manifest import LadderRecord
     from edgeladder.runtime.engine.protocol import StepInputs
 
 CLASSES = 128  # whose names the text side looks at, the first ones
@@ -30,7 +31,10 @@ Kind = Literal["prototypes", "samples"]
 
 
 def gather(
-    ladder: Any, parameters: dict[str, np.ndarray], windows: Iterable[StepInputs], side: str
+    ladder: LadderRecord,
+    parameters: dict[str, np.ndarray],
+    windows: Iterable[StepInputs],
+    side: str,
 ) -> list[np.ndarray]:
     """Projected tokens that enter the rungs, (n, d) each, in the tower's order.
 
@@ -96,7 +100,7 @@ def _distances(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def initial_prompts(
-    ladder: Any,
+    ladder: LadderRecord,
     config: PromptConfig,
     parameters: dict[str, np.ndarray],
     windows: Iterable[StepInputs],

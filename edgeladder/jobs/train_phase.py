@@ -11,6 +11,7 @@ from edgeladder.budget.policy import PROTOTYPE_WINDOW
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.job import Job, Outcome, PhaseOrder, TrainResult
 from edgeladder.core.plan import PhasePlan
+from edgeladder.core.prompt_tensors import PackedPrompts
 from edgeladder.core.records import to_json
 from edgeladder.core.trim import release_startup_memory
 from edgeladder.jobs.checkpoint import Checkpoints
@@ -68,7 +69,7 @@ def fit(order: PhaseOrder, control: Control) -> tuple[Outcome, TrainResult | Non
     loop = _loop(order, engine, bundle, batches, run.checkpoints, metrics, control)
     resumed_from = loop.resume()
     done = loop.run()
-    stored: dict[str, Any] | None = None
+    stored: PackedPrompts | None = None
     if done.outcome == "done":
         loop.apply_average()
         # what is saved is copied: in the place of what only training needed

@@ -26,6 +26,7 @@ from edgeladder.core.adapter_record import (
 )
 from edgeladder.core.errors import ConfigError, IntegrityError
 from edgeladder.core.files import sha256_file
+from edgeladder.core.prompt_tensors import PackedPrompts
 from edgeladder.core.tensors import TensorFile, write_tensors
 from edgeladder.runtime.prompt_storage import pack, unpack
 
@@ -97,7 +98,7 @@ def adapter_of(
     return Adapter({**parameters, **(buffers or {})}, record)
 
 
-def save_adapter(folder: Path, adapter: Adapter) -> dict[str, Any] | None:
+def save_adapter(folder: Path, adapter: Adapter) -> PackedPrompts | None:
     """Write both files into `folder`, each atomically; the record last, with the other's hash.
 
     Returns:

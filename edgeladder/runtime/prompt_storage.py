@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from edgeladder.core.errors import IntegrityError
-from edgeladder.core.prompt_tensors import PACKED, PromptTensors
+from edgeladder.core.prompt_tensors import PACKED, PackedPrompts, PromptTensors
 
 Array = np.ndarray
 
@@ -102,8 +102,8 @@ def reactivate(parameters: Mapping[str, Array], names: PromptTensors) -> dict[st
 
 def pack(
     parameters: Mapping[str, Array], names: PromptTensors
-) -> tuple[dict[str, Array], dict[str, Any] | None]:
-    """Arrays to store, and what they are in words; None where they are stored as they are.
+) -> tuple[dict[str, Array], PackedPrompts | None]:
+    """Arrays to store, and how; None where they are stored as they are.
 
     Args:
         parameters: by name, `finalize`d; a ladder's parameters and buffers.
@@ -135,19 +135,19 @@ def pack(
         tensors.pop(names.live)
     tensors |= {PACKED + name: np.ascontiguousarray(value) for name, value in packed.items()}
     rungs, length, width = parameters[names.text].shape
-    described = {
-        "rungs": rungs,
-        "prompts_per_rung": length,
-        "width": width,
-        "kept": int(kept.sum()),
-        "bits": bits if quantized else None,
-        "bytes": sum(packed[name].nbytes for name in names.sets(parameters)),
-    }
+    described = PackedPrompts(
+        rungs=rungs,
+        prompts_per_rung=length,
+        width=width,
+        kept=int(kept.sum()),
+        bits=bits if quantized else None,
+        bytes=sum(packed[name].nbytes for name in names.sets(parameters)),
+    )
     return tensors, described
 
 
 def unpack(
-    tensors: Mapping[str, Array], described: Mapping[str, Any] | None, names: PromptTensors
+    tensors: Mapping[str, Array], described: PackedPrompts | None, names: PromptTensors
 ) -> dict[str, Array]:
     """The arrays that `pack` was given, bit for bit.
 
@@ -166,9 +166,9 @@ def unpack(
 
 
 def _unpack(
-    tensors: Mapping[str, Array], described: Mapping[str, Any], names: PromptTensors
+    tensors: Mapping[str, Array], described: PackedPrompts, names: PromptTensors
 ) -> dict[str, Array]:
-    rungs, length, width = (described[k] for k in ("rungs", "prompts_per_rung", "width"))
+    rungs, length, width = described.rungs, described.prompts_per_rung, described.width
     plain = {n: v for n, v in tensors.items() if not n.startswith(PACKED)}
     packed = {n[len(PACKED) :]: v for n, v in tensors.items() if n.startswith(PACKED)}
     kept = np.ones((rungs, length), bool)
@@ -176,7 +176,7 @@ def _unpack(
         flags = np.unpackbits(packed[names.mask], count=rungs * length).reshape(rungs, length)
         kept = flags > 0
         plain[names.mask] = flags.astype(np.float32)
-    bits = described["bits"]
+    bits = described.bits
     if bits:
         codebook = packed[names.codebook].astype(np.float32)
         plain[names.codebook] = codebook

@@ -32,7 +32,8 @@ class RotatedBlock(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(N, T, W) -> (N, T, W)."""
-        return self.block(hidden, rope=self.rope)  # type: ignore[no-any-return]
+        found: Tensor = self.block(hidden, rope=self.rope)
+        return found
 
 
 class TimmImageTower(Tower):
@@ -71,7 +72,8 @@ class TimmImageTower(Tower):
         def stem(owner: Any, pixels: Tensor) -> Tensor:
             found = owner._pos_embed(owner.patch_embed(pixels))
             hidden = found[0] if isinstance(found, tuple) else found
-            return owner.norm_pre(hidden)  # type: ignore[no-any-return]
+            normed: Tensor = owner.norm_pre(hidden)
+            return normed
 
         def tail(owner: Any, hidden: Tensor) -> Any:
             pre = owner.trunk.forward_head(owner.trunk.norm(hidden))
@@ -122,10 +124,10 @@ def _plain(network: nn.Module) -> None:
 
 def _without_blocks(trunk: Any) -> nn.Module:
     """The trunk sharing all its modules but the blocks, which are pieces of their own."""
-    copy = trunk.__new__(type(trunk))
+    copy: nn.Module = trunk.__new__(type(trunk))
     copy.__dict__.update(trunk.__dict__)
     copy._modules = {name: part for name, part in trunk._modules.items() if name != "blocks"}
-    return copy  # type: ignore[no-any-return]
+    return copy
 
 
 # how timm's networks are laid out: before the stages, the stages, after them
@@ -271,7 +273,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
 def _head_only(trunk: Any, parts: list[nn.Module]) -> nn.Module:
     """The trunk sharing all its modules but those that are pieces of their own."""
     gone = {id(module) for part in parts for module in part.modules()}
-    copy = trunk.__new__(type(trunk))
+    copy: nn.Module = trunk.__new__(type(trunk))
     copy.__dict__.update(trunk.__dict__)
     copy._modules = {
         name: part
@@ -280,7 +282,7 @@ def _head_only(trunk: Any, parts: list[nn.Module]) -> nn.Module:
         or id(part) not in gone
         and not any(id(child) in gone for child in part.children())
     }
-    return copy  # type: ignore[no-any-return]
+    return copy
 
 
 def timm_block_weights(block: Any) -> dict[str, Any] | None:

@@ -76,7 +76,7 @@ def test_training_may_go_on_from_what_is_stored(bits):
 def test_quantized_prompts_take_their_share_of_the_bytes(bits, share):
     tensors, described = pack(finalize(trained(bits=bits), NAMES), NAMES)
     half = 2 * RUNGS * LENGTH * WIDTH
-    assert described["bytes"] == tensors["packed:prompts.tokens"].nbytes == half // share
+    assert described.bytes == tensors["packed:prompts.tokens"].nbytes == half // share
     assert tensors["packed:prompts.codebook"].nbytes == 2 * 2**bits
 
 
@@ -84,7 +84,7 @@ def test_condensed_prompts_are_not_in_the_file():
     values = finalize(trained(kept=3, memory=True), NAMES)
     tensors, described = pack(values, NAMES)
     assert tensors["packed:prompts.tokens"].shape == (3, WIDTH)
-    assert described["kept"] == 3 and "prompts.tokens" not in tensors
+    assert described.kept == 3 and "prompts.tokens" not in tensors
     columns = int(values["prompts.mask"].any(0).sum())
     assert tensors["packed:prompts.memory_key"].shape == (columns, WIDTH)
 
