@@ -222,14 +222,11 @@ def _reshape(lowering: Lowering, node: torch.fx.Node) -> str:
 
 @rule("select")
 def _select(lowering: Lowering, node: torch.fx.Node) -> str:
-    x, axis, index = (
-        lowering.value(node.args[0]),
-        lowering.axis(node, int(node.args[1])),
-        node.args[2],
-    )  # type: ignore[arg-type]  # noqa: E501
+    x = lowering.value(node.args[0])
+    axis, index = lowering.axis(node, int(node.args[1])), int(node.args[2])  # type: ignore[arg-type]
     shape = list(lowering.graph.shapes[x])
     shape[axis] = 1
-    stops = [lowering.graph.constant([v], "int64", "index") for v in (index, int(index) + 1, axis)]  # type: ignore[call-overload]
+    stops = [lowering.graph.constant([v], "int64", "index") for v in (index, index + 1, axis)]
     piece = lowering.graph.emit("Slice", [x, *stops], tuple(shape))
     return lowering.graph.reshape(piece, lowering.shape(node))
 

@@ -55,13 +55,7 @@ def write_artifacts(
         ConfigError: onnxruntime-training is not installed.
         EdgeLadderError: its gradient builder refuses the graph.
     """
-    if not available():
-        raise ConfigError(
-            "onnxruntime-training is not installed on this host",
-            where="--engine ort-training",
-            remedy="pip install 'edgeladder[host,ort-training]' in an environment of its own, "
-            "or export with --engine stock",
-        )
+    _require_installed()
     import onnxruntime
     from onnxruntime.capi import _pybind_state as native
     from onnxruntime.training import artifacts, onnxblock
@@ -96,6 +90,16 @@ def write_artifacts(
     for name in ("training_model", "eval_model", "optimizer_model"):
         _readable(folder / FILES[name], model.ir_version)
     return dict(FILES)
+
+
+def _require_installed() -> None:
+    if not available():
+        raise ConfigError(
+            "onnxruntime-training is not installed on this host",
+            where="--engine ort-training",
+            remedy="pip install 'edgeladder[host,ort-training]' in an environment of its own, "
+            "or export with --engine stock",
+        )
 
 
 def _readable(path: Path, ir_version: int) -> None:

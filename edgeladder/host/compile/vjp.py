@@ -104,8 +104,8 @@ def _sqrt(b: Backward, node: Node, gradients: list[Gradient]) -> list[Gradient]:
 def _sigmoid(b: Backward, node: Node, gradients: list[Gradient]) -> list[Gradient]:
     """y = sigma(x): dx = dy y (1 - y)."""
     y = b.saved(node.outputs[0])
-    slope = b.binary("Mul", y, b.binary("Sub", b.number(1.0), y))
-    return [b.binary("Mul", _one(gradients), slope)]
+    derivative = b.binary("Mul", y, b.binary("Sub", b.number(1.0), y))
+    return [b.binary("Mul", _one(gradients), derivative)]
 
 
 @rule("QuickGelu")
