@@ -6,8 +6,8 @@
 Every configuration runs in a supervised worker, just as `edgeladder train` does it: training from a
 fabricated cache for a few steps, precompute over a few generated pictures. What is measured (the
 kernel's high-water mark of the worker, plus a bare supervisor) is set against the plan's prediction
-for the same sizes. Coefficients (edgeladder/budget/costs.py) were fitted on rows of bundles that are
-not --held-out. An environment has one engine: run it in one with onnxruntime-training too, and
+for the same sizes. Coefficients (edgeladder/budget/costs.py) were fitted on rows of bundles that
+are not --held-out. An environment has one engine: run it in one with onnxruntime-training too, and
 show both files together. Exit code 1 if a prediction is off by more than promised.
 """
 
