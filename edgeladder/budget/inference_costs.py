@@ -48,8 +48,7 @@ def deploy_phases(
         parts: dict[str, float] = dict(phase.parts)
         asking = _file_bytes(workload)
         parts["file"] = max(0.0, asking - parts["towers"])
-        sizes = {name: value for name, value in phase.sizes().items() if name != "max_pixels"}
-        yield phase_of(parts, **sizes, disk_bytes=phase.disk_bytes)
+        yield phase_of(parts, **phase.sizes(), disk_bytes=phase.disk_bytes)
 
 
 def _phase(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -11,6 +11,8 @@ from edgeladder.cli import options
 from edgeladder.cli.output import Answer, table
 from edgeladder.cli.progress import Progress
 from edgeladder.core.sizes import format_size
+
+RunBundle = Annotated[Path | None, typer.Option("--bundle", help="Bundle. [default: the run's]")]
 
 
 def register(app: typer.Typer) -> None:
@@ -24,9 +26,7 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option("--data", help="Pictures. [default: what the run trained on]")
     ] = None,
-    bundle: Annotated[
-        Path | None, typer.Option("--bundle", help="Bundle. [default: the run's]")
-    ] = None,
+    bundle: RunBundle = None,
     cache: Annotated[
         Path | None, typer.Option("--cache", help="Cached activations. [default: the run's]")
     ] = None,
@@ -34,19 +34,17 @@ def evaluate(
         str | None,
         typer.Option("--split", help="train, validation or test. [test if there is one]"),
     ] = None,
+    device: options.Device = None,
+    budget: options.Budget = None,
     as_json: options.Json = False,
 ) -> Answer:
     """Accuracy of a run on labelled pictures, by class too."""
-    from edgeladder.runtime.evaluation import evaluate as judge
-
+    place = _place(run, bundle, device, budget)
     with Progress() as progress:
-        values = judge(
-            options.newest_run(run),
-            data=data,
-            bundle=bundle,
-            cache=cache,
-            split_name=split,
-            progress=progress,
+        values = _answer(
+            "evaluate",
+            {**place, "data": _text(data), "cache": _text(cache), "split": split},
+            progress,
         )
     return Answer(values, lambda: _evaluated(values))
 
@@ -54,33 +52,61 @@ def evaluate(
 def predict(
     paths: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
     run: options.Run = None,
-    bundle: Annotated[
-        Path | None, typer.Option("--bundle", help="Bundle. [default: the run's]")
-    ] = None,
+    bundle: RunBundle = None,
     top: Annotated[int, typer.Option("--top", min=1, help="Labels per picture.")] = 1,
+    device: options.Device = None,
+    budget: options.Budget = None,
     as_json: options.Json = False,
 ) -> Answer:
     """Labels and probabilities for pictures."""
-    from edgeladder.runtime.prediction import predict as classify
-
-    values = classify(options.newest_run(run), paths, bundle=bundle, top=top)
+    place = _place(run, bundle, device, budget)
+    values = _answer("predict", {**place, "paths": [str(path) for path in paths], "top": top})
     return Answer(values, lambda: _predicted(values))
 
 
 def deploy(
     run: options.Run = None,
-    bundle: Annotated[
-        Path | None, typer.Option("--bundle", help="Bundle. [default: the run's]")
-    ] = None,
+    bundle: RunBundle = None,
     out: Annotated[Path, typer.Option("--out", help="ONNX file to write.")] = Path("model.onnx"),
     dtype: Annotated[str, typer.Option("--dtype", help="Weights: fp32, fp16, int8.")] = "fp32",
+    device: options.Device = None,
+    budget: options.Budget = None,
     as_json: options.Json = False,
 ) -> Answer:
     """One ONNX file of a run: picture in, probabilities out."""
-    from edgeladder.runtime.deployment import deploy as write
-
-    values = write(options.newest_run(run), out, bundle=bundle, dtype=dtype)
+    place = _place(run, bundle, device, budget)
+    values = _answer("deploy", {**place, "out": str(out), "dtype": dtype})
     return Answer(values, lambda: _deployed(values))
+
+
+def _place(
+    run: Path | None, bundle: Path | None, device: str | None, budget: str | None
+) -> dict[str, Any]:
+    """What all three commands are told: of which run, and within what."""
+    return {
+        "run": str(options.newest_run(run)),
+        "bundle": _text(bundle),
+        "device": device,
+        "budget_bytes": options.budget_bytes(budget),
+    }
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _answer(
+    command: Literal["predict", "evaluate", "deploy"],
+    told: dict[str, Any],
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """The command's result and the evidence of its budget, as plain values."""
+    from edgeladder.core.inference import InferenceRequest
+    from edgeladder.core.records import to_json
+    from edgeladder.jobs.inference import run_inference
+
+    result, memory = run_inference(InferenceRequest(command=command, **told), progress)
+    return {**to_json(result), "memory": to_json(memory)}
 
 
 def _evaluated(values: dict[str, Any]) -> str:

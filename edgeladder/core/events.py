@@ -8,6 +8,7 @@ from typing import Any
 
 from edgeladder.core import errors
 from edgeladder.core.errors import BudgetError, EdgeLadderError, IntegrityError
+from edgeladder.core.plan import Plan
 from edgeladder.core.records import from_json, to_json
 
 
@@ -34,6 +35,13 @@ class ChunkChanged:
 
     step: int
     chunk: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """What a worker that plans its own phase has decided."""
+
+    plan: Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,11 +95,12 @@ class OutOfMemory(EdgeLadderError):  # noqa: N818 - named for what happened, as 
     """An allocation failed inside a worker: at the kernel's limit, or at the system's."""
 
 
-Event = Progress | CheckpointWritten | ChunkChanged | HighWater | Done | Failed
+Event = Progress | CheckpointWritten | ChunkChanged | Planned | HighWater | Done | Failed
 _NAMES: dict[str, type[Event]] = {
     "progress": Progress,
     "checkpoint": CheckpointWritten,
     "chunk": ChunkChanged,
+    "planned": Planned,
     "high_water": HighWater,
     "done": Done,
     "error": Failed,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from edgeladder.core.config import Profile
+from edgeladder.core.inference import InferenceOrder
 from edgeladder.core.plan import PhasePlan, Plan
 from edgeladder.core.prompt_tensors import PackedPrompts
 from edgeladder.core.records import from_json
@@ -136,13 +137,16 @@ class FreeOrder:
     sizes: PhasePlan = field(default_factory=PhasePlan)
 
 
-Order = BaselineOrder | PlanOrder | PhaseOrder | FreeOrder
+Order = BaselineOrder | PlanOrder | PhaseOrder | InferenceOrder | FreeOrder
 ORDERS: dict[str, type[Order]] = {
     "baseline": BaselineOrder,
     "plan": PlanOrder,
     "precompute": PhaseOrder,
     "train": PhaseOrder,
     "evaluate": PhaseOrder,
+    "predict": InferenceOrder,
+    "evaluate_pictures": InferenceOrder,
+    "deploy": InferenceOrder,
 }
 
 

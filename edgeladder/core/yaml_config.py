@@ -1,14 +1,13 @@
 """YAML that people write, and `a.b=c` settings: validated with all errors at once.
 
-YAML is read here and nowhere else, because PyYAML reads `1e-5` as a string and `no` as False: the
-typed records of `config` coerce what it yields. Pydantic costs a process 20 MB, so only commands
-and the plan worker import this.
+PyYAML reads `1e-5` as a string and `no` as False: the typed records of `config` coerce what
+`yaml_text` yields, and nobody reads what people write without them. Pydantic costs a process 20 MB,
+so only commands and the plan worker import this.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 from collections.abc import Callable, Iterable
 from importlib import resources
@@ -23,12 +22,8 @@ from edgeladder.core.errors import ConfigError
 from edgeladder.core.old_words import modern_profile, modern_setting
 from edgeladder.core.records import to_json
 from edgeladder.core.sizes import parse_size
-
-
-def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The closest of `names` to a misspelt `name`, or None when nothing is close."""
-    matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return matches[0] if matches else None
+from edgeladder.core.spelling import nearest
+from edgeladder.core.yaml_text import read_yaml
 
 
 class StrictModel(BaseModel):
@@ -86,20 +81,6 @@ def _keys_at(model: type[Any], path: tuple[Any, ...]) -> list[str]:
 
 def _is_model(kind: type[Any]) -> bool:
     return dataclasses.is_dataclass(kind) or issubclass(kind, BaseModel)
-
-
-def read_yaml(path: Path) -> Any:
-    """Parse a YAML file.
-
-    Raises:
-        ConfigError: unreadable, or not YAML.
-    """
-    try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(
-            f"cannot read YAML: {error}", where=str(path), remedy="correct the file"
-        ) from error
 
 
 def library(kind: Literal["devices", "profiles"]) -> dict[str, Path]:

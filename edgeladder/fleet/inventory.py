@@ -22,7 +22,9 @@ from pydantic import AfterValidator, Field, model_validator
 
 from edgeladder.core.errors import ConfigError
 from edgeladder.core.sizes import parse_size
-from edgeladder.core.yaml_config import StrictModel, nearest, read_yaml, validate
+from edgeladder.core.spelling import nearest
+from edgeladder.core.yaml_config import StrictModel, validate
+from edgeladder.core.yaml_text import read_yaml
 from edgeladder.fleet import ansible
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}")

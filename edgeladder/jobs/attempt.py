@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
 
 from edgeladder.budget import kernel_marks, meter
 from edgeladder.budget.policy import EXACT_SHARE
@@ -19,6 +20,7 @@ from edgeladder.core.events import (
     Failed,
     HighWater,
     OutOfMemory,
+    Planned,
     Progress,
 )
 from edgeladder.core.job import Order
@@ -29,7 +31,8 @@ from edgeladder.jobs.control import RESTART_CODE
 
 if TYPE_CHECKING:
     from edgeladder.budget.limits import MemoryLimit
-    from edgeladder.jobs.supervisor import Supervisor
+    from edgeladder.core.plan import Plan
+    from edgeladder.jobs.run_directory import RunDirectory
 
 _CALM_SECONDS, _CLOSE_SECONDS = 0.05, 0.005  # between two measurements
 _WATCH_SHARE = 20  # waits at least so many times as long as a measurement took: 5 % of a core
@@ -38,18 +41,45 @@ _SURROUNDINGS_SECONDS = 0.5  # between two looks at the rest of the machine
 _STOP_GRACE_SECONDS = 60.0  # for a checkpoint after an order to leave
 
 
+# of what memory pressure leaves nothing smaller to do than to start again
+_NOT_SHRINKABLE = ("precompute", "evaluate", "predict", "evaluate_pictures", "deploy")
+
+
+class Watcher(Protocol):
+    """Who an attempt is made for: asked what holds, told what happens."""
+
+    run: RunDirectory | None
+    progress: Callable[..., None]  # (phase, done, total, note)
+    measured: dict[str, int]  # highest peak of each phase
+    actions: list[MemoryAction]
+    gpu_before: int
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal to stop has come."""
+
+    @property
+    def where(self) -> str | None:
+        """The run that errors name."""
+
+    def enforced_bytes(self, phase: str) -> int:
+        """The budget that a phase runs under; 0: none."""
+
+    def record(self, values: dict[str, Any]) -> None:
+        """Keep a line of evidence."""
+
+
 class Attempt:
     """One life of a phase's worker."""
 
-    def __init__(
-        self, supervisor: Supervisor, phase: str, order: Order, limit: MemoryLimit
-    ) -> None:
+    def __init__(self, supervisor: Watcher, phase: str, order: Order, limit: MemoryLimit) -> None:
         self.supervisor = supervisor
         self.phase = phase
         self.limit = limit
         self.cause = ""
         self.last_step = 0
         self.checkpoint_step = 0
+        self.plan: Plan | None = None  # where the worker plans its own phase
         self.chunk: int | None = None  # that the worker went down to by itself
         run = supervisor.run
         log = str(run.log) if run is not None and run.folder.is_dir() else None
@@ -83,7 +113,7 @@ class Attempt:
         budget = supervisor.enforced_bytes(self.phase)
         guard = None
         if budget:
-            shrinkable = self.phase not in ("precompute", "evaluate")
+            shrinkable = self.phase not in _NOT_SHRINKABLE
             guard = Watchdog(budget, expected_bytes, meter.total_bytes(), shrinkable)
         surroundings_at, available, stall = 0.0, None, 0.0
         confirmed = self.limit.layer == "none"
@@ -94,6 +124,8 @@ class Attempt:
                 return
             for event in events:
                 self._take(event)
+            if guard is not None and self.plan is not None:
+                guard.expected_bytes = self.plan.phases[self.phase].planned_peak_bytes
             began = time.monotonic()
             child.mark()
             used = self._measure(guard)
@@ -172,6 +204,8 @@ class Attempt:
             self._outcome, self._result = "done", event.result
         elif isinstance(event, Failed):
             self._error = event.error()
+        elif isinstance(event, Planned):
+            self.plan = event.plan
         elif isinstance(event, HighWater):
             self.child.high_water = max(self.child.high_water, event.bytes)
         elif isinstance(event, CheckpointWritten):
@@ -227,6 +261,8 @@ class Attempt:
         raise EdgeLadderError(
             f"the {self.phase} worker ended with code {code}: "
             + (self.child.tail().splitlines() or ["no message"])[-1],
-            where=self.supervisor.request.run,
-            remedy="see worker.log in the run's folder",
+            where=self.supervisor.where,
+            remedy="see worker.log in the run's folder"
+            if self.supervisor.run is not None
+            else "run it again with EDGELADDER_TRACEBACK=1 in the environment to see more",
         )

@@ -109,6 +109,8 @@ class Child:
         self._tail = (self._tail + data)[-_TAIL_BYTES:]
         if self._log is not None:
             os.write(self._log, data)
+        elif os.environ.get("EDGELADDER_TRACEBACK") == "1":
+            os.write(2, data)
 
     def tail(self) -> str:
         """The last that the worker wrote to stderr."""

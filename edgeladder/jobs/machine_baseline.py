@@ -40,29 +40,43 @@ def machine_baseline(folder: Path | None = None) -> MachineBaseline:
     Raises:
         EdgeLadderError: the measuring process failed.
     """
-    if folder is None:
-        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        folder = Path(base) / "edgeladder"
-    path = folder / "baseline.json"
-    key = _key()
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = {}
-    if isinstance(known, dict) and key in known:
-        try:
-            return MachineBaseline.from_json(known[key])
-        except TypeError:
-            pass  # written by another version
+    found = remembered_baseline(folder)
+    if found is not None:
+        return found
     baseline = measure_baseline()
+    path = baseline_path(folder)
     try:
         from edgeladder.core.files import write_json
 
-        kept = known if isinstance(known, dict) else {}
-        write_json(path, {**kept, key: baseline.to_json()})
+        write_json(path, {**_remembered(path), _key(): baseline.to_json()})
     except (OSError, EdgeLadderError):
         pass  # a read-only home: measured again next time
     return baseline
+
+
+def remembered_baseline(folder: Path | None = None) -> MachineBaseline | None:
+    """The baseline as it was measured on this machine, with these versions; None: not yet."""
+    values = _remembered(baseline_path(folder)).get(_key())
+    try:
+        return MachineBaseline.from_json(values) if values is not None else None
+    except TypeError:
+        return None  # written by another version
+
+
+def baseline_path(folder: Path | None = None) -> Path:
+    """The file of remembered baselines."""
+    if folder is None:
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        folder = Path(base) / "edgeladder"
+    return folder / "baseline.json"
+
+
+def _remembered(path: Path) -> dict[str, Any]:
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 def measure_baseline() -> MachineBaseline:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
 from edgeladder.budget import kernel_marks, meter, policy
-from edgeladder.budget.limits import MemoryLimit, open_limit
+from edgeladder.budget.limits import MemoryLimit
 from edgeladder.core import errors
 from edgeladder.core.errors import BudgetError, EdgeLadderError, Interrupted
 from edgeladder.core.files import write_json
@@ -51,7 +50,9 @@ from edgeladder.core.result import (
     Throughput,
 )
 from edgeladder.jobs.attempt import Attempt
+from edgeladder.jobs.interrupts import Interrupts
 from edgeladder.jobs.run_directory import MetricsLog, RunDirectory, new_run_folder
+from edgeladder.jobs.worker_limit import open_worker_limit
 
 Progress = Callable[..., None]  # (phase, done, total, note)
 Result = TypeVar("Result")
@@ -130,27 +131,29 @@ class Supervisor:
         self.measured: dict[str, int] = {}
         self.layer: str | None = None
         self.actions: list[MemoryAction] = []
-        self.interrupted = False
-        self._handlers: dict[int, Any] = {}
+        self._interrupts = Interrupts()
         self.gpu_before = kernel_marks.gpu_bytes()
 
     def __enter__(self) -> Supervisor:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            # only the main thread may set handlers; elsewhere signals are the caller's affair
-            with contextlib.suppress(ValueError):
-                self._handlers[number] = signal.signal(number, self._on_signal)
+        self._interrupts.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        self._interrupts.__exit__()
         if self.metrics is not None:
             self.metrics.close()
         if self.run is not None:
             self.run.unlock()
 
-    def _on_signal(self, number: int, frame: object) -> None:
-        self.interrupted = True
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal to stop has come."""
+        return self._interrupts.came
+
+    @property
+    def where(self) -> str | None:
+        """The run that errors name."""
+        return self.request.run
 
     # -- commands ---------------------------------------------------------------------------
 
@@ -361,15 +364,7 @@ class Supervisor:
             yield MemoryLimit("none")
             return
         baseline = plan.baseline if plan is not None else None
-        limit = open_limit(
-            self.request.limit,
-            policy.worker_limit(
-                self.budget_bytes,
-                supervisor_bytes=meter.private(os.getpid()),
-                file_bytes=baseline.file_bytes if baseline else 0,
-            ),
-            data_slack_bytes=baseline.data_slack_bytes if baseline else policy.DATA_SLACK_BYTES,
-        )
+        limit = open_worker_limit(self.request.limit, self.budget_bytes, baseline)
         self.layer = limit.layer
         try:
             yield limit

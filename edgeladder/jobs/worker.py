@@ -29,6 +29,9 @@ _PHASES = {
     "precompute": "edgeladder.jobs.precompute_phase:fill",
     "train": "edgeladder.jobs.train_phase:fit",
     "evaluate": "edgeladder.jobs.evaluate_phase:score",
+    "predict": "edgeladder.jobs.predict_phase:predict",
+    "evaluate_pictures": "edgeladder.jobs.evaluate_pictures_phase:evaluate",
+    "deploy": "edgeladder.jobs.deploy_phase:deploy",
 }
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeladder.core.errors import ConfigError
-from edgeladder.core.yaml_config import read_yaml
+from edgeladder.core.yaml_text import read_yaml
 
 _EVENT_KINDS = ("limit", "memory", "watch", "chunk", "restart", "resume", "stop")
 

@@ -1,37 +1,100 @@
 """A trained run as a classifier: squares of pixels in, class logits out.
 
-The image tower is opened whole and kept open, its weights mapped from the bundle; pictures pass
-through a few at a time. Class names pass through the text tower once, segment by segment.
+Where memory is ample the image tower is opened whole and kept open, its weights mapped from the
+bundle, and pictures pass through a few at a time; else they pass in groups, one segment in memory
+at a time. Class names pass through the text tower once, segment by segment. Which it is, is for
+the budget to say (`InferenceSizes`).
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.errors import ConfigError
-from edgeladder.core.yaml_config import read_yaml
-from edgeladder.runtime.adapter import Adapter, load_adapter
+from edgeladder.core.inference import Label
+from edgeladder.core.yaml_text import read_yaml
+from edgeladder.runtime.adapter import Adapter, check_bundle, load_adapter
 from edgeladder.runtime.cache.layout import EMBEDDING, EMBEDDING_PRE, l2_normalize
 from edgeladder.runtime.heads.closed_form import with_stored_head
 from edgeladder.runtime.ladder_encoder import Encoder
 from edgeladder.runtime.logits import Activations, ClassEmbeddings, ClassLogits, softmax
 from edgeladder.runtime.pictures.class_names import ClassName
-from edgeladder.runtime.pictures.decode import normalize
+from edgeladder.runtime.pictures.decode import EXACT_PIXELS, decode_square, normalize
 from edgeladder.runtime.towers.runner import ArraySamples, TowerRunner, TowerSizes
 from edgeladder.runtime.towers.tokens import Tokenizer, class_prompts
 
+if TYPE_CHECKING:
+    from edgeladder.core.manifest import PreprocessRecord
+
 Array = np.ndarray
 
-BATCH = 4  # pictures in the tower at a time
 _TEXT_GROUP = 256  # prompts per opening of the text segments
-_TEXT_CHUNK = 64  # classes encoded by the ladder at a time
+
+OnBatch = Callable[[float], None]
+"""Called with the samples' worth of tower work done since the last call; may raise to stop."""
+
+
+@dataclass(frozen=True)
+class InferenceSizes:
+    """How much of a run is in memory at a time.
+
+    Results depend on it by no more than hidden states in fp16 (streamed) and the rounding of
+    another batch.
+    """
+
+    whole: bool = True  # the image tower: all segments open at once, else one at a time
+    batch: int = 4  # pictures or prompts in a tower at a time
+    group: int = 32  # streamed: pictures per opening of the segments
+    class_chunk: int = 64  # classes encoded by the ladder at a time
+    max_pixels: int = EXACT_PIXELS  # of pictures decoded in full
+    float16: bool = True  # streamed: hidden states wait in float16
+
+    @property
+    def at_once(self) -> int:
+        """Pictures decoded before the tower runs."""
+        return self.batch if self.whole else self.group
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    """A run's adapter on the bundle it was trained on."""
+
+    folder: Path
+    bundle: Bundle
+    adapter: Adapter
+
+    @classmethod
+    def open(cls, run: Path, bundle: Bundle | Path | None = None) -> OpenedRun:
+        """Open a run directory, or a folder with an adapter (or one of its two files).
+
+        Raises:
+            ConfigError: no adapter, or no bundle.
+            IntegrityError: the adapter belongs to another bundle, or a file was changed.
+        """
+        run = Path(run)
+        folder = run.parent if run.is_file() else run
+        adapter = load_adapter(folder)  # first: a missing adapter is the clearer error
+        opened = open_bundle(folder, bundle)
+        check_bundle(adapter, opened, where=str(folder))
+        return cls(folder, opened, adapter)
+
+    def prompts(self) -> list[list[str]]:
+        """For each class its name and aliases in every template."""
+        record = self.adapter.record
+        names, aliases = record.class_names, record.text.get("aliases") or []
+        described = [
+            ClassName(name, tuple(aliases[k]) if k < len(aliases) else ())
+            for k, name in enumerate(names)
+        ]
+        return class_prompts(described, record.templates or None)
 
 
 def run_request(run: Path) -> dict[str, Any]:
@@ -75,22 +138,53 @@ class Classifier:
         class_embeddings: of all classes.
     """
 
-    def __init__(self, bundle: Bundle, adapter: Adapter, *, threads: int | None = None):
-        self.bundle, self.adapter = bundle, adapter
-        self.classes = adapter.record.classes
+    def __init__(
+        self,
+        run: OpenedRun,
+        sizes: InferenceSizes | None = None,
+        *,
+        threads: int | None = None,
+        on_batch: OnBatch | None = None,
+    ):
+        """Encode all classes; the image tower is opened with the first picture.
+
+        Args:
+            run: adapter and bundle.
+            sizes: None: the image tower whole.
+            threads: of onnxruntime; None: all cores.
+            on_batch: called between batches of both towers; may raise to stop.
+        """
+        self.run = run
+        self.bundle, self.adapter = run.bundle, run.adapter
+        self.sizes = sizes or InferenceSizes()
+        self.classes = self.adapter.record.classes
         self.threads = threads or len(os.sched_getaffinity(0))
-        self.encoder = Encoder(bundle, adapter.parameters, self.threads)
+        self._on_batch = on_batch
+        self.encoder = Encoder(self.bundle, self.adapter.parameters, self.threads)
         self.formula = with_stored_head(
-            ClassLogits.of(bundle.manifest.model), adapter.record.head, adapter.head_arrays
+            ClassLogits.of(self.bundle.manifest.model),
+            self.adapter.record.head,
+            self.adapter.head_arrays,
         )
-        self._work = tempfile.TemporaryDirectory(prefix="edgeladder-")
+        self._work = tempfile.TemporaryDirectory(prefix="edgeladder-", dir=_work_folder())
         self.class_embeddings = self._class_embeddings()
-        sizes = TowerSizes(batch=BATCH, threads=self.threads, whole=True)
-        self._tower = TowerRunner(bundle, "image", sizes, Path(self._work.name))
+        tower = TowerSizes(
+            group=self.sizes.group,
+            batch=self.sizes.batch,
+            threads=self.threads,
+            whole=self.sizes.whole,
+            float16=self.sizes.float16,
+        )
+        self._tower = TowerRunner(self.bundle, "image", tower, Path(self._work.name))
 
     @classmethod
     def open(
-        cls, run: Path, bundle: Bundle | Path | None = None, *, threads: int | None = None
+        cls,
+        run: Path,
+        bundle: Bundle | Path | None = None,
+        *,
+        threads: int | None = None,
+        sizes: InferenceSizes | None = None,
     ) -> Classifier:
         """Open a run directory (or an adapter's folder) for prediction.
 
@@ -98,11 +192,7 @@ class Classifier:
             ConfigError: no adapter, or no bundle.
             IntegrityError: the adapter belongs to another bundle, or a file was changed.
         """
-        run = Path(run)
-        folder = run.parent if run.is_file() else run
-        load_adapter(folder)  # a missing adapter is the clearer error
-        opened = open_bundle(folder, bundle)
-        return cls(opened, load_adapter(folder, opened), threads=threads)
+        return cls(OpenedRun.open(run, bundle), sizes, threads=threads)
 
     def __enter__(self) -> Classifier:
         return self
@@ -120,16 +210,30 @@ class Classifier:
         """Close the image tower's sessions; the next picture opens them again."""
         self._tower.close()
 
-    def logits(self, squares: Array) -> Array:
+    def square(self, content: bytes) -> Array:
+        """The evaluation view (S, S, 3) uint8 of a picture file's bytes.
+
+        Raises:
+            UnreadableError: not a picture, truncated, or too large to decode.
+        """
+        return decode_square(
+            content, self.bundle.manifest.preprocess, max_pixels=self.sizes.max_pixels
+        )
+
+    def logits(self, squares: Sequence[Array] | Array) -> Array:
         """Class logits (n, C) of evaluation views (n, S, S, 3) uint8."""
         rows = [tuned for tuned, _ in self.judge_squares(squares)]
         return np.concatenate(rows) if rows else np.zeros((0, len(self.classes)), np.float32)
 
-    def judge_squares(self, squares: Array) -> list[tuple[Array, Array]]:
+    def judge_squares(self, squares: Sequence[Array] | Array) -> list[tuple[Array, Array]]:
         """Tuned and zero-shot logits, (n, C) twice per batch, of evaluation views."""
         found: list[tuple[Array, Array]] = []
-        samples = ArraySamples(normalize(squares, self.bundle.manifest.preprocess))
-        self._tower.run(samples, lambda start, outputs: found.append(self._judge_outputs(outputs)))
+        samples = _Squares(squares, self.bundle.manifest.preprocess)
+        self._tower.run(
+            samples,
+            lambda start, outputs: found.append(self._judge_outputs(outputs)),
+            self._on_batch,
+        )
         return found
 
     def _judge_outputs(self, outputs: dict[str, Array]) -> tuple[Array, Array]:
@@ -157,19 +261,17 @@ class Classifier:
 
     def _class_embeddings(self) -> ClassEmbeddings:
         """Prompts through the text tower, averaged over templates."""
-        record = self.adapter.record
-        names, aliases = record.class_names, record.text.get("aliases") or []
-        described = [
-            ClassName(name, tuple(aliases[k]) if k < len(aliases) else ())
-            for k, name in enumerate(names)
-        ]
-        prompts = class_prompts(described, record.templates or None)
+        prompts = self.run.prompts()
         tokens = Tokenizer.from_bundle(self.bundle).encode([p for ps in prompts for p in ps])
         counts = [len(texts) for texts in prompts]
-        sizes = TowerSizes(group=_TEXT_GROUP, batch=BATCH, threads=self.threads)
+        sizes = TowerSizes(group=_TEXT_GROUP, batch=self.sizes.batch, threads=self.threads)
         runner = TowerRunner(self.bundle, "text", sizes, Path(self._work.name))
         parts: list[dict[str, Array]] = []
-        runner.run(ArraySamples(tokens), lambda start, outputs: parts.append(dict(outputs)))
+        runner.run(
+            ArraySamples(tokens),
+            lambda start, outputs: parts.append(dict(outputs)),
+            self._on_batch,
+        )
         runner.close()
         outputs: dict[str, Array] = {}
         for name in parts[0]:
@@ -183,9 +285,27 @@ class Classifier:
             self.encoder.encode_text(
                 [np.ascontiguousarray(g[:, :, window]) for g in taps], zero_shot[window]
             )
-            for window in _windows(len(zero_shot), _TEXT_CHUNK)
+            for window in _windows(len(zero_shot), self.sizes.class_chunk)
         ]
         return ClassEmbeddings(zero_shot, np.concatenate(tuned))
+
+
+class _Squares:
+    """Pictures as the image tower's samples: normalised only when a batch of them is wanted."""
+
+    def __init__(self, squares: Sequence[Array] | Array, preprocess: PreprocessRecord):
+        self.squares = squares
+        self.count = len(squares)
+        self._preprocess = preprocess
+
+    def read(self, start: int, stop: int) -> Array:
+        return normalize(np.stack(list(self.squares[start:stop])), self._preprocess)
+
+
+def _work_folder() -> str | None:
+    """Where hidden states wait: on a disk, because `/tmp` is memory on many small boxes."""
+    on_disk = "/var/tmp"  # noqa: S108 - a folder of our own is made in it
+    return None if "TMPDIR" in os.environ or not os.access(on_disk, os.W_OK) else on_disk
 
 
 def _means(values: Array, counts: Sequence[int]) -> Array:
@@ -209,7 +329,7 @@ def probabilities(logits: Array) -> Array:
     return np.asarray(softmax(logits), np.float32)
 
 
-def top_labels(shares: Sequence[float] | Array, classes: Sequence[str], top: int) -> list[Any]:
-    """The `top` most probable labels: [{label, probability}], best first."""
+def top_labels(shares: Sequence[float] | Array, classes: Sequence[str], top: int) -> list[Label]:
+    """The `top` most probable labels, best first."""
     order = np.argsort(-np.asarray(shares), kind="stable")[:top]
-    return [{"label": classes[k], "probability": float(shares[k])} for k in order]
+    return [Label(label=classes[k], probability=float(shares[k])) for k in order]

@@ -16,13 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from edgeladder.core.errors import EdgeLadderError
-from edgeladder.core.manifest import PreprocessRecord
 from edgeladder.core.onnx_graph import Graph, output_after_the_end
 from edgeladder.core.protobuf import FLOAT
-from edgeladder.runtime.classifier import run_request
+from edgeladder.runtime.classifier import Classifier, run_request
 from edgeladder.runtime.deploy_graph import PICTURE, logits_of
 from edgeladder.runtime.pictures.dataset import open_data
-from edgeladder.runtime.pictures.decode import decode_square
 from edgeladder.runtime.pictures.sources import UnreadableError
 from edgeladder.runtime.session import open_plain
 
@@ -43,23 +41,23 @@ class Probe:
     origin: str
 
 
-def probe(run: Path, preprocess: PreprocessRecord) -> Probe:
+def probe(classifier: Classifier) -> Probe:
     """Pictures from all over the run's data, or structured ones where they are not here."""
-    squares = list(_own_pictures(run, preprocess))
+    squares = list(_own_pictures(classifier))
     if squares:
         return Probe(np.stack(squares), "data")
-    return Probe(drawn_pictures(preprocess.size), "synthetic")
+    return Probe(drawn_pictures(classifier.bundle.manifest.preprocess.size), "synthetic")
 
 
-def _own_pictures(run: Path, preprocess: PreprocessRecord) -> Iterator[Array]:
-    data = run_request(run.parent if run.is_file() else run).get("data")
+def _own_pictures(classifier: Classifier) -> Iterator[Array]:
+    data = run_request(classifier.run.folder).get("data")
     try:
         pictures = open_data(data).pictures if data else []
     except (EdgeLadderError, OSError):  # a box keeps its pictures; the run may have moved
         return
     for index in np.linspace(0, len(pictures) - 1, min(PICTURES, len(pictures))).astype(int):
         try:
-            yield decode_square(pictures[index].read(), preprocess)
+            yield classifier.square(pictures[index].read())
         except UnreadableError:
             continue
 

@@ -10,16 +10,17 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
 from edgeladder import __version__
 from edgeladder.core.errors import ConfigError, EdgeLadderError
+from edgeladder.core.inference import Compared, Deployment, Port
 from edgeladder.core.ownership import require_ours
 from edgeladder.core.records import compact_json
-from edgeladder.core.yaml_config import nearest
-from edgeladder.runtime.classifier import Classifier
+from edgeladder.core.spelling import nearest
+from edgeladder.runtime.classifier import Classifier, InferenceSizes
 from edgeladder.runtime.compress_weights import Dtype, compress
 from edgeladder.runtime.deploy_check import difference, probe
 from edgeladder.runtime.deploy_graph import PICTURE, PROBABILITIES, assemble
@@ -38,8 +39,9 @@ def deploy(
     bundle: Bundle | Path | None = None,
     dtype: str = "fp32",
     threads: int | None = None,
-) -> dict[str, Any]:
-    """Write a run's classifier as one ONNX file and compare it with `predict`.
+    sizes: InferenceSizes | None = None,
+) -> Deployment:
+    """Write a run's classifier as one ONNX file and compare it with `predict`, in this process.
 
     Args:
         run: run directory, or a folder with an adapter.
@@ -47,60 +49,64 @@ def deploy(
         bundle: None: the one the run remembers.
         dtype: of the weights in the file: fp32, fp16 or int8 (arithmetic is fp32 in each).
         threads: of onnxruntime; None: all cores.
-
-    Returns:
-        `path`, `bytes`, `dtype`, `classes`, `input` and `output` (name, shape, dtype), `weights`
-        stored small, `difference`: the largest between the file's logits and predict's, and
-        `compared`: on how many `pictures` of which `origin` (the run's `data`, or `synthetic`).
+        sizes: None: the image tower whole.
 
     Raises:
         ConfigError: no run, no bundle, unknown dtype, more than one file can hold, or `out` is a
             file of another make.
-        EdgeLadderError: the fp32 file and predict disagree by more than `TOLERANCE` allows.
+        EdgeLadderError: the fp32 file and predict disagree by more than `TOLERANCE`
+            allows.
         StorageError: no space left.
     """
-    narrow = _known_dtype(dtype)
-    out = Path(out)
+    narrow = checked_dtype(out, dtype)
+    with Classifier.open(run, bundle, threads=threads, sizes=sizes) as classifier:
+        return write_model(classifier, Path(out), narrow)
+
+
+def checked_dtype(out: str | Path, dtype: str) -> Dtype:
+    """The dtype asked for; what cannot be written is refused before anything is opened.
+
+    Raises:
+        ConfigError: unknown dtype, or `out` is a file of another make.
+    """
+    known = _known_dtype(dtype)
     require_ours(out, "model")
-    with Classifier.open(run, bundle, threads=threads) as classifier:
-        graph = assemble(
-            classifier.bundle,
-            classifier.encoder.values,
-            classifier.class_embeddings,
-            classifier.formula,
-        )
-        small = compress(graph, narrow)
-        pictures = probe(Path(run), classifier.bundle.manifest.preprocess)
-        expected = classifier.logits(pictures.squares)
-        classifier.rest()  # its tower and the file's are never in memory together
-        with _candidate(out) as candidate:
-            size = graph.write(candidate, _metadata(classifier), f"edgeladder {__version__}")
-            found = difference(candidate, graph, pictures.squares, expected, classifier.threads)
-            if dtype == "fp32" and not found <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
-                raise EdgeLadderError(
-                    f"the file's logits differ from predict's by {found:.2g}",
-                    where=str(out),
-                    remedy="report this with the bundle's manifest.json; nothing was written",
-                )
-        return {
-            "path": str(out),
-            "bytes": size,
-            "dtype": dtype,
-            **_described(classifier),
-            "weights": small,
-            "difference": found,
-            "compared": {"pictures": len(expected), "origin": pictures.origin},
-        }
+    return known
 
 
-def _described(classifier: Classifier) -> dict[str, Any]:
-    """Classes, input and output of the file."""
+def write_model(classifier: Classifier, out: Path, dtype: Dtype) -> Deployment:
+    """`deploy` with a classifier that is open."""
+    graph = assemble(
+        classifier.bundle,
+        classifier.encoder.values,
+        classifier.class_embeddings,
+        classifier.formula,
+    )
+    small = compress(graph, dtype)
+    pictures = probe(classifier)
+    expected = classifier.logits(pictures.squares)
+    classifier.rest()  # its tower and the file's are never in memory together
+    with _candidate(out) as candidate:
+        size = graph.write(candidate, _metadata(classifier), f"edgeladder {__version__}")
+        found = difference(candidate, graph, pictures.squares, expected, classifier.threads)
+        if dtype == "fp32" and not found <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
+            raise EdgeLadderError(
+                f"the file's logits differ from predict's by {found:.2g}",
+                where=str(out),
+                remedy="report this with the bundle's manifest.json; nothing was written",
+            )
     side, classes = classifier.bundle.manifest.preprocess.size, classifier.classes
-    return {
-        "classes": classes,
-        "input": {"name": PICTURE, "shape": ["N", side, side, 3], "dtype": "uint8"},
-        "output": {"name": PROBABILITIES, "shape": ["N", len(classes)], "dtype": "float32"},
-    }
+    return Deployment(
+        path=str(out),
+        bytes=size,
+        dtype=dtype,
+        classes=classes,
+        input=Port(name=PICTURE, shape=["N", side, side, 3], dtype="uint8"),
+        output=Port(name=PROBABILITIES, shape=["N", len(classes)], dtype="float32"),
+        weights=small,
+        difference=found,
+        compared=Compared(pictures=len(expected), origin=pictures.origin),
+    )
 
 
 def _known_dtype(name: str) -> Dtype:

@@ -7,7 +7,8 @@ goes through the image tower, so memory depends on neither their number nor the 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,12 @@ import numpy as np
 
 from edgeladder.core.errors import ConfigError, DataError
 from edgeladder.core.files import write_json
+from edgeladder.core.inference import Evaluation, Skipped
+from edgeladder.core.records import from_json, to_json
 from edgeladder.runtime.cache.store import ActivationCache, sample_key
-from edgeladder.runtime.classifier import Classifier, run_request
+from edgeladder.runtime.classifier import Classifier, InferenceSizes, run_request
 from edgeladder.runtime.logits import Activations
 from edgeladder.runtime.pictures.dataset import SPLITS, Dataset, Picture, open_data, split
-from edgeladder.runtime.pictures.decode import decode_square
 from edgeladder.runtime.pictures.sources import UnreadableError
 from edgeladder.runtime.scoring import Score
 
@@ -27,69 +29,89 @@ if TYPE_CHECKING:
     from edgeladder.core.bundle import Bundle
 
 EVALUATION = "evaluation.json"  # in the run's folder: what the report shows
-BATCH = 16  # pictures at a time
 _UNREADABLE_SHARE = 0.05  # more than this is an error, not a few bad pictures
 
-Progress = Callable[[str, int, int], None]
+Progress = Callable[[int, int], None]  # pictures done, and their number
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a run is judged on.
+
+    Attributes:
+        data: pictures; None: what the run trained on, of which the held-out ones are judged.
+        cache: folder of cached activations; None: the run's. Missing ones are computed.
+        split: train, validation or test; None: test where the pictures have one, all pictures of
+            foreign data without splits.
+    """
+
+    data: str | Path | None = None
+    cache: str | Path | None = None
+    split: str | None = None
 
 
 def evaluate(
     run: Path,
+    judged: Judged | None = None,
     *,
-    data: str | Path | None = None,
     bundle: Bundle | Path | None = None,
-    cache: Path | None = None,
-    split_name: str | None = None,
     threads: int | None = None,
+    sizes: InferenceSizes | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Judge a run on labelled pictures.
+) -> Evaluation:
+    """Judge a run on labelled pictures, in this process.
 
     Args:
-        run: run directory, or a folder with an adapter (then `data` and `bundle` are needed).
-        data: pictures; None: what the run trained on, of which the held-out ones are judged.
+        run: run directory, or a folder with an adapter (then data and bundle are needed).
+        judged: on what; None: on the held-out pictures of what it trained on.
         bundle: None: the one the run remembers.
-        cache: folder of cached activations; None: the run's. Missing ones are computed.
-        split_name: train, validation or test; None: test where the pictures have one, all
-            pictures of foreign data without splits.
         threads: of onnxruntime; None: all cores.
-        progress: called with `evaluate`, pictures done and their number.
+        sizes: None: the image tower whole.
+        progress: told of pictures done.
 
     Returns:
-        The `evaluate` JSON of the design: `accuracy`, `per_class`, `confusion`, `count`,
-        `zero_shot_accuracy`, and `split`, `classes`, `skipped` [{`path`, `reason`}].
+        Accuracies by class and together, zero-shot's beside them, and what was skipped. Those of
+        the run's own held-out pictures are kept in its folder for the report.
 
     Raises:
         ConfigError: no adapter, bundle or such split.
         DataError: no pictures, unknown labels, or more than 5 % unreadable.
         IntegrityError: the adapter belongs to another bundle.
     """
-    run = Path(run)
+    with Classifier.open(run, bundle, threads=threads, sizes=sizes) as classifier:
+        return judge_pictures(classifier, judged or Judged(), progress)
+
+
+def judge_pictures(
+    classifier: Classifier, judged: Judged, progress: Progress | None = None
+) -> Evaluation:
+    """`evaluate` with a classifier that is open."""
+    run = classifier.run.folder
     request = run_request(run)
-    own = data is None or _same(data, request.get("data"))
-    with Classifier.open(run, bundle, threads=threads) as classifier:
-        where = data if data is not None else request.get("data")
-        if where is None:
-            raise ConfigError("no pictures were named", where=str(run), remedy="add --data FOLDER")
-        dataset = open_data(where)
-        pictures, name = _choose(dataset, split_name, request, own=own)
-        labels = dataset.labels(pictures, classifier.classes)
-        folder = cache if cache is not None else request.get("cache")
-        store = _store(classifier, folder, str(request.get("cache_dtype") or "fp16"))
-        score, skipped = Score(classifier.classes), []
-        for done, (rows, tuned, zero_shot, bad) in enumerate(_judged(classifier, pictures, store)):
-            skipped += bad
-            if len(rows):
-                score.add(labels[rows], tuned, zero_shot)
-            if progress is not None:
-                progress("evaluate", min((done + 1) * BATCH, len(pictures)), len(pictures))
-        if store is not None:
-            store.abandon()
+    own = judged.data is None or _same(judged.data, request.get("data"))
+    where = judged.data if judged.data is not None else request.get("data")
+    if where is None:
+        raise ConfigError("no pictures were named", where=str(run), remedy="add --data FOLDER")
+    dataset = open_data(where)
+    pictures, name = _choose(dataset, judged.split, request, own=own)
+    labels = dataset.labels(pictures, classifier.classes)
+    folder = judged.cache if judged.cache is not None else request.get("cache")
+    store = _store(classifier, folder, str(request.get("cache_dtype") or "fp16"))
+    score, skipped = Score(classifier.classes), []
+    for done, batch in _batches(classifier, pictures, store):
+        skipped += batch.skipped
+        for rows, tuned, zero_shot in batch.logits:
+            score.add(labels[rows], tuned, zero_shot)
+        if progress is not None:
+            progress(done, len(pictures))
+    if store is not None:
+        store.abandon()
     _check_skipped(skipped, len(pictures), str(where))
-    result = {**score.to_dict(name), "skipped": skipped}
-    if own and split_name is None and (run / "config.yaml").is_file():
-        write_json(run / EVALUATION, result)
-    return result
+    found = from_json(Evaluation, score.to_dict(name))
+    found = replace(found, skipped=skipped)
+    if own and judged.split is None and (run / "config.yaml").is_file():
+        write_json(run / EVALUATION, to_json(found))
+    return found
 
 
 def _same(data: str | Path | None, other: str | None) -> bool:
@@ -126,61 +148,60 @@ def _store(classifier: Classifier, folder: Any, dtype: str) -> ActivationCache |
     )
 
 
-Judged = tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, str]]]
+@dataclass(frozen=True)
+class _Batch:
+    """A few pictures, judged: rows among all pictures, tuned and zero-shot logits of each part."""
+
+    logits: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
+    skipped: list[Skipped]
 
 
-def _judged(
+def _batches(
     classifier: Classifier, pictures: list[Picture], store: ActivationCache | None
-) -> Iterator[Judged]:
-    """Per batch: rows judged, tuned and zero-shot logits, and the pictures that were skipped."""
-    for start in range(0, len(pictures), BATCH):
-        batch = pictures[start : start + BATCH]
-        contents, skipped = _read(batch)
-        found = _find(store, contents)
-        cached = [k for k in contents if k in found]
-        rows, tuned, zero_shot = list(cached), [], []
-        if cached and store is not None:
-            first, second = _from_cache(classifier, store, np.array([found[k] for k in cached]))
-            tuned.append(first)
-            zero_shot.append(second)
-        squares = []
-        for k in [k for k in contents if k not in found]:
-            try:
-                squares.append(decode_square(contents[k], classifier.bundle.manifest.preprocess))
-                rows.append(k)
-            except UnreadableError as error:
-                skipped.append({"path": batch[k].path, "reason": str(error)})
-        if squares:
-            for first, second in classifier.judge_squares(np.stack(squares)):
-                tuned.append(first)
-                zero_shot.append(second)
-        empty = np.zeros((0, len(classifier.classes)))
-        yield (
-            start + np.array(rows, np.int64),
-            np.concatenate([empty, *tuned]),
-            np.concatenate([empty, *zero_shot]),
-            skipped,
-        )
+) -> Iterator[tuple[int, _Batch]]:
+    """Pictures done so far, and those done last; `sizes.at_once` of them are in memory."""
+    size = classifier.sizes.at_once
+    for start in range(0, len(pictures), size):
+        batch = _judge_batch(classifier, pictures, range(start, start + size), store)
+        yield min(start + size, len(pictures)), batch
 
 
-def _read(batch: Iterable[Picture]) -> tuple[dict[int, bytes], list[dict[str, str]]]:
-    contents: dict[int, bytes] = {}
-    skipped = []
-    for k, picture in enumerate(batch):
+def _judge_batch(
+    classifier: Classifier, pictures: list[Picture], rows: range, store: ActivationCache | None
+) -> _Batch:
+    places: dict[int, int] = {}  # row -> place in the cache
+    squares: dict[int, np.ndarray] = {}
+    batch = _Batch([], [])
+    for row in rows[: len(pictures) - rows.start]:
         try:
-            contents[k] = picture.read()
+            content = pictures[row].read()
+            place = _find(store, content)
+            if place is not None:
+                places[row] = place
+            else:
+                squares[row] = classifier.square(content)
         except UnreadableError as error:
-            skipped.append({"path": picture.path, "reason": str(error)})
-    return contents, skipped
+            batch.skipped.append(Skipped(path=pictures[row].path, reason=str(error)))
+    cached, size = list(places), classifier.sizes.batch
+    for start in range(0, len(cached), size):
+        part = np.array(cached[start : start + size])
+        assert store is not None
+        found = _from_cache(classifier, store, np.array([places[row] for row in part]))
+        batch.logits.append((part, *found))
+    if squares:
+        parts = classifier.judge_squares(list(squares.values()))
+        tuned, zero_shot = (np.concatenate(side) for side in zip(*parts, strict=True))
+        batch.logits.append((np.array(list(squares)), tuned, zero_shot))
+    return batch
 
 
-def _find(store: ActivationCache | None, contents: dict[int, bytes]) -> dict[int, int]:
-    """Places in the cache of those pictures that it holds."""
-    if store is None or not contents:
-        return {}
-    keys = [sample_key(hashlib.sha256(content).digest()) for content in contents.values()]
-    places = store.find(np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), -1))
-    return {k: int(place) for k, place in zip(contents, places, strict=True) if place >= 0}
+def _find(store: ActivationCache | None, content: bytes) -> int | None:
+    """A picture's place in the cache; None where it is not there."""
+    if store is None:
+        return None
+    key = sample_key(hashlib.sha256(content).digest())
+    place = int(store.find(np.frombuffer(key, np.uint8)[None])[0])
+    return place if place >= 0 else None
 
 
 def _from_cache(
@@ -192,11 +213,11 @@ def _from_cache(
     return classifier.judge(Activations(taps, store.embeddings(places), extra))
 
 
-def _check_skipped(skipped: list[dict[str, str]], count: int, where: str) -> None:
+def _check_skipped(skipped: list[Skipped], count: int, where: str) -> None:
     if len(skipped) > _UNREADABLE_SHARE * count:
         raise DataError(
             f"{len(skipped)} of {count} pictures cannot be read, the first: "
-            f"{skipped[0]['path']}: {skipped[0]['reason']}",
+            f"{skipped[0].path}: {skipped[0].reason}",
             where=where,
             remedy="remove or replace them",
         )

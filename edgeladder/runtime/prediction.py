@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgeladder.core.errors import ConfigError, DataError
-from edgeladder.runtime.classifier import BATCH, Classifier, probabilities, top_labels
+from edgeladder.core.inference import Prediction, Predictions
+from edgeladder.runtime.classifier import Classifier, InferenceSizes, probabilities, top_labels
 from edgeladder.runtime.pictures.dataset import EXTENSIONS, Picture, open_pictures
-from edgeladder.runtime.pictures.decode import decode_square
 from edgeladder.runtime.pictures.sources import UnreadableError, ZipSource
 
 if TYPE_CHECKING:
     from edgeladder.core.bundle import Bundle
-    from edgeladder.core.manifest import PreprocessRecord
+
+Progress = Callable[[int, int], None]  # pictures done, and their number
 
 
 def predict(
@@ -27,8 +28,9 @@ def predict(
     bundle: Bundle | Path | None = None,
     top: int = 1,
     threads: int | None = None,
-) -> dict[str, Any]:
-    """Labels and probabilities for every picture, in the order given.
+    sizes: InferenceSizes | None = None,
+) -> Predictions:
+    """Labels and probabilities for every picture, in the order given, in this process.
 
     Args:
         run: run directory, or a folder with an adapter.
@@ -36,30 +38,56 @@ def predict(
         bundle: None: the one the run remembers.
         top: labels per picture; at most the number of classes.
         threads: of onnxruntime; None: all cores.
+        sizes: None: the image tower whole.
 
     Returns:
-        `predictions`: [{`path`, `labels`: [{`label`, `probability`}], `error`}]. A picture that
-        cannot be read has no labels and its reason as `error`; the others are not affected.
+        One prediction per picture. One that cannot be read has no labels and its reason as
+        `error`; the others are not affected.
 
     Raises:
         ConfigError: no adapter or bundle, or no path was given.
         DataError: a folder or archive without pictures, or not one picture could be read.
         IntegrityError: the adapter belongs to another bundle.
     """
+    pictures = wanted_pictures(paths, top)
+    with Classifier.open(run, bundle, threads=threads, sizes=sizes) as classifier:
+        return classify(classifier, pictures, top)
+
+
+def classify(
+    classifier: Classifier, pictures: Sequence[Picture], top: int, progress: Progress | None = None
+) -> Predictions:
+    """Predictions for all pictures.
+
+    Raises:
+        DataError: not one picture could be read.
+    """
+    found: list[Prediction] = []
+    for item in predictions(classifier, pictures, top):
+        found.append(item)
+        if progress is not None:
+            progress(len(found), len(pictures))
+    if all(item.error for item in found):
+        raise DataError(
+            f"none of the {len(found)} pictures can be read: {found[0].error}",
+            where=found[0].path,
+            remedy="name JPEG or PNG files",
+        )
+    return Predictions(predictions=found)
+
+
+def wanted_pictures(paths: Sequence[str | Path], top: int) -> list[Picture]:
+    """The pictures at `paths`, of each of which `top` labels are asked.
+
+    Raises:
+        ConfigError: no path, or fewer than one label.
+        DataError: a folder or archive without pictures.
+    """
     if top < 1:
         raise ConfigError(f"--top {top} is less than 1", remedy="ask for 1 label or more")
     if not paths:
         raise ConfigError("no pictures were named", remedy="name picture files or folders")
-    pictures = list_pictures(paths)
-    with Classifier.open(run, bundle, threads=threads) as classifier:
-        found = list(predictions(classifier, pictures, top))
-    if all(item["error"] for item in found):
-        raise DataError(
-            f"none of the {len(found)} pictures can be read: {found[0]['error']}",
-            where=found[0]["path"],
-            remedy="name JPEG or PNG files",
-        )
-    return {"predictions": found}
+    return list_pictures(paths)
 
 
 def list_pictures(paths: Iterable[str | Path]) -> list[Picture]:
@@ -89,30 +117,30 @@ def list_pictures(paths: Iterable[str | Path]) -> list[Picture]:
 
 def predictions(
     classifier: Classifier, pictures: Iterable[Picture], top: int
-) -> Iterator[dict[str, Any]]:
-    """One prediction per picture, in order, `BATCH` pictures in memory at a time."""
-    preprocess = classifier.bundle.manifest.preprocess
-    waiting: list[tuple[str, np.ndarray | None, str | None]] = []
+) -> Iterator[Prediction]:
+    """One prediction per picture, in order, `sizes.at_once` pictures in memory at a time."""
+    waiting: list[_Waiting] = []
     for picture in pictures:
-        waiting.append((picture.path, *_square(picture, preprocess)))
-        if sum(square is not None for _, square, _ in waiting) == BATCH:
+        waiting.append((picture.path, *_square(classifier, picture)))
+        if sum(square is not None for _, square, _ in waiting) == classifier.sizes.at_once:
             yield from _answer(classifier, waiting, top)
             waiting = []
     yield from _answer(classifier, waiting, top)
 
 
-def _square(picture: Picture, preprocess: PreprocessRecord) -> tuple[np.ndarray | None, str | None]:
+_Waiting = tuple[str, "np.ndarray | None", "str | None"]  # path, square, error
+
+
+def _square(classifier: Classifier, picture: Picture) -> tuple[np.ndarray | None, str | None]:
     try:
-        return decode_square(picture.read(), preprocess), None
+        return classifier.square(picture.read()), None
     except UnreadableError as error:
         return None, str(error)
 
 
-def _answer(
-    classifier: Classifier, waiting: list[tuple[str, np.ndarray | None, str | None]], top: int
-) -> Iterator[dict[str, Any]]:
+def _answer(classifier: Classifier, waiting: list[_Waiting], top: int) -> Iterator[Prediction]:
     squares = [square for _, square, _ in waiting if square is not None]
-    shares = iter(probabilities(classifier.logits(np.stack(squares))) if squares else ())
+    shares = iter(probabilities(classifier.logits(squares)) if squares else ())
     for path, square, error in waiting:
         labels = [] if square is None else top_labels(next(shares), classifier.classes, top)
-        yield {"path": path, "labels": labels, "error": error}
+        yield Prediction(path=path, labels=labels, error=error)

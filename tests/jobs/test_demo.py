@@ -14,6 +14,7 @@ import edgeladder
 from edgeladder import demo
 from edgeladder.budget.policy import DEMO_BYTES
 from edgeladder.core.errors import IntegrityError
+from edgeladder.core.inference import Compared
 from edgeladder.runtime.deployment import deploy
 
 
@@ -36,8 +37,8 @@ def test_the_demo_learns_inside_its_budget(tmp_path: Path):
     assert (tmp_path / values["report"]).is_file()
     # its head's logits reach hundreds, and the file's agree with them to a share of that
     deployed = deploy(tmp_path / values["run"], tmp_path / "model.onnx")
-    assert deployed["compared"] == {"pictures": 8, "origin": "data"}
-    assert deployed["difference"] < 0.05
+    assert deployed.compared == Compared(pictures=8, origin="data")
+    assert deployed.difference < 0.05
 
 
 def test_a_package_without_its_model_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -101,7 +101,7 @@ def test_a_head_alone_trains_nothing(ask, bundle_folder):
     np.testing.assert_allclose(mine, stored.logits(features, plain), atol=1e-4)
     np.testing.assert_allclose(mine, head.logits(features, plain), atol=0.05)  # support in fp16
     assert tuned.shape == zero_shot.shape == (3, 3)
-    assert deploy(folder, folder / "model.onnx", bundle=bundle)["difference"] < 1e-3
+    assert deploy(folder, folder / "model.onnx", bundle=bundle).difference < 1e-3
 
 
 def test_folds_are_alike_and_need_two_pictures():

@@ -16,7 +16,7 @@ from torch import nn
 from edgeladder.core.config import TapConfig
 from edgeladder.core.errors import ConfigError, DataError
 from edgeladder.core.manifest import PreprocessRecord, TapRecord
-from edgeladder.core.yaml_config import nearest
+from edgeladder.core.spelling import nearest
 from edgeladder.host.model.clip_towers import ClipImageTower, ClipTextTower
 from edgeladder.host.model.frozen_tower import Tower
 from edgeladder.host.model.timm_towers import TimmImageTower, TimmStagesTower

@@ -37,6 +37,7 @@ class TowerSizes:
     batch: int = 1  # samples per run of a segment; more: more memory, hardly faster on few cores
     threads: int = 2
     whole: bool = False  # all segments open at once
+    float16: bool = True  # streamed: hidden states wait in float16
     spin: bool = True  # waiting threads spin, a sixth faster; off where other work needs the cores
 
 
@@ -188,7 +189,7 @@ class TowerRunner:
             for name, array in _run(session, segment, tensors).items():
                 if name in kept:
                     embedding = self._wanted.get(name) in (EMBEDDING, EMBEDDING_PRE)
-                    spills.make(name, float16=not embedding).append(array)
+                    spills.make(name, float16=self.sizes.float16 and not embedding).append(array)
             tick((last - first) * share)
         del session
         trim_heap(collect=False)  # the block's packed weights go back before the next block's come

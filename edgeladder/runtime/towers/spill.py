@@ -32,6 +32,8 @@ class SpillFile:
             self._descriptor = os.open(
                 path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600
             )
+            # without a name it is gone with the process, however that ends
+            self.path.unlink()
 
     def append(self, samples: np.ndarray) -> None:
         """Add (n, ..) samples.
@@ -75,8 +77,7 @@ class SpillFile:
         return samples
 
     def discard(self) -> None:
-        """Remove the file and free its disk space."""
+        """Free the file's disk space."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-            self.path.unlink(missing_ok=True)

@@ -279,8 +279,8 @@ def test_condense_from_the_command_line(folder, picture_folder, tmp_path, capfd,
     sizes = [(f / "adapter.safetensors").stat().st_size for f in (first, last)]
     assert sizes[1] < sizes[0]
     found = evaluate(last)
-    assert found["accuracy"] == result["accuracy"]["tuned"]
-    assert deploy(last, tmp_path / "model.onnx")["difference"] < 1e-3
+    assert found.accuracy == result["accuracy"]["tuned"]
+    assert deploy(last, tmp_path / "model.onnx").difference < 1e-3
 
 
 def test_what_the_device_may_change_of_the_prompts(bundle, bundle_folder):

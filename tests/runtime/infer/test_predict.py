@@ -13,19 +13,34 @@ import pytest
 from edgeladder.core.adapter_record import RECORD, StoredHead
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.errors import ConfigError, DataError, EdgeLadderError, IntegrityError
-from edgeladder.runtime import deploy_graph, deployment
+from edgeladder.core.records import to_json
+from edgeladder.runtime import deploy_graph, deployment, evaluation, prediction
 from edgeladder.runtime.adapter import load_adapter, save_adapter
 from edgeladder.runtime.classifier import Classifier, probabilities
 from edgeladder.runtime.deploy_check import drawn_pictures
-from edgeladder.runtime.deployment import deploy
-from edgeladder.runtime.evaluation import EVALUATION, evaluate
+from edgeladder.runtime.evaluation import EVALUATION, Judged
 from edgeladder.runtime.heads.closed_form import fit_head, head_arrays
 from edgeladder.runtime.heads.kernel import normalise
 from edgeladder.runtime.logits import Activations
 from edgeladder.runtime.pictures.decode import decode_square
-from edgeladder.runtime.prediction import predict
 from edgeladder.runtime.session import open_plain, open_session
 from tests.runtime.infer.conftest import CLASSES
+
+
+def predict(*given, **named):
+    """The JSON of `predict`."""
+    return to_json(prediction.predict(*given, **named))
+
+
+def evaluate(run, **judged):
+    """The JSON of `evaluate`."""
+    return to_json(evaluation.evaluate(run, Judged(**judged)))
+
+
+def deploy(*given, **named):
+    """The JSON of `deploy`."""
+    return to_json(deployment.deploy(*given, **named))
+
 
 KINDS = [None, "gda", "proker", "kernel", "blend"]
 
@@ -125,7 +140,7 @@ def test_the_run_whose_bundle_is_gone_says_so(run_folder, picture_folder):
 
 
 def test_evaluation_agrees_with_prediction(run_folder, picture_folder):
-    result = evaluate(run_folder, data=picture_folder, split_name="train")
+    result = evaluate(run_folder, data=picture_folder, split="train")
     assert result["split"] == "train"
     whole = evaluate(run_folder)
     assert whole["split"] == "test" and whole["count"] + result["count"] == 24
@@ -169,7 +184,7 @@ def test_too_many_unreadable_pictures_are_an_error(run_folder, tmp_path):
 
 def test_an_unknown_split_is_refused(run_folder):
     with pytest.raises(ConfigError, match="unknown split 'tset'"):
-        evaluate(run_folder, split_name="tset")
+        evaluate(run_folder, split="tset")
 
 
 @pytest.mark.parametrize("kind", KINDS)

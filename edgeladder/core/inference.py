@@ -1,0 +1,147 @@
+"""What a trained run is used for: orders to the worker of predict, evaluate or deploy, and results.
+
+One reader and one writer for each, as for every record (`records`). Standard library only: the
+command that waits for the worker counts inside the budget.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from edgeladder.core.plan import PhasePlan
+
+Command = Literal["predict", "evaluate", "deploy"]
+# the phase of each: `evaluate` alone is what a training does from its cache
+PHASE_OF: dict[str, str] = {
+    "predict": "predict",
+    "evaluate": "evaluate_pictures",
+    "deploy": "deploy",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceRequest:
+    """One `predict`, `evaluate` or `deploy` as the user asked for it; all paths as text."""
+
+    command: Command
+    run: str  # run directory, or a folder with an adapter
+    bundle: str | None = None  # None: the one the run remembers
+    paths: list[str] = field(default_factory=list)  # predict: pictures, folders, archives
+    top: int = 1  # predict: labels per picture
+    data: str | None = None  # evaluate; None: what the run trained on
+    cache: str | None = None  # evaluate; None: the run's
+    split: str | None = None  # evaluate: train, validation or test; None: what was held out
+    out: str = "model.onnx"  # deploy: the file
+    dtype: str = "fp32"  # deploy: of the weights in the file
+    budget_bytes: int | None = None  # None: the device's default, else a share of what is available
+    device: str | None = None  # device profile by name or YAML file
+    threads: int | None = None  # None: the device's cores, at most this machine's
+    limit: str = "auto"  # auto, none, or one layer by name
+    restarts: int = 4  # of a worker that was killed or ran out of memory, with less each time
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceOrder:
+    """A request for a worker, which plans it and runs it."""
+
+    request: InferenceRequest
+    budget_bytes: int
+    supervisor_bytes: int  # of the process that waits
+    sizes: PhasePlan | None = None  # after memory ran out; None: as planned
+    only_plan: bool = False  # refuse, or say what was decided: nothing runs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    """One class and how probable it is."""
+
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """One picture's most probable labels, best first; none where it cannot be read."""
+
+    path: str
+    labels: list[Label]
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """The `predict` JSON of the design."""
+
+    predictions: list[Prediction]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassAccuracy:
+    """Shares of one class's pictures that were named rightly; None where there are none."""
+
+    count: int
+    accuracy: float | None
+    zero_shot_accuracy: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """A picture that cannot be read."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The `evaluate` JSON of the design."""
+
+    accuracy: float | None
+    zero_shot_accuracy: float | None
+    count: int
+    split: str
+    classes: list[str]  # in label order
+    per_class: dict[str, ClassAccuracy]
+    confusion: list[list[int]]  # true, predicted
+    skipped: list[Skipped] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Port:
+    """An input or output of a deployed file."""
+
+    name: str
+    shape: list[int | str]
+    dtype: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """What a deployed file and predict were both asked about."""
+
+    pictures: int
+    origin: str  # data: pictures the run knows; synthetic: drawn, because it knows none here
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """The `deploy` JSON of the design."""
+
+    path: str
+    bytes: int
+    dtype: str
+    classes: list[str]
+    input: Port
+    output: Port
+    weights: int  # stored small
+    difference: float  # the largest between the file's logits and predict's
+    compared: Compared
+
+
+InferenceResult = Predictions | Evaluation | Deployment
+RESULT_OF: dict[str, type[InferenceResult]] = {
+    "predict": Predictions,
+    "evaluate": Evaluation,
+    "deploy": Deployment,
+}

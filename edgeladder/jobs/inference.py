@@ -1,0 +1,211 @@
+"""Predict, evaluate and deploy as jobs: one worker under the budget, watched to its end.
+
+The worker plans and works in one process, so that a single picture is answered at once; this
+process imports no numpy, no onnxruntime and no pydantic, because it counts inside the budget.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from edgeladder.budget import kernel_marks, meter, policy
+from edgeladder.core.errors import BudgetError, Interrupted
+from edgeladder.core.inference import PHASE_OF, RESULT_OF, InferenceOrder, InferenceRequest
+from edgeladder.core.inference import InferenceResult as Result
+from edgeladder.core.job import BaselineOrder, Order
+from edgeladder.core.plan import Plan
+from edgeladder.core.records import from_json
+from edgeladder.core.result import MemoryAction, MemoryResult, PhaseMemory
+from edgeladder.jobs.attempt import Attempt
+from edgeladder.jobs.interrupts import Interrupts
+from edgeladder.jobs.machine_baseline import baseline_path, remembered_baseline
+from edgeladder.jobs.worker_limit import open_worker_limit
+
+if TYPE_CHECKING:
+    from edgeladder.jobs.run_directory import RunDirectory
+
+Progress = Callable[..., None]  # (phase, done, total, note)
+_ROUND_BYTES = 2_000_000  # this process differs by less from one time to the next
+
+
+def run_inference(
+    request: InferenceRequest,
+    progress: Progress | None = None,
+    record: Callable[[dict[str, Any]], None] | None = None,
+) -> tuple[Result, MemoryResult]:
+    """Do what is asked under the budget: towers whole, streamed by segments, or refused.
+
+    Args:
+        request: what to do.
+        progress: told of pictures done.
+        record: given each line of evidence: limits, memory actions, restarts, peaks.
+
+    Returns:
+        What the command found, and planned against measured peak.
+
+    Raises:
+        ConfigError, DataError, IntegrityError: as in-process (`runtime`).
+        BudgetError: nothing fits, or memory ran out again and again.
+        Interrupted: SIGINT or SIGTERM came.
+    """
+    with Interrupts() as interrupts:
+        return InferenceSupervisor(request, interrupts, progress, record).answer()
+
+
+class InferenceSupervisor:
+    """Runs the worker of one request, again with less where memory runs out."""
+
+    run: RunDirectory | None = None  # nothing is kept: the run was finished long ago
+
+    def __init__(
+        self,
+        request: InferenceRequest,
+        interrupts: Interrupts,
+        progress: Progress | None,
+        record: Callable[[dict[str, Any]], None] | None,
+    ):
+        self.progress: Progress = _named(request.command, progress)
+        self.record: Callable[[dict[str, Any]], None] = record or (lambda values: None)
+        self.measured: dict[str, int] = {}
+        self.actions: list[MemoryAction] = []
+        self.gpu_before = kernel_marks.gpu_bytes()
+        self._interrupts = interrupts
+        self._layer: str | None = None
+        self._request = _resolved(request)
+        self._enforced = self._request.budget_bytes or 0
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal to stop has come."""
+        return self._interrupts.came
+
+    @property
+    def where(self) -> str:
+        """The run that errors name."""
+        return self._request.run
+
+    def enforced_bytes(self, phase: str) -> int:
+        """The budget that a phase runs under; 0 while what does not fit is named."""
+        return self._enforced
+
+    def answer(self) -> tuple[Result, MemoryResult]:
+        """Run workers until one is done."""
+        request, phase = self._request, PHASE_OF[self._request.command]
+        budget_bytes = self._enforced
+        if not baseline_path().is_file():
+            self._measure_machine()
+        order = InferenceOrder(
+            request=request,
+            budget_bytes=budget_bytes,
+            # rounded up, so that the smallest budget named is right for the next process as well
+            supervisor_bytes=_ROUND_BYTES * math.ceil(meter.private(os.getpid()) / _ROUND_BYTES),
+        )
+        causes: list[str] = []
+        while True:
+            attempt, found = self._attempt(phase, order)
+            if found is not None:
+                result = from_json(RESULT_OF[request.command], found, where=f"the {phase} worker")
+                return result, self._memory(attempt.plan, phase)
+            causes.append(attempt.cause)
+            plan = attempt.plan or self._plan(phase, order)
+            sizes = order.sizes or plan.phases[phase]
+            order = replace(order, sizes=policy.shrink(plan, phase, sizes))
+            self.record({"kind": "restart", "phase": phase, "cause": attempt.cause})
+            if len(causes) > request.restarts:
+                raise self._gave_up(phase, causes)
+
+    def _attempt(self, phase: str, order: Order) -> tuple[Attempt, Any]:
+        """One worker's life; what it found, None where it shall be started again.
+
+        Raises:
+            Interrupted: told to stop.
+        """
+        baseline = None
+        if policy.wants_bare_supervisor(self._enforced or None):
+            baseline = remembered_baseline()
+        limit = open_worker_limit(self._request.limit, self._enforced, baseline)
+        self._layer = limit.layer if self._enforced else self._layer
+        try:
+            attempt = Attempt(self, phase, order, limit)
+            outcome, found = attempt.run(0)
+        finally:
+            limit.close()
+        if outcome == "stop":
+            raise Interrupted(
+                f"stopped during {self._request.command}",
+                where=self.where,
+                remedy="run the same command again",
+            )
+        return attempt, found if outcome == "done" else None
+
+    def _plan(self, phase: str, order: InferenceOrder) -> Plan:
+        """What a worker that ended before it had a plan would have decided, asked without a limit.
+
+        Raises:
+            BudgetError: nothing fits.
+        """
+        self._enforced = 0
+        try:
+            attempt, _ = self._attempt(phase, replace(order, only_plan=True))
+        finally:
+            self._enforced = order.budget_bytes
+            self.measured.pop(phase, None)
+        if attempt.plan is None:
+            raise self._gave_up(phase, [attempt.cause])
+        return attempt.plan
+
+    def _measure_machine(self) -> None:
+        """Once per machine, before anything of the budget is spent."""
+        self._enforced, budget_bytes = 0, self._enforced
+        try:
+            self._attempt("baseline", BaselineOrder())
+        finally:
+            self._enforced = budget_bytes
+
+    def _memory(self, plan: Plan | None, phase: str) -> MemoryResult:
+        planned = plan.phases[phase].planned_peak_bytes if plan is not None else 0
+        peaks = PhaseMemory(planned_peak_bytes=planned, measured_peak_bytes=self.measured[phase])
+        return MemoryResult(
+            budget_bytes=self._enforced,
+            enforcement=self._layer,
+            phases={self._request.command: peaks},
+            actions=self.actions,
+        )
+
+    def _gave_up(self, phase: str, causes: list[str]) -> BudgetError:
+        peak = self.measured.get(phase, 0)
+        return BudgetError(
+            f"{self._request.command} ran out of memory {len(causes)} times within a budget of "
+            f"{self._enforced / 1e6:.0f} MB ({'; '.join(dict.fromkeys(causes))}); "
+            f"it reached {peak / 1e6:.0f} MB",
+            where=self.where,
+            remedy=f"--budget {policy.next_budget(self._enforced, peak) / 1e6:.0f}MB",
+        )
+
+
+def _named(command: str, progress: Progress | None) -> Progress:
+    """Progress under the command's name, whatever its phase is called."""
+    if progress is None:
+        return lambda *event: None
+    return lambda phase, *event: progress(command, *event)
+
+
+def _resolved(request: InferenceRequest) -> InferenceRequest:
+    """The request with its budget and, where a device is named, that one's cores."""
+    device = None
+    if request.device is not None:
+        from edgeladder.core.yaml_config import load_device  # 20 MB, which then count
+
+        device = load_device(request.device)
+    budget_bytes = request.budget_bytes or policy.default_budget(
+        device.default_budget_bytes if device else None,
+        meter.available_bytes() or meter.total_bytes(),
+    )
+    threads = request.threads
+    if threads is None and device is not None:
+        threads = min(device.cores, len(os.sched_getaffinity(0)))
+    return replace(request, budget_bytes=budget_bytes, threads=threads)

@@ -1,0 +1,110 @@
+"""What the workers of predict, evaluate and deploy share: open the run, plan, classify, obey."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from edgeladder.budget import kernel_marks
+from edgeladder.budget.planner import check, plan_inference
+from edgeladder.budget.workload import InferenceWorkload
+from edgeladder.core.events import Planned
+from edgeladder.core.inference import PHASE_OF, InferenceOrder
+from edgeladder.core.job import Outcome
+from edgeladder.core.plan import PhasePlan, Plan
+from edgeladder.core.trim import trim_heap
+from edgeladder.jobs.control import Control
+from edgeladder.jobs.machine_baseline import machine_baseline
+from edgeladder.runtime.classifier import Classifier, InferenceSizes, OpenedRun
+
+Result = TypeVar("Result")
+
+
+class _LeaveError(Exception):
+    """An order to leave: raised between two batches."""
+
+    def __init__(self, outcome: Outcome):
+        super().__init__()
+        self.outcome = outcome
+
+
+def with_classifier(
+    order: InferenceOrder,
+    control: Control,
+    work: Callable[[Classifier], Result],
+    *,
+    float16: bool = True,
+) -> tuple[Outcome, Result | None]:
+    """Plan, open the classifier with the plan's sizes, and work.
+
+    Args:
+        float16: streamed hidden states may wait so.
+
+    Raises:
+        BudgetError: nothing fits; the smallest budget that would is named.
+    """
+    request = order.request
+    run = OpenedRun.open(Path(request.run), Path(request.bundle) if request.bundle else None)
+    plan = decide(order, run)
+    control.tell(Planned(plan=plan))
+    if order.only_plan:
+        return "done", None
+    sizes = _sizes(order.sizes or plan.phases[PHASE_OF[request.command]])
+
+    def obey(samples: float) -> None:
+        for told in control.take():
+            if told == "trim":
+                trim_heap()
+            elif told in ("stop", "restart"):
+                raise _LeaveError("stop" if told == "stop" else "restart")
+
+    try:
+        with Classifier(
+            run, replace(sizes, float16=float16), threads=request.threads, on_batch=obey
+        ) as classifier:
+            return "done", work(classifier)
+    except _LeaveError as leave:
+        return leave.outcome, None
+
+
+def decide(order: InferenceOrder, run: OpenedRun) -> Plan:
+    """The plan of the order's phase.
+
+    Raises:
+        BudgetError: nothing fits.
+    """
+    adapter, manifest = run.adapter, run.bundle.manifest
+    workload = InferenceWorkload(
+        manifest=manifest,
+        classes=len(adapter.record.classes),
+        prompts=sum(len(texts) for texts in run.prompts()),
+        head_bytes=sum(array.nbytes for array in adapter.head_arrays.values()),
+        files={name: record.size for name, record in manifest.files.items()},
+        dtype=order.request.dtype,
+    )
+    baseline = machine_baseline()
+    plan = plan_inference(
+        workload,
+        PHASE_OF[order.request.command],
+        baseline,
+        order.budget_bytes,
+        supervisor_bytes=order.supervisor_bytes,
+        planning_bytes=order.supervisor_bytes + kernel_marks.high_water(os.getpid()),
+    )
+    check(plan)
+    return plan
+
+
+def _sizes(told: PhasePlan) -> InferenceSizes:
+    """The plan's choice as the classifier takes it; what is not said keeps its default."""
+    default = InferenceSizes()
+    return InferenceSizes(
+        whole=default.whole if told.whole is None else told.whole,
+        batch=told.batch or default.batch,
+        group=told.group or default.group,
+        class_chunk=told.chunk or default.class_chunk,
+        max_pixels=told.max_pixels or default.max_pixels,
+    )
