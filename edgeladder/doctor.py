@@ -18,6 +18,7 @@ from typing import Any, Literal
 from edgeladder import __version__
 from edgeladder.budget.policy import LEAST_USEFUL_BYTES, PROBE_LIMIT_BYTES
 from edgeladder.core.errors import ConfigError, EdgeLadderError, IntegrityError
+from edgeladder.core.records import to_json
 from edgeladder.core.sizes import format_size
 
 _NEEDED_PACKAGES = (
@@ -38,10 +39,30 @@ class Check:
 
 
 @dataclass
+class Machine:
+    """Facts about this machine, bytes and counts as plain numbers; None where nobody looked."""
+
+    model: str
+    architecture: str
+    cores: int
+    ram_bytes: int
+    available_bytes: int
+    swap_bytes: int
+    system: str
+    python: str
+    edgeladder: str = __version__
+    device: str | None = None  # the shipped profile that fits
+    engines: list[str] | None = None
+    onnxruntime: str | None = None
+    limit: str | None = None  # layer of the kernel's limit on memory
+    disk_free_bytes: int | None = None
+
+
+@dataclass
 class Examination:
     """All that `edgeladder doctor` found."""
 
-    machine: dict[str, Any] = field(default_factory=dict)
+    machine: Machine
     checks: list[Check] = field(default_factory=list)
     golden: dict[str, Any] | None = None  # a bundle's replayed steps
 
@@ -54,7 +75,7 @@ class Examination:
         """For `--json`."""
         return {
             "healthy": self.exit_code == 0,
-            "machine": self.machine,
+            "machine": to_json(self.machine),
             "checks": [dataclasses.asdict(check) for check in self.checks],
             "golden": self.golden,
         }
@@ -82,9 +103,9 @@ def examine(bundle: Path | None = None) -> Examination:
         Check(
             "machine",
             "ok",
-            f"{machine['model']}, {machine['architecture']}, {machine['cores']} cores, "
-            f"{format_size(machine['ram_bytes'])} RAM, "
-            f"{format_size(machine['available_bytes'])} available",
+            f"{machine.model}, {machine.architecture}, {machine.cores} cores, "
+            f"{format_size(machine.ram_bytes)} RAM, "
+            f"{format_size(machine.available_bytes)} available",
         )
     )
     for check in (_device, _python, _packages, _engines, _memory, _limit, _disk):
@@ -94,22 +115,22 @@ def examine(bundle: Path | None = None) -> Examination:
     return found
 
 
-def describe_machine() -> dict[str, Any]:
-    """Facts about this machine, bytes and counts as plain numbers."""
+def describe_machine() -> Machine:
+    """Look at this machine."""
     import psutil
 
     memory = psutil.virtual_memory()
-    return {
-        "model": _model(),
-        "architecture": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "ram_bytes": memory.total,
-        "available_bytes": memory.available,
-        "swap_bytes": psutil.swap_memory().total,
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "edgeladder": __version__,
-    }
+    return Machine(
+        model=_model(),
+        architecture=platform.machine(),
+        cores=len(os.sched_getaffinity(0)),
+        ram_bytes=memory.total,
+        available_bytes=memory.available,
+        swap_bytes=psutil.swap_memory().total,
+        system=platform.platform(),
+        python=platform.python_version(),
+        edgeladder=__version__,
+    )
 
 
 def _model() -> str:
@@ -145,11 +166,11 @@ def suggest_device(model: str, architecture: str, ram_bytes: int) -> str | None:
     return name
 
 
-def _device(machine: dict[str, Any]) -> Check:
+def _device(machine: Machine) -> Check:
     from edgeladder.core.yaml_config import load_device
 
-    name = suggest_device(machine["model"], machine["architecture"], machine["ram_bytes"])
-    machine["device"] = name
+    name = suggest_device(machine.model, machine.architecture, machine.ram_bytes)
+    machine.device = name
     if name is None:
         return Check(
             "device", "ok", "no profile ships for it; give --budget, or a YAML of your own"
@@ -158,12 +179,12 @@ def _device(machine: dict[str, Any]) -> Check:
     return Check("device", "ok", f"--device {name} fits; its default budget is {budget}")
 
 
-def _python(machine: dict[str, Any]) -> Check:
-    detail = f"Python {machine['python']}, edgeladder {__version__} in {sys.prefix}"
+def _python(machine: Machine) -> Check:
+    detail = f"Python {machine.python}, edgeladder {__version__} in {sys.prefix}"
     return Check("python", "ok", detail)
 
 
-def _packages(machine: dict[str, Any]) -> Check:
+def _packages(machine: Machine) -> Check:
     missing = []
     for name in _NEEDED_PACKAGES:
         try:
@@ -176,7 +197,7 @@ def _packages(machine: dict[str, Any]) -> Check:
     return Check("packages", "ok", "all that the device side needs")
 
 
-def _engines(machine: dict[str, Any]) -> Check:
+def _engines(machine: Machine) -> Check:
     from edgeladder.runtime.engine import environment
 
     try:
@@ -188,13 +209,13 @@ def _engines(machine: dict[str, Any]) -> Check:
         remedy = "pip install --force-reinstall --no-deps onnxruntime"
         return Check("engines", "failed", f"onnxruntime does not import: {error}", remedy, 2)
     engines = environment.installed_engines()
-    machine["engines"] = engines
-    machine["onnxruntime"] = onnxruntime.__version__
+    machine.engines = engines
+    machine.onnxruntime = onnxruntime.__version__
     return Check("engines", "ok", f"{', '.join(engines)} (onnxruntime {onnxruntime.__version__})")
 
 
-def _memory(machine: dict[str, Any]) -> Check:
-    available = machine["available_bytes"]
+def _memory(machine: Machine) -> Check:
+    available = machine.available_bytes
     if available < LEAST_USEFUL_BYTES:
         return Check(
             "memory",
@@ -206,12 +227,12 @@ def _memory(machine: dict[str, Any]) -> Check:
     return Check("memory", "ok", f"{format_size(available)} available")
 
 
-def _limit(machine: dict[str, Any]) -> Check:
+def _limit(machine: Machine) -> Check:
     from edgeladder.budget.limits import open_limit
 
     limit = open_limit("auto", PROBE_LIMIT_BYTES)
     try:
-        machine["limit"] = limit.layer
+        machine.limit = limit.layer
     finally:
         limit.close()
     why = "; ".join(limit.notes)
@@ -226,9 +247,9 @@ def _limit(machine: dict[str, Any]) -> Check:
     return Check("limit", "warning", f"no kernel limit on memory, only watching ({why})", remedy)
 
 
-def _disk(machine: dict[str, Any]) -> Check:
+def _disk(machine: Machine) -> Check:
     free = shutil.disk_usage(Path.cwd()).free
-    machine["disk_free_bytes"] = free
+    machine.disk_free_bytes = free
     if free < _LEAST_DISK_BYTES:
         detail = f"{format_size(free)} free in {Path.cwd()}"
         return Check("disk", "warning", detail, "free some space, or name a --cache elsewhere")
@@ -241,7 +262,7 @@ def _bundle(path: Path, found: Examination) -> Iterator[Check]:
 
     opened: list[Bundle] = []
     yield _tried("bundle", lambda: _verified(path, opened))
-    if opened and "engines" in found.machine:
+    if opened and found.machine.engines is not None:
         yield _tried("golden steps", lambda: _replayed(opened[0], found))
 
 
@@ -267,7 +288,7 @@ def _replayed(bundle: Any, found: Examination) -> str:
     from edgeladder.runtime.engine.golden import replay
 
     engines = ["stock"]
-    if "ort-training" in found.machine["engines"] and bundle.manifest.ladder.ort_training:
+    if "ort-training" in (found.machine.engines or ()) and bundle.manifest.ladder.ort_training:
         engines.append("ort-training")
     found.golden = {name: replay(bundle, engine=name) for name in engines}
     for name, result in found.golden.items():

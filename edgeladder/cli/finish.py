@@ -5,13 +5,15 @@ What `edgeladder train` does last, for a training that a bare supervisor ran in 
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 from edgeladder.cli.app import explain
 from edgeladder.cli.output import Output
 from edgeladder.cli.train_commands import finished
+from edgeladder.core.files import read_json
+from edgeladder.core.records import from_json
+from edgeladder.core.result import RunResult
 
 
 def main() -> int:
@@ -19,8 +21,8 @@ def main() -> int:
     *flags, run = sys.argv[1:]
     with Output("--json" in flags) as output:
         try:
-            values = json.loads((Path(run) / "result.json").read_text(encoding="utf-8"))
-            output.answer(finished(values))
+            path = Path(run) / "result.json"
+            output.answer(finished(from_json(RunResult, read_json(path), where=str(path))))
             return 0
         except Exception as error:
             failure, code = explain(error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -11,6 +11,7 @@ from edgeladder.cli import options
 from edgeladder.cli.output import Answer
 from edgeladder.cli.progress import Progress
 from edgeladder.core.records import to_json
+from edgeladder.core.result import RunResult
 
 
 def register(app: typer.Typer) -> None:
@@ -61,15 +62,18 @@ def condense(
         **given,
     )
     with Progress() as progress:
-        values = to_json(supervisor.train(request, progress))
+        result = supervisor.train(request, progress)
     from edgeladder.report import write_report  # only now: what it imports counts as well
 
-    values["report"] = str(write_report(Path(values["run"])))
-    return Answer(values, lambda: f"{_kept(values)}\n{trained(values)}")
+    page = write_report(Path(result.run))
+    return Answer(
+        {**to_json(result), "report": str(page)},
+        lambda: f"{_kept(result)}\n{trained(result, page)}",
+    )
 
 
-def _kept(values: dict[str, Any]) -> str:
-    stored = values["prompts"]
+def _kept(result: RunResult) -> str:
+    stored = result.prompts
     if stored is None:
         return "all prompts stay"
     whole = stored["rungs"] * stored["prompts_per_rung"]

@@ -17,8 +17,11 @@ from edgeladder.cli import options
 from edgeladder.cli.gathered import gathered
 from edgeladder.cli.output import Answer, table
 from edgeladder.cli.progress import Progress
-from edgeladder.core.errors import ConfigError
+from edgeladder.core.errors import BudgetError, ConfigError
+from edgeladder.core.plan import Plan
 from edgeladder.core.records import to_json
+from edgeladder.core.request import TrainRequest
+from edgeladder.core.result import RunResult
 from edgeladder.core.sizes import format_size
 
 may_step_aside = False  # set by the console script: only a process of our own may be replaced
@@ -30,21 +33,49 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """What all three commands are told: on what, and within what."""
+
+    bundle: Path
+    data: Path
+    cache: Path
+    device: str | None
+    budget_bytes: int | None
+
+
 def _place(
     bundle: options.Bundle = options.BUNDLE,
     data: options.Data = options.DATA,
     cache: options.Cache = options.CACHE,
     device: options.Device = None,
     budget: options.Budget = None,
-) -> dict[str, Any]:
-    """What all three commands are told: on what, and within what."""
-    limits = options.optional(device=device, budget_bytes=options.budget_bytes(budget))
-    return {"bundle": str(bundle), "data": str(data), "cache": str(cache), **limits}
+) -> Place:
+    return Place(bundle, data, cache, device, options.budget_bytes(budget))
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How to train; what was not given keeps the request's default."""
+
+    profile: str | None
+    overrides: list[str] | None
+    shots: int | None
+    engine: str
+
+
+def _recipe(
+    profile: options.Profile = None,
+    settings: options.Settings = None,
+    shots: options.Shots = None,
+    engine: options.Engine = "auto",
+) -> Recipe:
+    return Recipe(profile, settings, shots, engine)
 
 
 @gathered(place=_place)
 def precompute(
-    place: dict[str, Any],
+    place: Place,
     views: Annotated[
         int | None, typer.Option("--views", min=0, help="Augmented views per picture.")
     ] = None,
@@ -58,39 +89,32 @@ def precompute(
     request = _request(place, views=views, cache_dtype=dtype)
     with Progress() as progress:
         filled, memory = supervisor.precompute(request, progress)
-    values = {**to_json(filled), "memory": to_json(memory)}
-    return Answer(values, lambda: _precomputed(values))
+    return Answer(
+        {**to_json(filled), "memory": to_json(memory)},
+        lambda: (
+            f"{filled.new} pictures computed, {filled.reused} already there"
+            + (f", {len(filled.skipped_inputs)} skipped" if filled.skipped_inputs else "")
+        ),
+    )
 
 
-@gathered(place=_place)
-def plan(
-    place: dict[str, Any],
-    profile: options.Profile = None,
-    settings: options.Settings = None,
-    shots: options.Shots = None,
-    engine: options.Engine = "auto",
-    as_json: options.Json = False,
-) -> Answer:
+@gathered(place=_place, recipe=_recipe)
+def plan(place: Place, recipe: Recipe, as_json: options.Json = False) -> Answer:
     """Predict peak memory and the smallest budget that fits."""
     from edgeladder.jobs import supervisor
 
     _require(place)
-    request = _request(
-        place, profile=profile, overrides=settings,
-        shots=shots, engine=engine,
-    )  # fmt: skip
+    request = _request(place, recipe)
     request = dataclasses.replace(request, bare=_small(request))  # as `train` will run it
-    values = supervisor.plan(request).to_json()
-    return Answer(values, lambda: _planned(values), exit_code=0 if values["fits"] else 3)
+    decided = supervisor.plan(request)
+    code = 0 if decided.fits else BudgetError.exit_code
+    return Answer(decided.to_json(), lambda: _planned(decided), exit_code=code)
 
 
-@gathered(place=_place)
+@gathered(place=_place, recipe=_recipe)
 def train(
-    place: dict[str, Any],
-    profile: options.Profile = None,
-    settings: options.Settings = None,
-    shots: options.Shots = None,
-    engine: options.Engine = "auto",
+    place: Place,
+    recipe: Recipe,
     seed: options.Seed = None,
     run: Annotated[
         Path | None, typer.Option("--run", help="Run directory to make. [runs/<stamp>]")
@@ -115,22 +139,20 @@ def train(
     else:
         options.require(run=resume)
     request = _request(
-        place, profile=profile, overrides=settings,
-        shots=shots, engine=engine, seed=seed, cache_dtype=dtype,
-        start=str(start) if start else None,
+        place, recipe, seed=seed, cache_dtype=dtype, start=str(start) if start else None,
         run=str(resume or run) if resume or run else None, resume=resume is not None,
     )  # fmt: skip
     if may_step_aside and _small(request):
         raise StepAside(request)
     with Progress() as progress:
-        values = to_json(supervisor.train(request, progress))
-    return finished(values)
+        result = supervisor.train(request, progress)
+    return finished(result)
 
 
 class StepAside(Exception):  # noqa: N818 - not an error
     """This process is too large for the budget: it leaves the training to a bare supervisor."""
 
-    def __init__(self, request: Any):
+    def __init__(self, request: TrainRequest):
         super().__init__()
         self.request = request
 
@@ -142,7 +164,7 @@ class StepAside(Exception):  # noqa: N818 - not an error
         supervisor.become(self.request, as_json=as_json, then=then)
 
 
-def _small(request: Any) -> bool:
+def _small(request: TrainRequest) -> bool:
     """Whether the budget is one in which this process's own 30 MB matter."""
     budget = request.budget_bytes
     if budget is None and request.device:
@@ -152,75 +174,66 @@ def _small(request: Any) -> bool:
     return wants_bare_supervisor(budget)
 
 
-def finished(values: dict[str, Any]) -> Answer:
+def finished(result: RunResult) -> Answer:
     """Write the report of a training and answer with its result."""
     from edgeladder.report import write_report  # only now: what it imports counts as well
 
-    values["report"] = str(write_report(Path(values["run"])))
-    return Answer(values, lambda: trained(values))
+    report = write_report(Path(result.run))
+    return Answer({**to_json(result), "report": str(report)}, lambda: trained(result, report))
 
 
-def _require(place: dict[str, Any]) -> None:
-    options.require(bundle=Path(place["bundle"]), pictures=Path(place["data"]))
+def _require(place: Place) -> None:
+    options.require(bundle=place.bundle, pictures=place.data)
 
 
-def _request(place: dict[str, Any], **more: Any) -> Any:
+def _request(place: Place, recipe: Recipe | None = None, **more: Any) -> TrainRequest:
     """A request of only what was given, so that each default stays in one place."""
-    from edgeladder.core.request import TrainRequest
-
     if more.get("cache_dtype") not in (None, "fp16", "int8"):
         raise ConfigError(
             f"unknown --dtype {more['cache_dtype']!r} of the cache", remedy="use fp16 or int8"
         )
-    return TrainRequest(**place, **options.optional(**more))
+    if recipe is not None:
+        more |= to_json(recipe)
+    return TrainRequest(
+        bundle=str(place.bundle),
+        data=str(place.data),
+        cache=str(place.cache),
+        **options.optional(device=place.device, budget_bytes=place.budget_bytes, **more),
+    )
 
 
-def _precomputed(values: dict[str, Any]) -> str:
-    text = f"{values['new']} pictures computed, {values['reused']} already there"
-    skipped = values.get("skipped_inputs") or values.get("skipped") or []
-    return text + (f", {len(skipped)} skipped" if skipped else "")
-
-
-def _planned(values: dict[str, Any]) -> str:
+def _planned(decided: Plan) -> str:
     rows = [
-        [name, format_size(phase["planned_peak_bytes"]), *(phase.get(k) for k in _SIZES)]
-        for name, phase in values["phases"].items()
+        [name, format_size(phase.planned_peak_bytes), phase.chunk, phase.batch, phase.group]
+        for name, phase in decided.phases.items()
     ]
-    verdict = "fits" if values["fits"] else "does not fit"
-    budget = values.get("budget_bytes")
+    verdict = "fits" if decided.fits else "does not fit"
     return "\n".join(
         [
-            table(["phase", "peak", *_SIZES], rows),
-            f"{verdict}{' ' + format_size(budget) if budget else ''}; "
-            f"the smallest budget that fits is {format_size(values['minimum_budget_bytes'])}",
+            table(["phase", "peak", "chunk", "batch", "group"], rows),
+            f"{verdict} {format_size(decided.budget_bytes)}; "
+            f"the smallest budget that fits is {format_size(decided.minimum_budget_bytes)}",
         ]
     )
 
 
-_SIZES = ["chunk", "batch", "group"]
-
-
-def trained(values: dict[str, Any]) -> str:
+def trained(result: RunResult, report: Path) -> str:
     """A training's answer in a few lines: accuracies, memory against the budget, where it lies."""
-    accuracy, memory = values["accuracy"], values["memory"]
+    accuracy, memory = result.accuracy, result.memory
     lines = [
-        f"accuracy on {accuracy['split']}: zero-shot {_percent(accuracy['zero_shot'])}, "
-        f"tuned {_percent(accuracy['tuned'])}"
+        f"accuracy on {accuracy.split}: zero-shot {_percent(accuracy.zero_shot)}, "
+        f"tuned {_percent(accuracy.tuned)}"
     ]
-    for name, phase in memory["phases"].items():
+    for name, phase in memory.phases.items():
         lines.append(
-            f"{name}: peak {_size(phase.get('measured_peak_bytes'))} "
-            f"(planned {_size(phase.get('planned_peak_bytes'))})"
+            f"{name}: peak {format_size(phase.measured_peak_bytes)} "
+            f"(planned {format_size(phase.planned_peak_bytes)})"
         )
-    lines.append(f"budget {_size(memory.get('budget_bytes'))}, limit: {memory['enforcement']}")
-    lines.append(f"run: {values['run']} ({values['steps']} steps, engine {values['engine']})")
-    lines.append(f"report: {values['report']}")
+    lines.append(f"budget {format_size(memory.budget_bytes)}, limit: {memory.enforcement}")
+    lines.append(f"run: {result.run} ({result.steps} steps, engine {result.engine})")
+    lines.append(f"report: {report}")
     return "\n".join(lines)
 
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
-
-
-def _size(size_bytes: float | None) -> str:
-    return "-" if size_bytes is None else format_size(size_bytes)

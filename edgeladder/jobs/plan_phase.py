@@ -66,7 +66,26 @@ def prepare(order: PlanOrder, control: Control) -> tuple[Outcome, Job]:
         )
     profile = _profile(request, bundle)
     device = load_device(request.device) if request.device else None
-    request = replace(
+    request = _filled(request, bundle, profile, device)
+    dataset = open_data(request.data)
+    train, test = split(dataset, request.shots, request.seed or 0)
+    decided, engine = _decide(request, bundle, profile, dataset, len(train))
+    if order.command == "precompute":
+        decided = only(decided, "precompute")
+    if order.command != "plan":
+        check(decided)
+    counts = Counts(train=len(train), test=len(test), classes=len(dataset.classes))
+    job = _job(request, bundle.digest, profile, counts, decided, engine)
+    if run is not None and order.command != "plan":
+        _write_run(run, job, device, dataset)
+    return "done", job
+
+
+def _filled(
+    request: TrainRequest, bundle: Bundle, profile: Profile, device: DeviceProfile | None
+) -> TrainRequest:
+    """A request with nothing left to be chosen."""
+    return replace(
         request,
         bundle=str(bundle.folder),
         budget_bytes=request.budget_bytes
@@ -78,41 +97,41 @@ def prepare(order: PlanOrder, control: Control) -> tuple[Outcome, Job]:
         views=profile.train.views if request.views is None else request.views,
         seed=profile.train.seed if request.seed is None else request.seed,
     )
+
+
+def _job(
+    request: TrainRequest,
+    bundle_digest: str,
+    profile: Profile,
+    counts: Counts,
+    decided: Plan,
+    engine: str,
+) -> Job:
     assert request.seed is not None and request.budget_bytes and request.threads
-    dataset = open_data(request.data)
-    train, test = split(dataset, request.shots, request.seed)
-    decided, engine = _decide(request, bundle, profile, dataset, len(train))
-    if order.command == "precompute":
-        decided = only(decided, "precompute")
-    if order.command != "plan":
-        check(decided)
-    batch = min(profile.train.batch, len(train))
-    steps_per_epoch = math.ceil(len(train) / batch)
+    batch = min(profile.train.batch, counts.train)
+    steps_per_epoch = math.ceil(counts.train / batch)
     steps = profile.train.steps or profile.train.epochs * steps_per_epoch
     if request.condense or profile.head.alone:
         steps = 0
     condense = _condense(request, profile, steps, steps_per_epoch)
-    job = Job(
+    return Job(
         request=request,
         budget_bytes=request.budget_bytes,
         seed=request.seed,
         threads=request.threads,
         engine=engine,
-        bundle_digest=bundle.digest,
+        bundle_digest=bundle_digest,
         steps=condense.until if condense else steps,
         condense=condense,
         # ProLIP's lambda is 1 / shots: here the pictures per class on average
-        proximal=profile.loss.proximal * len(dataset.classes) / len(train),
+        proximal=profile.loss.proximal * counts.classes / counts.train,
         folds=profile.head.folds,
         batch=batch,
         warmup_steps=math.ceil(profile.train.warmup_epochs * steps_per_epoch),
         profile=profile,
         plan=decided,
-        counts=Counts(train=len(train), test=len(test), classes=len(dataset.classes)),
+        counts=counts,
     )
-    if run is not None and order.command != "plan":
-        _write_run(run, job, device, dataset)
-    return "done", job
 
 
 def _resume(request: TrainRequest, run: RunDirectory) -> tuple[TrainRequest, RunConfig]:

@@ -21,7 +21,7 @@ from edgeladder.jobs.folds import train_folds
 from edgeladder.jobs.loop import Callback, LoopSettings, TrainLoop
 from edgeladder.jobs.prototypes import initial_prompts
 from edgeladder.jobs.run_directory import MetricsLog, RunDirectory
-from edgeladder.runtime.adapter import adapter_of, load_adapter, save_adapter
+from edgeladder.runtime.adapter import Adapter, adapter_of, load_adapter, save_adapter
 from edgeladder.runtime.cache.inputs import CacheBatches, open_batches
 from edgeladder.runtime.cache.sampler import Sampler
 from edgeladder.runtime.cache.selection import Selection
@@ -76,16 +76,7 @@ def fit(order: PhaseOrder, control: Control) -> tuple[Outcome, TrainResult | Non
         batches.trim()
         engine.close()
         release_startup_memory()
-        adapter = adapter_of(
-            bundle,
-            finalize({**engine.parameters(), **engine.buffers()}, bundle.manifest.ladder.prompts),
-            classes=selection.classes,
-            class_names=selection.class_names,
-            templates=selection.templates,
-            text={"aliases": selection.aliases},
-            profile=to_json(job.profile),
-        )
-        stored = save_adapter(run.folder, adapter)
+        stored = save_adapter(run.folder, _adapter(engine, bundle, selection, job))
     metrics.close()
     return done.outcome, TrainResult(
         engine=engine.name,
@@ -97,6 +88,19 @@ def fit(order: PhaseOrder, control: Control) -> tuple[Outcome, TrainResult | Non
         chunk=done.chunk,
         prompts=stored,
         seconds=round(time.monotonic() - started, 3),
+    )
+
+
+def _adapter(engine: Engine, bundle: Bundle, selection: Selection, job: Job) -> Adapter:
+    """What was trained, with the classes it was trained on."""
+    return adapter_of(
+        bundle,
+        finalize({**engine.parameters(), **engine.buffers()}, bundle.manifest.ladder.prompts),
+        classes=selection.classes,
+        class_names=selection.class_names,
+        templates=selection.templates,
+        text={"aliases": selection.aliases},
+        profile=to_json(job.profile),
     )
 
 
