@@ -76,5 +76,5 @@ def _kept(result: RunResult) -> str:
     stored = result.prompts
     if stored is None:
         return "all prompts stay"
-    whole = stored["rungs"] * stored["prompts_per_rung"]
-    return f"{stored['kept']} of {whole} prompts stay, {stored['bytes']} bytes"
+    whole = stored.rungs * stored.prompts_per_rung
+    return f"{stored.kept} of {whole} prompts stay, {stored.bytes} bytes"
