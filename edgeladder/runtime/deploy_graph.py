@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgeladder.core.errors import ConfigError
 from edgeladder.core.onnx_graph import Graph
 from edgeladder.core.protobuf import FLOAT, UINT8, parse, text
-from edgeladder.runtime.heads.closed_form import Blend, Gda, Head
+from edgeladder.runtime.heads.closed_form import Blend, Gda
 from edgeladder.runtime.heads.kernel import Kernel
-from edgeladder.runtime.logits import ClassEmbeddings, ClassLogits
+from edgeladder.runtime.logits import ClassEmbeddings, ClassLogits, Head
 
 if TYPE_CHECKING:
     from edgeladder.core.bundle import Bundle
@@ -195,9 +196,15 @@ def _head(
         term = graph.add("MatMul", [joined, fixed("matrix", head.matrix)])
         term = graph.add("Add", [term, fixed("bias", head.bias)])
         prior, weight = head.prior, head.weight
-    else:
+    elif isinstance(head, Kernel):
         term = graph.add("MatMul", [_near(graph, head, rows, label), fixed("alpha", head.alpha)])
         prior, weight = head.choice.prior, head.choice.temperature
+    else:
+        raise ConfigError(
+            f"a head of kind {type(head).__name__} cannot be written as a graph",
+            where="deploy",
+            remedy="train with head.kind gda, proker, kernel or blend",
+        )
     term = graph.add("Mul", [term, fixed("weight", weight)])
     return graph.add("Add", [term, graph.add("Mul", [zero_shot, fixed("prior", prior)])])
 

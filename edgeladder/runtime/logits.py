@@ -11,7 +11,7 @@ here, because the training and evaluation workers count inside the budget.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,7 +20,6 @@ import numpy as np
 if TYPE_CHECKING:
     from edgeladder.core.manifest import ModelRecord
     from edgeladder.runtime.engine.protocol import StepInputs
-    from edgeladder.runtime.heads.closed_form import Head
 
 Array = np.ndarray
 
@@ -67,6 +66,13 @@ class ClassEncoder(Protocol):
 
     def encode_text(self, taps: list[Array], embedding: Array) -> Array:
         """Tuned class embeddings (n, D), L2-normalised."""
+
+
+class Head(Protocol):
+    """A fitted closed-form head, whatever its kind (`heads.closed_form`)."""
+
+    def logits(self, features: Sequence[Array], zero_shot: Array) -> Array:
+        """(n, C) from `Activations.features` and zero-shot logits (n, C)."""
 
 
 @dataclass(frozen=True)
