@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,7 +11,9 @@ from edgeladder.cli import options
 from edgeladder.cli.output import Answer
 from edgeladder.cli.progress import Progress
 from edgeladder.core.records import to_json
-from edgeladder.core.result import RunResult
+
+if TYPE_CHECKING:  # records of a training cost every command start-up time
+    from edgeladder.core.result import RunResult
 
 
 def register(app: typer.Typer) -> None:

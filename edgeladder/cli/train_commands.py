@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -18,11 +18,14 @@ from edgeladder.cli.gathered import gathered
 from edgeladder.cli.output import Answer, table
 from edgeladder.cli.progress import Progress
 from edgeladder.core.errors import BudgetError, ConfigError
-from edgeladder.core.plan import Plan
 from edgeladder.core.records import to_json
-from edgeladder.core.request import TrainRequest
-from edgeladder.core.result import RunResult
 from edgeladder.core.sizes import format_size
+
+if TYPE_CHECKING:  # records of a training cost every command start-up time
+    from edgeladder.core.plan import Plan
+    from edgeladder.core.request import TrainRequest
+    from edgeladder.core.result import RunResult
+
 
 may_step_aside = False  # set by the console script: only a process of our own may be replaced
 
@@ -188,6 +191,8 @@ def _require(place: Place) -> None:
 
 def _request(place: Place, recipe: Recipe | None = None, **more: Any) -> TrainRequest:
     """A request of only what was given, so that each default stays in one place."""
+    from edgeladder.core.request import TrainRequest
+
     if more.get("cache_dtype") not in (None, "fp16", "int8"):
         raise ConfigError(
             f"unknown --dtype {more['cache_dtype']!r} of the cache", remedy="use fp16 or int8"

@@ -11,13 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from edgeladder.core.config import Profile
-from edgeladder.core.inference import InferenceOrder
 from edgeladder.core.plan import PhasePlan, Plan
 from edgeladder.core.prompt_tensors import PackedPrompts
-from edgeladder.core.records import from_json
 from edgeladder.core.request import TrainRequest
-
-Outcome = Literal["done", "restart", "stop"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +54,6 @@ class Job:
     profile: Profile
     plan: Plan
     counts: Counts
-
-
-@dataclass(frozen=True, kw_only=True)
-class BaselineOrder:
-    """Measure what a process costs on this machine before it does any work."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,33 +118,3 @@ class EvaluateResult:
     accuracy: Accuracy
     head: dict[str, Any] | None  # its kind and both weights; None: no head
     seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class FreeOrder:
-    """What a phase of one's own (`module:function`) is told; it answers with plain values."""
-
-    values: dict[str, Any] = field(default_factory=dict)
-    sizes: PhasePlan = field(default_factory=PhasePlan)
-
-
-Order = BaselineOrder | PlanOrder | PhaseOrder | InferenceOrder | FreeOrder
-ORDERS: dict[str, type[Order]] = {
-    "baseline": BaselineOrder,
-    "plan": PlanOrder,
-    "precompute": PhaseOrder,
-    "train": PhaseOrder,
-    "evaluate": PhaseOrder,
-    "predict": InferenceOrder,
-    "evaluate_pictures": InferenceOrder,
-    "deploy": InferenceOrder,
-}
-
-
-def read_order(phase: str, values: Any) -> Order:
-    """The order of a phase from `records.to_json`'s values.
-
-    Raises:
-        IntegrityError: not such an order.
-    """
-    return from_json(ORDERS.get(phase, FreeOrder), values, where=f"the {phase} worker's order")

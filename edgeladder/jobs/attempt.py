@@ -23,14 +23,14 @@ from edgeladder.core.events import (
     Planned,
     Progress,
 )
-from edgeladder.core.job import Order
+from edgeladder.core.memory_record import MemoryAction
 from edgeladder.core.records import to_json
-from edgeladder.core.result import MemoryAction
 from edgeladder.jobs.child import Child
 from edgeladder.jobs.control import RESTART_CODE
 
 if TYPE_CHECKING:
     from edgeladder.budget.limits import MemoryLimit
+    from edgeladder.core.orders import Order
     from edgeladder.core.plan import Plan
     from edgeladder.jobs.run_directory import RunDirectory
 

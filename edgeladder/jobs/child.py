@@ -10,12 +10,15 @@ import signal
 import subprocess
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from edgeladder.budget import kernel_marks
 from edgeladder.budget.limits import MemoryLimit
 from edgeladder.core.events import Event, read_event
-from edgeladder.core.job import Order
 from edgeladder.core.records import to_json
+
+if TYPE_CHECKING:
+    from edgeladder.core.orders import Order
 
 _TAIL_BYTES = 4000
 WORKER_ENVIRONMENT = {

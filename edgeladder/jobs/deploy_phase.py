@@ -10,7 +10,7 @@ from edgeladder.jobs.planned_classifier import with_classifier
 from edgeladder.runtime.deployment import checked_dtype, write_model
 
 if TYPE_CHECKING:
-    from edgeladder.core.job import Outcome
+    from edgeladder.core.orders import Outcome
     from edgeladder.jobs.control import Control
 
 

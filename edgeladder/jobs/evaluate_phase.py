@@ -14,7 +14,8 @@ from edgeladder.core.bundle import Bundle
 from edgeladder.core.config import HeadConfig
 from edgeladder.core.events import Progress
 from edgeladder.core.files import write_json
-from edgeladder.core.job import Accuracy, EvaluateResult, Outcome, PhaseOrder
+from edgeladder.core.job import Accuracy, EvaluateResult, PhaseOrder
+from edgeladder.core.orders import Outcome
 from edgeladder.core.plan import PhasePlan
 from edgeladder.core.trim import release_startup_memory
 from edgeladder.jobs.folds import held_out

@@ -18,7 +18,7 @@ import numpy as np
 
 from edgeladder.budget.policy import EVALUATE_WINDOW
 from edgeladder.core.events import Event, Progress
-from edgeladder.core.job import Outcome
+from edgeladder.core.orders import Outcome
 from edgeladder.core.tensors import TensorFile, write_tensors
 from edgeladder.runtime.heads.kernel import shot_folds
 from edgeladder.runtime.logits import ClassEmbeddings, ClassLogits, class_embeddings, windows

@@ -16,16 +16,17 @@ from edgeladder.budget import kernel_marks, meter, policy
 from edgeladder.core.errors import BudgetError, Interrupted
 from edgeladder.core.inference import PHASE_OF, RESULT_OF, InferenceOrder, InferenceRequest
 from edgeladder.core.inference import InferenceResult as Result
-from edgeladder.core.job import BaselineOrder, Order
+from edgeladder.core.memory_record import MemoryAction, MemoryResult, PhaseMemory
+from edgeladder.core.orders import BaselineOrder
 from edgeladder.core.plan import Plan
 from edgeladder.core.records import from_json
-from edgeladder.core.result import MemoryAction, MemoryResult, PhaseMemory
 from edgeladder.jobs.attempt import Attempt
 from edgeladder.jobs.interrupts import Interrupts
 from edgeladder.jobs.machine_baseline import baseline_path, remembered_baseline
 from edgeladder.jobs.worker_limit import open_worker_limit
 
 if TYPE_CHECKING:
+    from edgeladder.core.orders import Order
     from edgeladder.jobs.run_directory import RunDirectory
 
 Progress = Callable[..., None]  # (phase, done, total, note)

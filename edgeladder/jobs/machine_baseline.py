@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from edgeladder.budget import kernel_marks, meter
+from edgeladder.budget import kernel_marks
 from edgeladder.core.errors import EdgeLadderError
-from edgeladder.core.job import BaselineOrder, Outcome
+from edgeladder.core.orders import BaselineOrder, Outcome
 from edgeladder.core.plan import MachineBaseline
 from edgeladder.jobs.control import Control
 
@@ -130,7 +130,7 @@ def _measured(kind: str) -> dict[str, int]:
             process.stdin.write("\n")
             process.stdin.flush()
             if process.stdout.readline().strip() == _SETTLED:
-                values["settled"] = meter.resident(process.pid)
+                values["settled"] = _marks(process.pid)["resident"]
         _, complaint = process.communicate()
     if "settled" not in values:
         raise EdgeLadderError(
@@ -142,6 +142,8 @@ def _measured(kind: str) -> dict[str, int]:
 
 
 def _marks(pid: int) -> dict[str, int]:
+    from edgeladder.budget import meter  # workers that only ask for what is remembered need none
+
     return {
         "private": meter.private(pid),
         "resident": meter.resident(pid),

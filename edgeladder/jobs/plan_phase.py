@@ -23,7 +23,8 @@ from edgeladder.core.bundle import Bundle
 from edgeladder.core.config import DeviceProfile, Profile
 from edgeladder.core.errors import ConfigError, IntegrityError
 from edgeladder.core.files import write_json
-from edgeladder.core.job import Condensation, Counts, Job, Outcome, PlanOrder
+from edgeladder.core.job import Condensation, Counts, Job, PlanOrder
+from edgeladder.core.orders import Outcome
 from edgeladder.core.plan import Plan
 from edgeladder.core.prompt_kinds import KINDS
 from edgeladder.core.records import to_json

@@ -13,7 +13,7 @@ from edgeladder.budget.planner import check, plan_inference
 from edgeladder.budget.workload import InferenceWorkload
 from edgeladder.core.events import Planned
 from edgeladder.core.inference import PHASE_OF, InferenceOrder
-from edgeladder.core.job import Outcome
+from edgeladder.core.orders import Outcome
 from edgeladder.core.plan import PhasePlan, Plan
 from edgeladder.core.trim import trim_heap
 from edgeladder.jobs.control import Control

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from edgeladder.budget import policy
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.events import Progress
-from edgeladder.core.job import Outcome, PhaseOrder, PrecomputeResult
+from edgeladder.core.job import PhaseOrder, PrecomputeResult
+from edgeladder.core.orders import Outcome
 from edgeladder.core.plan import PhasePlan
 from edgeladder.core.trim import trim_heap
 from edgeladder.jobs.run_directory import RunDirectory

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 from edgeladder.budget import kernel_marks, meter, policy
 from edgeladder.budget.limits import MemoryLimit
@@ -26,33 +26,27 @@ from edgeladder.core import errors
 from edgeladder.core.errors import BudgetError, EdgeLadderError, Interrupted
 from edgeladder.core.files import write_json
 from edgeladder.core.job import (
-    BaselineOrder,
     EvaluateResult,
-    FreeOrder,
     Job,
-    Order,
     PhaseOrder,
     PlanOrder,
     PrecomputeResult,
     TrainResult,
 )
+from edgeladder.core.memory_record import MemoryAction, MemoryResult, PhaseMemory
+from edgeladder.core.orders import BaselineOrder, FreeOrder
 from edgeladder.core.ownership import require_ours
 from edgeladder.core.plan import MachineBaseline, Plan
 from edgeladder.core.records import from_json, to_json
 from edgeladder.core.request import TrainRequest
-from edgeladder.core.result import (
-    CacheUse,
-    MemoryAction,
-    MemoryResult,
-    PhaseMemory,
-    RunResult,
-    Seconds,
-    Throughput,
-)
+from edgeladder.core.result import CacheUse, RunResult, Seconds, Throughput
 from edgeladder.jobs.attempt import Attempt
 from edgeladder.jobs.interrupts import Interrupts
 from edgeladder.jobs.run_directory import MetricsLog, RunDirectory, new_run_folder
 from edgeladder.jobs.worker_limit import open_worker_limit
+
+if TYPE_CHECKING:
+    from edgeladder.core.orders import Order
 
 Progress = Callable[..., None]  # (phase, done, total, note)
 Result = TypeVar("Result")

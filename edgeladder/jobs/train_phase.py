@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgeladder.budget.policy import PROTOTYPE_WINDOW
 from edgeladder.core.bundle import Bundle
-from edgeladder.core.job import Job, Outcome, PhaseOrder, TrainResult
+from edgeladder.core.job import Job, PhaseOrder, TrainResult
+from edgeladder.core.orders import Outcome
 from edgeladder.core.plan import PhasePlan
 from edgeladder.core.prompt_tensors import PackedPrompts
 from edgeladder.core.records import to_json

@@ -16,7 +16,7 @@ from typing import Any
 from edgeladder.budget import kernel_marks
 from edgeladder.core.errors import EdgeLadderError, Interrupted
 from edgeladder.core.events import Done, Failed, HighWater, OutOfMemory
-from edgeladder.core.job import Outcome, read_order
+from edgeladder.core.orders import Outcome, read_order
 from edgeladder.core.records import to_json
 from edgeladder.jobs.control import RESTART_CODE, Control
 

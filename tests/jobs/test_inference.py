@@ -18,8 +18,8 @@ from edgeladder.core.bundle import Bundle
 from edgeladder.core.errors import BudgetError, EdgeLadderError
 from edgeladder.core.events import Failed
 from edgeladder.core.inference import RESULT_OF, InferenceRequest
+from edgeladder.core.memory_record import MemoryResult
 from edgeladder.core.records import from_json, to_json
-from edgeladder.core.result import MemoryResult
 from edgeladder.jobs import attempt
 from edgeladder.jobs.inference import run_inference
 from edgeladder.runtime.adapter import save_adapter

@@ -13,7 +13,7 @@ import pytest
 from edgeladder.budget import meter
 from edgeladder.budget.watchdog import Watchdog
 from edgeladder.core.errors import BudgetError, ConfigError, DataError, EdgeLadderError, Interrupted
-from edgeladder.core.job import FreeOrder
+from edgeladder.core.orders import FreeOrder
 from edgeladder.core.plan import MachineBaseline, Plan
 from edgeladder.core.request import TrainRequest
 from edgeladder.jobs.run_directory import MetricsLog, RunDirectory, read_metrics
