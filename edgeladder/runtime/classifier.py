@@ -19,8 +19,8 @@ import numpy as np
 
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.errors import ConfigError
+from edgeladder.core.files import read_json
 from edgeladder.core.inference import Label
-from edgeladder.core.yaml_text import read_yaml
 from edgeladder.runtime.adapter import Adapter, check_bundle, load_adapter
 from edgeladder.runtime.cache.layout import EMBEDDING, EMBEDDING_PRE, l2_normalize
 from edgeladder.runtime.heads.closed_form import with_stored_head
@@ -99,6 +99,8 @@ class OpenedRun:
 
 def run_request(run: Path) -> dict[str, Any]:
     """What a run was asked to do, by its config.yaml; empty for a bare adapter."""
+    from edgeladder.core.yaml_text import read_yaml  # a prediction does without
+
     config = run / "config.yaml"
     values = read_yaml(config) if config.is_file() else {}
     request = values.get("request") if isinstance(values, dict) else None
@@ -111,6 +113,9 @@ def run_bundle(run: Path) -> Path:
     Raises:
         ConfigError: it remembers none, or none is there any more.
     """
+    remembered = _environment_bundle(run)
+    if remembered is not None:
+        return remembered
     named = run_request(run).get("bundle")
     for path in (Path(named), run / named) if named else ():
         if path.exists():
@@ -120,6 +125,15 @@ def run_bundle(run: Path) -> Path:
         where=str(run),
         remedy="name it with --bundle",
     )
+
+
+def _environment_bundle(run: Path) -> Path | None:
+    """The bundle by environment.json, which holds the whole path and needs no YAML to read."""
+    try:
+        named = read_json(run / "environment.json")["bundle"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return Path(named) if isinstance(named, str) and Path(named).exists() else None
 
 
 def open_bundle(run: Path, bundle: Bundle | Path | None) -> Bundle:
