@@ -14,7 +14,8 @@ from typing import Any
 from edgeladder.core.errors import ConfigError
 from edgeladder.core.yaml_text import read_yaml
 
-_EVENT_KINDS = ("limit", "memory", "watch", "chunk", "restart", "resume", "stop")
+# what jobs record and a reader wants to see; steps, checkpoints and peaks have places of their own
+EVENT_KINDS = ("limit", "memory", "chunk", "restart", "resume", "fold", "codebook", "condense")
 
 
 @dataclass
@@ -85,7 +86,7 @@ def _read_metrics(path: Path, record: RunRecord) -> None:
             elif kind == "evaluate":
                 if not record.evaluation:
                     record.evaluation = values
-            elif kind in _EVENT_KINDS:
+            elif kind in EVENT_KINDS:
                 record.events.append(values)
     record.losses = sorted(losses.items())
 

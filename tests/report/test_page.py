@@ -10,9 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+import edgeladder
 from edgeladder.core.errors import ConfigError
+from edgeladder.core.memory_record import MemoryAction
+from edgeladder.core.records import to_json
 from edgeladder.report import write_report as write
 from edgeladder.report.charts import line_chart, nice_ticks
+from edgeladder.report.record import EVENT_KINDS
 
 _VOID = {"meta", "br"}
 NAMES = ["hat & <scarf>", "dress", "shoes"]
@@ -66,7 +70,11 @@ def a_run(folder: Path, classes: list[str] | None = None) -> Path:
     lines.append(
         {"time": 1e9, "kind": "phase", "phase": "train", "measured_peak_bytes": 221_000_000}
     )
-    lines.append({"time": 1e9, "kind": "watch", "order": "halve", "used_bytes": 321_000_000})
+    action = MemoryAction(
+        kind="memory", phase="train", action="halve", reason="80 % of the budget",
+        used_bytes=321_000_000, step=50,
+    )  # fmt: skip
+    lines.append({"time": 1e9, **to_json(action)})
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "metrics.jsonl").write_text(text + '{"time": 1, "kind": "st')
     count = len(names)
@@ -136,6 +144,17 @@ def test_a_report_shows_the_evidence_for_the_budget(tmp_path):
     for words in ("151 MB", "143 MB", "enforcement: cgroup2", "170 MB", "80 % of the budget"):
         assert words in page.text, words
     assert "killed by the cgroup2 limit" in page.text
+
+
+def test_the_report_knows_the_events_that_jobs_record_and_no_others():
+    jobs = Path(edgeladder.__file__).parent / "jobs"
+    written = "".join(path.read_text(encoding="utf-8") for path in jobs.glob("*.py"))
+    emitted = set(re.findall(r'"kind": "(\w+)"', written)) | set(
+        re.findall(r'MemoryAction\(\s*kind="(\w+)"', written)
+    )
+    elsewhere = {"start", "step", "checkpoint", "phase", "result"}  # shown in other ways, or at all
+    assert elsewhere < emitted
+    assert set(EVENT_KINDS) == emitted - elsewhere
 
 
 def test_a_report_needs_nothing_from_elsewhere(tmp_path):
