@@ -48,7 +48,7 @@ def gathered(
         run.__name__, run.__doc__ = command.__name__, command.__doc__
         run.__annotations__ = {name: p.annotation for name, p in options.items()}
         signature = inspect.Signature(list(options.values()), return_annotation=Answer)
-        run.__signature__ = signature  # type: ignore[attr-defined]
+        run.__signature__ = signature  # type: ignore[attr-defined]  # inspect reads it, typeshed has no such attribute
         return run
 
     return decorate

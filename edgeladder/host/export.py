@@ -226,7 +226,8 @@ def build_ladder(
     width = _pre_width(image)
     ladder = Ladder(profile.ladder, image.taps, text.taps, backbone.embedding_dim, width)
     initialize(ladder, backbone, importance=importance)
-    return ladder.eval()
+    ladder.eval()
+    return ladder
 
 
 def _pre_width(image: TowerRecord) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -163,12 +164,16 @@ def write_ladder(
     )
 
 
+def _made(graph: Graph) -> Graph:
+    return graph
+
+
 def _recipes(forward: Graph, trained: step.Trained) -> dict[str, Callable[[], Graph]]:
     kept: dict[str, Callable[[], Graph]] = {}
     for side in ("image", "text"):
         keep, back = step.kept(forward, trained, side)
-        kept[f"forward_saved_{side}"] = lambda graph=keep: graph  # type: ignore[misc]
-        kept[f"backward_saved_{side}"] = lambda graph=back: graph  # type: ignore[misc]
+        kept[f"forward_saved_{side}"] = partial(_made, keep)
+        kept[f"backward_saved_{side}"] = partial(_made, back)
     return {
         "fused": lambda: step.fused(forward, trained),
         "recompute": lambda: step.fused(forward, trained, recompute=True),

@@ -6,6 +6,7 @@ What one operator's gradient is, the rules of vjp.py tell.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from edgeladder.core.errors import EdgeLadderError
 from edgeladder.host.compile.extent import Shape
@@ -69,9 +70,9 @@ class Backward:
             self._again[value] = self.emit("Mul", [x, sigmoid], shape, hint="silu")
         return self._again[key]
 
-    def emit(self, op: str, inputs: Sequence[str], shape: Shape, **more: object) -> str:
+    def emit(self, op: str, inputs: Sequence[str], shape: Shape, **more: Any) -> str:
         """One operator of the backward pass."""
-        return self.graph.emit(op, inputs, shape, **more)  # type: ignore[arg-type]
+        return self.graph.emit(op, inputs, shape, **more)
 
     def binary(self, op: str, left: str, right: str) -> str:
         """Add, Sub, Mul or Div with broadcasting."""

@@ -59,7 +59,7 @@ class Lowering:
 
     def axis(self, node: torch.fx.Node, axis: int) -> int:
         """A non-negative axis of the node's first argument."""
-        return axis % len(node.args[0].meta["val"].shape)  # type: ignore[union-attr]
+        return axis % len(node.args[0].meta["val"].shape)
 
 
 def lower(
@@ -182,7 +182,7 @@ _UNARY = {"sigmoid": "Sigmoid", "relu": "Relu", "sqrt": "Sqrt", "neg": "Neg", "e
 
 @rule(*_BINARY)
 def _binary(lowering: Lowering, node: torch.fx.Node) -> str:
-    op = str(node.target.__name__).split(".")[0]  # type: ignore[union-attr]
+    op = str(node.target.__name__).split(".")[0]
     dtype = "bool" if op == "gt" else "float32"
     inputs = [lowering.value(a) for a in node.args[:2]]
     return lowering.emit(node, _BINARY[op], inputs, dtype=dtype)
@@ -195,7 +195,7 @@ def _rsub(lowering: Lowering, node: torch.fx.Node) -> str:
 
 @rule(*_UNARY)
 def _unary(lowering: Lowering, node: torch.fx.Node) -> str:
-    op = str(node.target.__name__).split(".")[0]  # type: ignore[union-attr]
+    op = str(node.target.__name__).split(".")[0]
     return lowering.emit(node, _UNARY[op], [lowering.value(node.args[0])])
 
 
@@ -223,7 +223,7 @@ def _reshape(lowering: Lowering, node: torch.fx.Node) -> str:
 @rule("select")
 def _select(lowering: Lowering, node: torch.fx.Node) -> str:
     x = lowering.value(node.args[0])
-    axis, index = lowering.axis(node, int(node.args[1])), int(node.args[2])  # type: ignore[arg-type]
+    axis, index = lowering.axis(node, int(node.args[1])), int(node.args[2])
     shape = list(lowering.graph.shapes[x])
     shape[axis] = 1
     stops = [lowering.graph.constant([v], "int64", "index") for v in (index, index + 1, axis)]
@@ -234,12 +234,12 @@ def _select(lowering: Lowering, node: torch.fx.Node) -> str:
 @rule("slice")
 def _slice(lowering: Lowering, node: torch.fx.Node) -> str:
     x = lowering.value(node.args[0])
-    axis = lowering.axis(node, int(node.args[1]) if len(node.args) > 1 else 0)  # type: ignore[arg-type]
-    start = int(node.args[2] or 0) if len(node.args) > 2 else 0  # type: ignore[arg-type]
-    stop = int(node.args[3]) if len(node.args) > 3 else 2**62  # type: ignore[arg-type]
+    axis = lowering.axis(node, int(node.args[1]) if len(node.args) > 1 else 0)
+    start = int(node.args[2] or 0) if len(node.args) > 2 else 0
+    stop = int(node.args[3]) if len(node.args) > 3 else 2**62
     if lowering.shape(node) == lowering.graph.shapes[x]:
         return x
-    step = int(node.args[4]) if len(node.args) > 4 else 1  # type: ignore[arg-type]
+    step = int(node.args[4]) if len(node.args) > 4 else 1
     numbers = (start, min(stop, 2**62), axis, *([step] if step != 1 else []))
     bounds = [lowering.graph.constant([v], "int64", "index") for v in numbers]
     return lowering.emit(node, "Slice", [x, *bounds])
@@ -258,17 +258,17 @@ def _addmm(lowering: Lowering, node: torch.fx.Node) -> str:
 
 @rule("cat")
 def _cat(lowering: Lowering, node: torch.fx.Node) -> str:
-    parts = [lowering.value(a) for a in node.args[0]]  # type: ignore[union-attr]
+    parts = [lowering.value(a) for a in node.args[0]]
     rank = len(lowering.shape(node))
-    axis = int(node.args[1]) % rank if len(node.args) > 1 else 0  # type: ignore[arg-type]
+    axis = int(node.args[1]) % rank if len(node.args) > 1 else 0
     return lowering.emit(node, "Concat", parts, axis=axis)
 
 
 @rule("stack")
 def _stack(lowering: Lowering, node: torch.fx.Node) -> str:
-    parts = [lowering.value(a) for a in node.args[0]]  # type: ignore[union-attr]
+    parts = [lowering.value(a) for a in node.args[0]]
     graph = lowering.graph
-    axis = int(node.args[1]) % len(lowering.shape(node)) if len(node.args) > 1 else 0  # type: ignore[arg-type]
+    axis = int(node.args[1]) % len(lowering.shape(node)) if len(node.args) > 1 else 0
     lifted = [
         graph.reshape(part, (*shape[:axis], 1, *shape[axis:]))
         for part, shape in ((part, graph.shapes[part]) for part in parts)
@@ -279,14 +279,14 @@ def _stack(lowering: Lowering, node: torch.fx.Node) -> str:
 @rule("transpose")
 def _transpose(lowering: Lowering, node: torch.fx.Node) -> str:
     order = list(range(len(lowering.shape(node))))
-    first, second = (lowering.axis(node, int(a)) for a in node.args[1:3])  # type: ignore[arg-type]
+    first, second = (lowering.axis(node, int(a)) for a in node.args[1:3])
     order[first], order[second] = order[second], order[first]
     return lowering.emit(node, "Transpose", [lowering.value(node.args[0])], perm=order)
 
 
 @rule("permute")
 def _permute(lowering: Lowering, node: torch.fx.Node) -> str:
-    order = [lowering.axis(node, int(a)) for a in node.args[1]]  # type: ignore[union-attr, arg-type]
+    order = [lowering.axis(node, int(a)) for a in node.args[1]]
     return lowering.emit(node, "Transpose", [lowering.value(node.args[0])], perm=order)
 
 
@@ -295,7 +295,7 @@ def _split(lowering: Lowering, node: torch.fx.Node) -> list[str]:
     graph, x = lowering.graph, lowering.value(node.args[0])
     unbind = "unbind" in str(node.target)
     place = 1 if unbind else 2
-    axis = lowering.axis(node, int(node.args[place]) if len(node.args) > place else 0)  # type: ignore[arg-type]
+    axis = lowering.axis(node, int(node.args[place]) if len(node.args) > place else 0)
     shapes: list[Shape] = [tuple(lowering.dim(s) for s in v.shape) for v in node.meta["val"]]
     if unbind:
         lifted = [(*s[:axis], 1, *s[axis:]) for s in shapes]
@@ -307,7 +307,7 @@ def _split(lowering: Lowering, node: torch.fx.Node) -> list[str]:
 
 @rule("getitem")
 def _getitem(lowering: Lowering, node: torch.fx.Node) -> str:
-    return lowering.names[node.args[0]][int(node.args[1])]  # type: ignore[index, arg-type]
+    return lowering.names[node.args[0]][int(node.args[1])]
 
 
 @rule("expand")
@@ -322,14 +322,14 @@ def _expand(lowering: Lowering, node: torch.fx.Node) -> str:
 def _pad(lowering: Lowering, node: torch.fx.Node) -> str:
     """Zeros before the last axis, as a Concat, whose gradient is a Split; else a plain Pad."""
     x, shape = lowering.value(node.args[0]), lowering.shape(node)
-    amounts = [int(v) for v in node.args[1]]  # type: ignore[union-attr, arg-type]
+    amounts = [int(v) for v in node.args[1]]
     if len(amounts) != 2 or amounts[1]:  # towers only: (before, after) from the last axis on
         pads = [[0, 0]] * (len(shape) - len(amounts) // 2)
         pads += [amounts[i : i + 2] for i in range(len(amounts) - 2, -1, -2)]
         ends = lowering.graph.constant([p[0] for p in pads] + [p[1] for p in pads], "int64", "pads")
         return lowering.emit(node, "Pad", [x, ends])
     before = amounts[0]
-    zeros = lowering.graph.constant(np.zeros((*shape[:-1], before), np.float32))  # type: ignore[arg-type]
+    zeros = lowering.graph.constant(np.zeros((*shape[:-1], before), np.float32))
     return lowering.emit(node, "Concat", [zeros, x], axis=len(shape) - 1)
 
 
@@ -337,9 +337,9 @@ def _pad(lowering: Lowering, node: torch.fx.Node) -> str:
 def _layer_norm(lowering: Lowering, node: torch.fx.Node) -> str:
     graph, x = lowering.graph, lowering.value(node.args[0])
     shape = lowering.shape(node)
-    epsilon = float(node.args[4]) if len(node.args) > 4 else 1e-5  # type: ignore[arg-type]
-    ones = graph.constant(np.ones(shape[-1], np.float32), hint="ones")  # type: ignore[arg-type]
-    zeros = graph.constant(np.zeros(shape[-1], np.float32), hint="zeros")  # type: ignore[arg-type]
+    epsilon = float(node.args[4]) if len(node.args) > 4 else 1e-5
+    ones = graph.constant(np.ones(shape[-1], np.float32), hint="ones")
+    zeros = graph.constant(np.zeros(shape[-1], np.float32), hint="zeros")
     affine = [lowering.value(a) for a in node.args[2:4] if a is not None]
     ones, zeros = [*affine, *[ones, zeros][len(affine) :]]
     reduced = (*shape[:-1], 1)
@@ -359,11 +359,11 @@ def _softmax(lowering: Lowering, node: torch.fx.Node) -> str:
 def _reduce(lowering: Lowering, node: torch.fx.Node) -> str:
     graph, x = lowering.graph, lowering.value(node.args[0])
     op = {"mean": "ReduceMean", "sum": "ReduceSum", "amax": "ReduceMax"}[
-        str(node.target.__name__).split(".")[0]  # type: ignore[union-attr]
+        str(node.target.__name__).split(".")[0]
     ]
     rank = len(graph.shapes[x])
     axes = node.args[1] if len(node.args) > 1 and node.args[1] is not None else list(range(rank))
-    axes = [int(a) % rank for a in (axes if isinstance(axes, (list, tuple)) else [axes])]  # type: ignore[arg-type]
+    axes = [int(a) % rank for a in (axes if isinstance(axes, (list, tuple)) else [axes])]
     keep = int(len(graph.shapes[x]) == len(lowering.shape(node)) and len(axes) > 0)
     named = graph.constant(axes, "int64", "axes")
     return graph.emit(op, [x, named], lowering.shape(node), keepdims=keep)

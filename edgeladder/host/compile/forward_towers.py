@@ -31,15 +31,15 @@ def _conv2d(lowering: Lowering, node: torch.fx.Node) -> str:
     if isinstance(padding, str):
         raise EdgeLadderError("no ONNX rule for padding by name", where=node.name)
     inputs = [lowering.value(a) for a in node.args[:3] if a is not None]
-    pads = [int(p) for p in padding] * 2  # type: ignore[union-attr, arg-type]
+    pads = [int(p) for p in padding] * 2
     return lowering.emit(
         node,
         "Conv",
         inputs,
-        strides=[int(v) for v in stride],  # type: ignore[union-attr, arg-type]
+        strides=[int(v) for v in stride],
         pads=pads,
-        dilations=[int(v) for v in dilation],  # type: ignore[union-attr, arg-type]
-        group=int(groups),  # type: ignore[arg-type]
+        dilations=[int(v) for v in dilation],
+        group=int(groups),
     )
 
 
@@ -68,7 +68,7 @@ def _gelu(lowering: Lowering, node: torch.fx.Node) -> str:
 def _batch_norm(lowering: Lowering, node: torch.fx.Node) -> str:
     """With the running statistics: frozen towers are never in training mode."""
     inputs = [lowering.value(a) for a in node.args[:5]]
-    return lowering.emit(node, "BatchNormalization", inputs, epsilon=float(node.args[7]))  # type: ignore[arg-type]
+    return lowering.emit(node, "BatchNormalization", inputs, epsilon=float(node.args[7]))
 
 
 @rule("hardtanh", "relu6")
@@ -101,7 +101,7 @@ def _embedding(lowering: Lowering, node: torch.fx.Node) -> str:
 @rule("chunk")
 def _chunk(lowering: Lowering, node: torch.fx.Node) -> list[str]:
     graph, x = lowering.graph, lowering.value(node.args[0])
-    axis = lowering.axis(node, int(node.args[2]) if len(node.args) > 2 else 0)  # type: ignore[arg-type]
+    axis = lowering.axis(node, int(node.args[2]) if len(node.args) > 2 else 0)
     shapes = [tuple(lowering.dim(s) for s in v.shape) for v in node.meta["val"]]
     return graph.emit_many("Split", [x, graph.extent([s[axis] for s in shapes])], shapes, axis=axis)
 

@@ -112,7 +112,8 @@ def _torch_objective(
     with torch.no_grad():
         for name, parameter in objective.ladder.named_parameters():
             parameter.copy_(torch.from_numpy(values[name]))
-    return objective.to(dtype)
+    objective.to(dtype)  # in place
+    return objective
 
 
 def _torch_gradients(

@@ -7,7 +7,7 @@ Outputs may be written in place of their inputs: `check_aliases` proves it for e
 
 from __future__ import annotations
 
-from edgeladder.host.compile.extent import symbol
+from edgeladder.host.compile.extent import Shape, symbol
 from edgeladder.host.compile.graph import Graph
 from edgeladder.host.compile.step import check_aliases
 
@@ -17,11 +17,11 @@ BLOCK = 256  # elements that share one scale, where moments have 8 bits
 class _Blocks:
     """Element-wise operators over one shape."""
 
-    def __init__(self, graph: Graph, shape: tuple[object, ...]):
+    def __init__(self, graph: Graph, shape: Shape):
         self.graph, self.shape = graph, shape
 
     def __call__(self, op: str, *inputs: str) -> str:
-        return self.graph.emit(op, inputs, self.shape)  # type: ignore[arg-type]
+        return self.graph.emit(op, inputs, self.shape)
 
 
 def _named(graph: Graph, value: str, label: str) -> None:

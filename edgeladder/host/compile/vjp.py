@@ -13,7 +13,7 @@ import numpy as np
 
 from edgeladder.core.errors import EdgeLadderError
 from edgeladder.host.compile.differentiate import Backward, Gradient, Rule, is_stop, zeros
-from edgeladder.host.compile.extent import Shape
+from edgeladder.host.compile.extent import Extent, Shape
 from edgeladder.host.compile.graph import CONTRIB, Node
 
 RULES: dict[str, Rule] = {}
@@ -316,7 +316,7 @@ def _same_batch(b: Backward, node: Node) -> bool:
 def _fused(b: Backward, left: str, right: str, ta: int, ba: int, tb: int, bb: int) -> str:
     """FusedMatMul of operands (trans, transBatch) each; the result has the batch first."""
 
-    def matrix(value: str, trans: int, batch: int) -> tuple[Shape, object, object]:
+    def matrix(value: str, trans: int, batch: int) -> tuple[Shape, int | Extent, int | Extent]:
         shape = b.shape(value)
         if len(shape) == 2:
             lead: Shape = ()
@@ -336,7 +336,7 @@ def _fused(b: Backward, left: str, right: str, ta: int, ba: int, tb: int, bb: in
     return b.emit(
         "FusedMatMul",
         [left, right],
-        shape,  # type: ignore[arg-type]
+        shape,
         domain=CONTRIB,
         **{key: value for key, value in flags.items() if value},
     )

@@ -67,7 +67,7 @@ def canonical(model: str) -> str:
         return model
     import open_clip
 
-    known = open_clip.list_models()
+    known: list[str] = open_clip.list_models()
     folded = {name.lower(): name for name in known}
     wanted = model.replace("/", "-").lower().replace("@", "-")
     if wanted in folded:

@@ -267,7 +267,7 @@ def _cut(trunk: Any, pixels: Tensor, final: Tensor, found: list[Tensor]) -> Cut 
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.allclose(one, other, rtol=1e-4, atol=1e-5)
+    return bool(one.shape == other.shape and torch.allclose(one, other, rtol=1e-4, atol=1e-5))
 
 
 def _head_only(trunk: Any, parts: list[nn.Module]) -> nn.Module:
