@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools" / "bench"))
-
-import baselines  # noqa: E402
-import figures  # noqa: E402
+from tools.bench import baselines, figures
 
 Array = np.ndarray
 

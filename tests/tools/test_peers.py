@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
 torch = pytest.importorskip("torch")
 open_clip = pytest.importorskip("open_clip")
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools" / "bench" / "peers"))
-
-import methods  # noqa: E402
-import run  # noqa: E402
-import towers  # noqa: E402
+from tools.bench.peers import methods, run, towers  # noqa: E402
 
 CLASSES = ["cat", "dog", "horse"]
 

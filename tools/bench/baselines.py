@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgeladder.runtime.heads.blend import log_loss, softmax
+from edgeladder.runtime.heads.blend import log_loss
 from edgeladder.runtime.heads.kernel import shot_folds
+from edgeladder.runtime.logits import softmax
 
 Array = np.ndarray
 Loss = Callable[[dict[str, Array]], dict[str, Array]]
@@ -42,7 +43,8 @@ class Support:
     @property
     def onehot(self) -> Array:
         """(n, C)."""
-        return np.eye(len(self.text), dtype=np.float32)[self.labels]
+        onehot: Array = np.eye(len(self.text), dtype=np.float32)[self.labels]
+        return onehot
 
 
 Predictor = Callable[[Array, "Array | None"], Array]  # embeddings, pre -> logits

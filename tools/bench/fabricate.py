@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -25,11 +25,11 @@ def _keys(label: str, count: int) -> list[bytes]:
     return [sample_key(digest) for digest in digests]
 
 
-def _fill(bundle: Bundle, folder: Path, side: str, keys: list[bytes]) -> None:
+def _fill(bundle: Bundle, folder: Path, side: Literal["image", "text"], keys: list[bytes]) -> None:
     tower = getattr(bundle.manifest, side)
-    store = ActivationCache.open(folder, bundle, side, "fp16", writable=True)  # type: ignore[arg-type]
+    store = ActivationCache.open(folder, bundle, side, "fp16", writable=True)
     random = np.random.default_rng(0)
-    shapes = {tap.name: (tap.tokens, tap.width) for tap in tower.taps}
+    shapes: dict[str, tuple[int, ...]] = {tap.name: (tap.tokens, tap.width) for tap in tower.taps}
     shapes["embedding"] = (bundle.manifest.model.embedding_dim,)
     if side == "image" and store.layout.embedding_pre is not None:
         shapes["embedding_pre"] = store.layout.embedding_pre.shape

@@ -19,17 +19,12 @@ import csv
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from baselines import METHODS, Support  # noqa: E402
-from figures import plot, table  # noqa: E402
-from ladder_row import train_ladder  # noqa: E402
-from task import Task, load_pool  # noqa: E402
-from variants import DEVICE  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.config import Profile
@@ -40,14 +35,22 @@ from edgeladder.runtime.heads.closed_form import (  # noqa: E402
     head_arrays,
     head_from,
 )
+from edgeladder.runtime.heads.closed_form import (
+    Kind as HeadKind,
+)
 from edgeladder.runtime.heads.fit_head import fixed_head_weight  # noqa: E402
+from tools.bench.baselines import METHODS, Method, Support  # noqa: E402
+from tools.bench.figures import plot, table  # noqa: E402
+from tools.bench.ladder_row import train_ladder  # noqa: E402
+from tools.bench.task import Task, load_pool  # noqa: E402
+from tools.bench.variants import DEVICE  # noqa: E402
 
 Array = np.ndarray
 Row = dict[str, object]
 Ladders = dict[str, tuple[Bundle, Profile]]
 _CHUNK = 256
 _FIELDS = ["dataset", "shots", "seed", "method", "accuracy", "seconds"]
-_HEADS = {"gda": "GDA", "proker": "ProKeR", "kernel": "multi-tap kernel"}
+_HEADS: dict[HeadKind, str] = {"gda": "GDA", "proker": "ProKeR", "kernel": "multi-tap kernel"}
 
 
 def support_of(task: Task) -> Support:
@@ -62,10 +65,10 @@ def support_of(task: Task) -> Support:
     )
 
 
-def head_of(task: Task, kind: str) -> Head:
+def head_of(task: Task, kind: HeadKind) -> Head:
     """A closed-form head fitted on the support set, as an adapter stores it."""
     head = fit_head(
-        kind,  # type: ignore[arg-type]
+        kind,
         task.support.features(),
         task.support.labels,
         task.zero_shot(task.support.embedding),
@@ -74,7 +77,7 @@ def head_of(task: Task, kind: str) -> Head:
     return head_from(*head_arrays(head))
 
 
-def head_logits(task: Task, kind: str) -> Array:
+def head_logits(task: Task, kind: HeadKind) -> Array:
     """Of the test pictures (m, C), some at a time."""
     head = head_of(task, kind)
     parts = []
@@ -87,14 +90,24 @@ def head_logits(task: Task, kind: str) -> Array:
 Work = Callable[[], Array]
 
 
+def _judge(method: Method, support: Support, task: Task, before: Array | None) -> Array:
+    logits: Array = method(support)(task.test.embedding, before)
+    return logits
+
+
+def _joined(ladder: Work, head: Work, weight: float) -> Array:
+    joined: Array = ladder() + weight * head()
+    return joined
+
+
 def works(task: Task, ladders: Ladders, parts: set[str]) -> Iterator[tuple[str, Work]]:
     """Every method's name and how to get its test logits."""
     support, before = support_of(task), task.test.extra.get("image_embedding_pre")
     if "heads" in parts:
         for name, method in METHODS.items():
-            yield name, lambda method=method: method(support)(task.test.embedding, before)
-        for kind, name in _HEADS.items():
-            yield name, lambda kind=kind: head_logits(task, kind)
+            yield name, partial(_judge, method, support, task, before)
+        for closed, name in _HEADS.items():
+            yield name, partial(head_logits, task, closed)
     kept: dict[str, Array] = {}
 
     def once(key: str, work: Work) -> Array:
@@ -112,15 +125,16 @@ def works(task: Task, ladders: Ladders, parts: set[str]) -> Iterator[tuple[str, 
         def ladder(name: str = name, bundle: Bundle = bundle, profile: Profile = profile) -> Array:
             return once(f"ladder {name}", lambda: train_ladder(task, bundle, profile)[0])
 
-        def head(kind: str = kind) -> Array:
-            return once(f"head {kind}", lambda: head_logits(task, kind))
-
         if kind == "none":
             yield name, ladder
             continue
+
+        def head(kind: HeadKind = kind) -> Array:
+            return once(f"head {kind}", partial(head_logits, task, kind))
+
         yield f"{name}: ladder alone", ladder
         yield f"{name}: head alone", head
-        yield name, lambda ladder=ladder, head=head, weight=weight: ladder() + weight * head()
+        yield name, partial(_joined, ladder, head, weight)
 
 
 def run_task(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 from collections.abc import Iterable
+from functools import partial
 from html import escape
 from pathlib import Path
 
@@ -134,6 +135,10 @@ def plot(rows: list[Row]) -> str:
     )
 
 
+def _place(key: str, names: list[str], row: Row) -> int:
+    return names.index(str(row[key]))
+
+
 def read(path: Path) -> list[Row]:
     """The rows of a results.csv."""
     with open(path, newline="", encoding="utf-8") as stream:
@@ -153,7 +158,7 @@ def main() -> None:
     for key, names in (("dataset", arguments.datasets), ("method", arguments.methods)):
         if names:
             rows = [row for row in rows if row[key] in names]
-            rows.sort(key=lambda row, key=key, names=names: names.index(str(row[key])))
+            rows.sort(key=partial(_place, key, names))
     print(differences(rows, arguments.against) if arguments.against else table(rows))
     if arguments.plot:
         arguments.plot.write_text(plot(rows), encoding="utf-8")

@@ -9,19 +9,19 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from fabricate import fabricate
-
 from edgeladder.budget import meter
 from edgeladder.budget.planner import plan
 from edgeladder.budget.tower_costs import precompute_phases
 from edgeladder.budget.workload import Asked, Workload
 from edgeladder.core.bundle import Bundle
+from edgeladder.core.job import Counts, Job, PrecomputeResult, TrainResult
 from edgeladder.core.plan import PhasePlan, Plan
-from edgeladder.core.records import to_json
 from edgeladder.core.request import TrainRequest
+from edgeladder.core.yaml_config import override
 from edgeladder.jobs.machine_baseline import machine_baseline
 from edgeladder.jobs.run_directory import MetricsLog, read_metrics
 from edgeladder.jobs.supervisor import Supervisor
+from tools.bench.fabricate import fabricate
 
 MB = 1_000_000
 _PLENTY = 16_000 * MB
@@ -53,10 +53,9 @@ class Phases:
         run = Path(tempfile.mkdtemp(dir=self.folder))
         bundle = Bundle.open(config["bundle"], verify=False)
         kind = self._train if config["phase"] == "train" else self._precompute
-        phase, values = kind(config, bundle, run)
+        phase, request = kind(config, bundle, run)
         planned = phase.planned_peak_bytes - phase.parts["supervisor"]
-        values |= {"budget_bytes": _PLENTY, "seed": 0, "threads": 2}
-        values["plan"] = Plan(
+        decided = Plan(
             budget_bytes=_PLENTY,
             minimum_budget_bytes=phase.planned_peak_bytes,
             fits=True,
@@ -64,12 +63,13 @@ class Phases:
             classes=config.get("classes", 2),
             pictures=config.get("pictures", 16),
             baseline=self.baseline,
-        ).to_json()
-        request = TrainRequest.from_dict(values["request"])
+        )
+        job = self._job(config, bundle, request, decided)
+        result = TrainResult if config["phase"] == "train" else PrecomputeResult
         with Supervisor(request, None) as supervisor:
             supervisor.budget_bytes = _PLENTY
             supervisor.metrics = MetricsLog(run / "metrics.jsonl")
-            done = supervisor.phase(config["phase"], values)
+            done = supervisor.phase(config["phase"], job, result)
         (record,) = (r for r in read_metrics(run / "metrics.jsonl") if r["kind"] == "phase")
         # this script is a fat supervisor; what a worker takes does not depend on it
         measured = record["worker_high_water_bytes"]
@@ -79,9 +79,31 @@ class Phases:
             "planned_mb": planned / MB,
             "measured_mb": measured / MB,
             "error": (planned - measured) / (measured + self.baseline.supervisor_bytes),
-            "step_ms": done.get("step_ms_median"),
+            "step_ms": getattr(done, "step_ms_median", None),
             "parts": {name: round(size / MB, 1) for name, size in phase.parts.items()},
         }
+
+    def _job(
+        self, config: dict[str, Any], bundle: Bundle, request: TrainRequest, decided: Plan
+    ) -> Job:
+        moments = [f"train.moments={config['moments']}"] if "moments" in config else []
+        return Job(
+            request=request,
+            budget_bytes=_PLENTY,
+            seed=0,
+            threads=2,
+            engine=config.get("engine", "stock"),
+            bundle_digest="",
+            steps=self.steps,
+            condense=None,
+            proximal=0.0,
+            folds=0,
+            batch=config["batch"],
+            warmup_steps=1,
+            profile=override(bundle.manifest.profile, moments),
+            plan=decided,
+            counts=Counts(train=decided.pictures, test=0, classes=decided.classes),
+        )
 
     def _workload(self, config: dict[str, Any], bundle: Bundle) -> Workload:
         return Workload(
@@ -96,7 +118,7 @@ class Phases:
 
     def _train(
         self, config: dict[str, Any], bundle: Bundle, run: Path
-    ) -> tuple[PhasePlan, dict[str, Any]]:
+    ) -> tuple[PhasePlan, TrainRequest]:
         cache = self.folder / f"cache-{Path(config['bundle']).name}"
         selection = fabricate(bundle, cache, config["pictures"], config["classes"])
         (run / "checkpoints").mkdir()
@@ -113,26 +135,14 @@ class Phases:
                 hold=config.get("hold"),
             ),
         )
-        profile = to_json(bundle.manifest.profile)
-        profile["train"]["moments"] = config["moments"]
         request = TrainRequest(
             bundle=str(bundle.folder), cache=str(cache), run=str(run), limit="none"
         )
-        return decided.phases["train"], {
-            "request": request.to_dict(),
-            "engine": config["engine"],
-            "steps": self.steps,
-            "condense": None,
-            "folds": 0,
-            "proximal": None,
-            "batch": config["batch"],
-            "warmup_steps": 1,
-            "profile": profile,
-        }
+        return decided.phases["train"], request
 
     def _precompute(
         self, config: dict[str, Any], bundle: Bundle, run: Path
-    ) -> tuple[PhasePlan, dict[str, Any]]:
+    ) -> tuple[PhasePlan, TrainRequest]:
         pictures = self.folder / f"pictures-{config['batch']}"
         if not pictures.is_dir():
             count = max(2, config["batch"])  # of either class: two batches at least
@@ -148,4 +158,4 @@ class Phases:
             run=str(run),
             limit="none",
         )
-        return phase, {"request": request.to_dict()}
+        return phase, request

@@ -8,28 +8,41 @@ from __future__ import annotations
 
 import math
 import tempfile
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from task import Activations, Task
 
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.config import Profile
-from edgeladder.core.records import to_json
+from edgeladder.core.job import Condensation, Counts, Job, PhaseOrder
+from edgeladder.core.plan import MachineBaseline, PhasePlan, Plan
+from edgeladder.core.request import TrainRequest
+from edgeladder.core.yaml_config import override
 from edgeladder.jobs.control import Control
 from edgeladder.jobs.train_phase import _loop, begin, open_engine_named
 from edgeladder.runtime.cache.inputs import CacheBatches
 from edgeladder.runtime.cache.sampler import Sampler
 from edgeladder.runtime.logits import Activations as Cached
 from edgeladder.runtime.logits import ClassLogits, class_embeddings
+from tools.bench.task import Activations, Task
 
 Array = np.ndarray
 _CHUNK = 256
+_PLAN = Plan(  # nothing is planned here: only the moments are read
+    budget_bytes=0,
+    minimum_budget_bytes=0,
+    fits=True,
+    phases={"train": PhasePlan(moments="fp32")},
+    classes=0,
+    pictures=0,
+    baseline=MachineBaseline(*[0] * len(fields(MachineBaseline))),
+)
 
 
-def values_of(task: Task, profile: Profile, threads: int) -> dict[str, Any]:
-    """What the plan worker would hand to the train worker (`train/prepare.py`)."""
+def job_of(task: Task, bundle: Bundle, profile: Profile, threads: int) -> Job:
+    """What the plan worker would hand to the train worker (`jobs/plan_phase.py`)."""
     count = len(task.rows)
     batch = min(profile.train.batch, count)
     per_epoch = math.ceil(count / batch)
@@ -38,24 +51,27 @@ def values_of(task: Task, profile: Profile, threads: int) -> dict[str, Any]:
     condense = None
     if keep is not None and keep < 1:
         until = steps + profile.condense.epochs * per_epoch
-        condense = {"at": steps, "until": until, "keep": keep, "train": profile.condense.train}
-    dumped = to_json(profile)
-    dumped["train"]["checkpoint_steps"] = 10**9
-    dumped["train"]["checkpoint_seconds"] = 1e9
-    return {
-        "request": {"start": None},
-        "profile": dumped,
-        "sizes": {},
-        "engine": "stock",
-        "threads": threads,
-        "plan": {"phases": {"train": {"moments": "fp32"}}},
-        "steps": condense["until"] if condense else steps,
-        "condense": condense,
-        "proximal": profile.loss.proximal * task.classes / count,
-        "batch": batch,
-        "seed": task.seed,
-        "warmup_steps": math.ceil(profile.train.warmup_epochs * per_epoch),
-    }
+        condense = Condensation(at=steps, until=until, keep=keep, train=profile.condense.train)
+    never = override(
+        profile, ["train.checkpoint_steps=1000000000", "train.checkpoint_seconds=1000000000"]
+    )
+    return Job(
+        request=TrainRequest(bundle=str(bundle.folder)),
+        budget_bytes=0,
+        seed=task.seed,
+        threads=threads,
+        engine="stock",
+        bundle_digest="",
+        steps=condense.until if condense else steps,
+        condense=condense,
+        proximal=profile.loss.proximal * task.classes / count,
+        folds=0,
+        batch=batch,
+        warmup_steps=math.ceil(profile.train.warmup_epochs * per_epoch),
+        profile=never,
+        plan=_PLAN,
+        counts=Counts(train=count, test=len(task.test.labels), classes=task.classes),
+    )
 
 
 def train_ladder(
@@ -71,14 +87,15 @@ def train_ladder(
     Returns:
         Logits of the test pictures (m, C) by the ladder alone, and the steps taken.
     """
-    values = values_of(task, profile, threads)
+    job = job_of(task, bundle, profile, threads)
+    order = PhaseOrder(job=job)
     reader = task.reader(bundle).part(task.rows)
-    sampler = Sampler(len(task.rows), values["batch"], values["seed"], profile.train.views)
+    sampler = Sampler(len(task.rows), job.batch, job.seed, profile.train.views)
     batches = CacheBatches(reader, sampler)
-    engine = open_engine_named(values, bundle, {})
-    begin(engine, bundle, batches, values)
+    engine = open_engine_named(job, bundle, order.sizes)
+    begin(engine, bundle, batches, job)
     with tempfile.TemporaryDirectory() as folder:
-        loop = _loop(engine, bundle, batches, values, Path(folder), lambda record: None, Control())
+        loop = _loop(order, engine, bundle, batches, Path(folder), lambda record: None, Control())
         done = loop.run()
     loop.apply_average()
     text = class_embeddings(engine, next(reader.windows("train", 1)), _CHUNK).tuned

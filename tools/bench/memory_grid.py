@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parents[1])]
+sys.path.insert(0, str(HERE.parents[1]))
 
 Config = dict[str, Any]
 SHORT, OVER = -0.03, 0.15  # what is promised of a prediction
@@ -126,7 +126,7 @@ def main() -> int:
     options = parser.parse_args()
     rows = [json.loads(line) for path in options.show or [] for line in path.open()]
     if not options.show:
-        from grid_phases import Phases
+        from tools.bench.grid_phases import Phases
 
         with tempfile.TemporaryDirectory() as folder:
             phases = Phases(Path(folder), options.steps)

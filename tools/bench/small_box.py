@@ -23,13 +23,12 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parents[1])]
-
-from outside import TreeSampler  # noqa: E402
+sys.path.insert(0, str(HERE.parents[1]))
 
 from edgeladder.budget.limits import MemoryLimit, open_limit  # noqa: E402
 from edgeladder.core.errors import EdgeLadderError  # noqa: E402
 from edgeladder.core.sizes import parse_size  # noqa: E402
+from tools.bench.outside import TreeSampler  # noqa: E402
 
 MB = 1_000_000
 _PICTURES = """

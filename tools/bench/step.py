@@ -203,7 +203,7 @@ def compete(args: argparse.Namespace, folder: Path, size: str) -> dict[str, Any]
         order.shuffle(contenders)
         for contender in contenders:
             contender.steps(args.steps)
-    results = {}
+    results: dict[str, dict[str, Any]] = {}
     for contender in contenders:
         contender.finish()
         if contender.error is not None:

@@ -8,10 +8,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from edgeladder.core.bundle import Bundle
+    from edgeladder.core.config import LossConfig, TrainConfig
+
+Mode = Literal["fused", "recompute", "chunked"]
 SCALE, RATE, DIM = 100.0, 1e-3, 512
 WARM = 3
 TRAIN = SimpleNamespace(
@@ -45,7 +50,8 @@ class Inputs:
 
         def unit(count: int) -> np.ndarray:
             rows = normal(count, DIM)
-            return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+            unit: np.ndarray = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+            return unit
 
         self.labels = np.arange(batch) % classes
         self.image_embedding, self.text_embedding = unit(batch), unit(classes)
@@ -95,7 +101,7 @@ def stock(name: str, folder: Path, inputs: Inputs, record: dict[str, Any], threa
     if mode in LEAN:
         plan = StepPlan("recompute", threads=threads, arena=False, moments=LEAN[mode])
     elif not size:
-        plan = StepPlan(mode, threads=threads)  # type: ignore[arg-type]
+        plan = StepPlan(cast("Mode", mode), threads=threads)
     else:
         chunk = int(size)
         held = 2**40 if mode == "held" else 0
@@ -108,7 +114,9 @@ def stock(name: str, folder: Path, inputs: Inputs, record: dict[str, Any], threa
             arena=False,  # as the plan has it where memory is short
         )
     loss = SimpleNamespace(anchor=0.0, smoothing=0.0)
-    engine = StockEngine(bundle, plan, TRAIN, loss)  # type: ignore[arg-type]
+    engine = StockEngine(
+        cast("Bundle", bundle), plan, cast("TrainConfig", TRAIN), cast("LossConfig", loss)
+    )
 
     def step() -> float:
         start = time.perf_counter()
@@ -160,11 +168,10 @@ def ort_training(folder: Path, inputs: Inputs, record: dict[str, Any], threads: 
 
 def torch_step(name: str, inputs: Inputs, threads: int) -> Step:
     """torch with its own AdamW, eager or compiled."""
-    sys.path.insert(0, str(Path(__file__).resolve().parent))
-    import step as bench
     import torch
 
     from edgeladder.host.model.ladder import Objective
+    from tools.bench import step as bench
 
     torch.set_num_threads(threads)
     objective: Any = Objective(bench.reference_ladder(), SCALE)
@@ -217,7 +224,7 @@ def main() -> None:
     start = time.perf_counter()
     for _ in range(WARM):
         step()
-    say = {"ready": time.perf_counter() - start}
+    say: dict[str, Any] = {"ready": time.perf_counter() - start}
     while True:
         print(json.dumps(say), file=out, flush=True)
         words = sys.stdin.readline().split()
@@ -230,7 +237,7 @@ def main() -> None:
             start = time.perf_counter()
             gradients.append(step())
             seconds.append(time.perf_counter() - start)
-        say = {"seconds": seconds, "gradient_seconds": gradients}  # type: ignore[dict-item]
+        say = {"seconds": seconds, "gradient_seconds": gradients}
 
 
 if __name__ == "__main__":

@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(HERE.parents[1]))
 
 import numpy as np  # noqa: E402
-from outside import TreeSampler  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
 
 from edgeladder.jobs.run_directory import read_metrics  # noqa: E402
+from tools.bench.outside import TreeSampler  # noqa: E402
 
 MB = 1_000_000
 _SAME_CHUNK, _OTHER_CHUNK = 0.0, 1e-5

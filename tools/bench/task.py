@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from edgeladder.core.bundle import Bundle
 from edgeladder.runtime.cache.inputs import CacheReader, open_reader
+from edgeladder.runtime.cache.layout import TapDtype
 from edgeladder.runtime.cache.selection import Selection
 from edgeladder.runtime.logits import Activations as Cached
 from edgeladder.runtime.logits import ClassLogits
@@ -113,7 +115,7 @@ def load_pool(
     shots: int,
     seeds: int,
     test_per_class: int | None = None,
-    dtype: str = "fp16",
+    dtype: TapDtype = "fp16",
     views: int = 0,
 ) -> Pool:
     """Precompute what is missing and load all that `seeds` draws of up to `shots` need.
@@ -131,7 +133,7 @@ def load_pool(
         bundle,
         dataset,
         cache,
-        Wanted(train, test, views, dtype),  # type: ignore[arg-type]
+        Wanted(train, test, views, dtype),
         sizes=_sizes(threads=1),
     )
     reader = open_reader(bundle, cache, result.selection)
@@ -178,9 +180,9 @@ def _limited(pictures: list[Picture], most: int | None) -> list[Picture]:
     return kept
 
 
-def _collect(reader: object, side: str) -> Activations:
+def _collect(reader: CacheReader, side: Literal["train", "test"]) -> Activations:
     parts = []
-    for window in reader.windows(side, WINDOW):  # type: ignore[attr-defined]
+    for window in reader.windows(side, WINDOW):
         taps = [t.astype(np.float16) for t in window.image_taps(0, len(window.labels))]
         parts.append(Activations(window.image_embedding, window.labels, taps, window.image_extra))
     first = parts[0]

@@ -295,7 +295,7 @@ def main() -> None:
     arguments = parser.parse_args()
     names = [f"box{number:02d}" for number in range(1, arguments.boxes + 1)]
     extra = {"program": str(Path(arguments.program).resolve())} if arguments.program else {}
-    farm = Farm(arguments.folder.resolve(), names, **extra).start()
+    farm = Farm(arguments.folder.resolve(), names, proxied=False, **extra).start()
     print(json.dumps({"inventory": str(farm.inventory), "boxes": names}), flush=True)
     try:
         signal.sigwait({signal.SIGINT, signal.SIGTERM})

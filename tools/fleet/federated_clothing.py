@@ -19,10 +19,12 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
-from farm import Farm
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the tree, not what is installed
 
-from edgeladder.fleet.aggregate import HEADLESS
+from edgeladder.fleet.aggregate import HEADLESS  # noqa: E402
+from tools.fleet.farm import Farm  # noqa: E402
 
 START = "import sys; from edgeladder.cli.app import run; run()"
 
@@ -43,11 +45,11 @@ def split(archive: Path, boxes: list[Path], together: Path) -> None:
                 target.write_bytes(content)
 
 
-def edgeladder(*arguments: object) -> dict:
+def edgeladder(*arguments: object) -> dict[str, Any]:
     """Run a command; its JSON answer."""
     command = [sys.executable, "-c", START, *map(str, arguments), "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE)
-    answer = json.loads(done.stdout)
+    answer: dict[str, Any] = json.loads(done.stdout)
     if done.returncode:
         raise SystemExit(json.dumps(answer, indent=2))
     return answer
@@ -116,9 +118,9 @@ def compare(farm: Farm, folder: Path, arguments: argparse.Namespace) -> None:
             "--budget", arguments.budget, *total, *head,
             *(["--shots", arguments.shots * len(farm.boxes)] if arguments.shots else []),
         )  # fmt: skip
-        row = (together["counts"]["train"], together["accuracy"]["tuned"])
+        found = (together["counts"]["train"], together["accuracy"]["tuned"])
         label = "all data in one place" + ("" if head else ", with the head")
-        print("| {} | {} | {:.1%} |".format(label, *row), flush=True)
+        print("| {} | {} | {:.1%} |".format(label, *found), flush=True)
     print(f"| nothing (zero-shot) | 0 | {zero:.1%} |")
 
 

@@ -18,9 +18,12 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
-from farm import Farm
-from tiny_bundle import write_bundle
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the tree, not what is installed
+
+from tools.fleet.farm import Box, Farm, Proxy  # noqa: E402
+from tools.fleet.tiny_bundle import write_bundle  # noqa: E402
 
 TOOLS = Path(__file__).resolve().parent
 TROUBLED = ("cut-push-1", "cut-push-2", "cut-train", "power", "full", "imposter", "hung", "nan")
@@ -28,7 +31,15 @@ GOOD = tuple(f"good-{number:02d}" for number in range(1, 13))
 ROUNDS = "2"
 
 
-def fleet(farm: Farm, bundle: Path, out: Path, timeout: float) -> tuple[int, dict, float, int]:
+Run = tuple[int, dict[str, Any], float, int]  # exit code, JSON, seconds, peak bytes
+
+
+def _line(box: Box) -> Proxy:
+    assert box.proxy is not None  # the farm is made with `proxied`
+    return box.proxy
+
+
+def fleet(farm: Farm, bundle: Path, out: Path, timeout: float) -> Run:
     """Run the command as its own process: exit code, JSON, seconds and peak bytes."""
     command = [
         sys.executable, "-c", "import sys; from edgeladder.cli.app import main; sys.exit(main())",
@@ -63,7 +74,7 @@ def trouble(farm: Farm) -> None:
     time.sleep(1)
     boxes["power"].reboot()
     for _ in range(10):
-        boxes["cut-train"].proxy.cut()
+        _line(boxes["cut-train"]).cut()
         time.sleep(0.4)
 
 
@@ -82,12 +93,12 @@ def main() -> None:
         for number, name in enumerate(GOOD):
             boxes[name].behave(pictures=10 + number, shift=0.1 * number)
         for name in ("cut-push-1", "cut-push-2"):
-            boxes[name].proxy.break_after = 3_000_000
+            _line(boxes[name]).break_after = 3_000_000
         for name in ("cut-train", "power"):
             boxes[name].behave(steps=150, step_seconds=0.05)
         (disk / "ballast").write_bytes(b"\0" * 11_000_000)
         boxes["nan"].behave(nan=True)
-        boxes["hung"].proxy.silent = True
+        _line(boxes["hung"]).silent = True
         farm.start()
         boxes["imposter"].stop()
         own = (boxes["imposter"].folder / "host_key").read_bytes(), boxes["imposter"].public_key
@@ -103,10 +114,10 @@ def main() -> None:
         boxes["imposter"].stop()
         (boxes["imposter"].folder / "host_key").write_bytes(own[0])
         boxes["imposter"].start()
-        boxes["hung"].proxy.silent = False
+        _line(boxes["hung"]).silent = False
         (disk / "ballast").unlink()
         boxes["nan"].behave()
-        before = {name: box.proxy.towards_box for name, box in boxes.items()}
+        before = {name: _line(box).towards_box for name, box in boxes.items()}
         second = fleet(farm, bundle, out, 10)
         check_second(farm, second, before)
         third = fleet(farm, bundle, out, 10)
@@ -117,7 +128,7 @@ def main() -> None:
         subprocess.run(["umount", "-l", str(disk)], check=False)
 
 
-def check_first(farm: Farm, run: tuple[int, dict, float, int]) -> None:
+def check_first(farm: Farm, run: Run) -> None:
     """Exit 6, and every fault by its name."""
     code, answer, _, _ = run
     kinds = {
@@ -130,7 +141,7 @@ def check_first(farm: Farm, run: tuple[int, dict, float, int]) -> None:
     assert attempts(farm, "power") == 2 and attempts(farm, "cut-train") == 1
 
 
-def check_second(farm: Farm, run: tuple[int, dict, float, int], before: dict[str, int]) -> None:
+def check_second(farm: Farm, run: Run, before: dict[str, int]) -> None:
     """Everything done, the first round left as it was, nothing sent or trained twice."""
     code, answer, _, _ = run
     assert code == 0, answer
@@ -142,10 +153,10 @@ def check_second(farm: Farm, run: tuple[int, dict, float, int], before: dict[str
         assert attempts(farm, name) == (2 if name == "power" else 0 if late else 1), name
         assert attempts(farm, name, "fed-r2") == (2 if name == "nan" else 1), name
         if not late:
-            assert box.proxy.towards_box - before[name] < 400_000, name
+            assert _line(box).towards_box - before[name] < 400_000, name
 
 
-def show(*runs: tuple[int, dict, float, int]) -> None:
+def show(*runs: Run) -> None:
     """The outcomes as a table in Markdown."""
     print("| run | exit code | done | unchanged | failed | seconds | controller's peak, MB |")
     print("|---|---|---|---|---|---|---|")

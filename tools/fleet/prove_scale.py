@@ -23,15 +23,17 @@ import tempfile
 import time
 import types
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import asyncssh
-import stand_in
 import yaml
-from farm import free_port
-from tiny_bundle import write_bundle
 
-from edgeladder.fleet.box import commands, jobs, records, serve
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the tree, not what is installed
+
+from edgeladder.fleet.box import commands, jobs, records, serve  # noqa: E402
+from tools.fleet import stand_in  # noqa: E402
+from tools.fleet.farm import free_port  # noqa: E402
+from tools.fleet.tiny_bundle import write_bundle  # noqa: E402
 
 MEMORY_LIMIT_BYTES = 150_000_000
 
@@ -74,7 +76,7 @@ class World:
             out = io.BytesIO()
             if isinstance(call.request, records.StartRequest):
                 await asyncio.to_thread(pretend, call.root, call.request)
-            await asyncio.to_thread(serve.answer, line, stream, out)
+            await asyncio.to_thread(serve.answer, line, cast(Any, stream), cast(Any, out))
             process.stdout.write(out.getvalue())
             await process.stdout.drain()
             process.exit(0)
@@ -109,7 +111,8 @@ async def run_world(folder: Path, count: int) -> None:
     world = World()
     # redirect_stdout is for the whole process: trainings are pretended one at a time
     asyncio.get_running_loop().set_default_executor(one_thread())
-    stand_in.signal = types.SimpleNamespace(SIGTERM=15, signal=lambda *_: None)  # no main thread
+    quiet = types.SimpleNamespace(SIGTERM=15, signal=lambda *_: None)
+    vars(stand_in)["signal"] = quiet  # these threads are not the main one
     hosts, lines, servers = {}, [], []
     for number in range(1, count + 1):
         key = asyncssh.generate_private_key("ssh-ed25519")

@@ -20,11 +20,12 @@ import struct
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 DEFAULTS = {"steps": 5, "step_seconds": 0.01, "pictures": 10, "shift": 1.0, "far": 1.0}
 
 
-def load(path: Path) -> tuple[dict, list[float]]:
+def load(path: Path) -> tuple[dict[str, Any], list[float]]:
     """Header and values of a safetensors file of float32, without numpy: a quick start counts."""
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
@@ -32,14 +33,14 @@ def load(path: Path) -> tuple[dict, list[float]]:
     return json.loads(data[8 : 8 + length]), list(struct.unpack(f"<{len(body) // 4}f", body))
 
 
-def save(path: Path, header: dict, values: list[float], extra: bytes) -> None:
+def save(path: Path, header: dict[str, Any], values: list[float], extra: bytes) -> None:
     """Write what `load` reads, and extra bytes after it."""
     text = json.dumps(header).encode()
     body = struct.pack(f"<{len(values)}f", *values)
     path.write_bytes(len(text).to_bytes(8, "little") + text + body + extra)
 
 
-def train(arguments: argparse.Namespace, behaviour: dict) -> int:
+def train(arguments: argparse.Namespace, behaviour: dict[str, Any]) -> int:
     """Leave a run directory as a training would."""
     run = Path(arguments.resume or arguments.run)
     run.mkdir(parents=True, exist_ok=True)
@@ -110,10 +111,10 @@ def train(arguments: argparse.Namespace, behaviour: dict) -> int:
             }
         )
     )
-    return behaviour.get("exit", 0)
+    return int(behaviour.get("exit", 0))
 
 
-def evaluate(arguments: argparse.Namespace, behaviour: dict) -> int:
+def evaluate(arguments: argparse.Namespace, behaviour: dict[str, Any]) -> int:
     """Judge an adapter by its mean, so that a test can tell which one was judged."""
     _, values = load(Path(arguments.run) / "adapter.safetensors")
     mean = sum(values) / len(values)

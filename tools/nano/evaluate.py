@@ -52,7 +52,8 @@ class Tower:
                 )
             )
         found: np.ndarray = values[self._tower.embedding]
-        return found / np.linalg.norm(found, axis=1, keepdims=True)
+        unit: np.ndarray = found / np.linalg.norm(found, axis=1, keepdims=True)
+        return unit
 
 
 def measure(

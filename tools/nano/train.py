@@ -113,7 +113,7 @@ def pooled_text(text: Any, library: Any, written: list[str]) -> Tensor:
     ids = ids[:, : int((ids != 0).sum(1).max())]
     hidden, _ = text._embeds(ids)
     hidden = text.transformer(hidden, attn_mask=text.attn_mask[: ids.shape[1], : ids.shape[1]])
-    return text.ln_final(hidden[torch.arange(len(ids)), ids.argmax(1)])  # type: ignore[no-any-return]
+    return text.ln_final(hidden[torch.arange(len(ids)), ids.argmax(1)])
 
 
 def class_vectors(work: Path) -> tuple[Tensor, Tensor]:

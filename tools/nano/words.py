@@ -163,7 +163,8 @@ def vectors(work: Path) -> tuple[list[str], list[str], np.ndarray]:
 def _embedding(teacher: MiniLM, known: dict[str, int], words: list[str]) -> np.ndarray:
     table = teacher.values["embeddings.word_embeddings.weight"].numpy()
     alias = {"[START]": "[CLS]", "[END]": "[SEP]"}
-    return table[[known[alias.get(word, word)] for word in words]].astype(np.float16)
+    rows: np.ndarray = table[[known[alias.get(word, word)] for word in words]]
+    return rows.astype(np.float16)
 
 
 def _split(line: str) -> list[str]:

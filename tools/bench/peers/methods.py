@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from towers import image_features, text_features, text_tower
+
+from tools.bench.peers.towers import image_features, text_features, text_tower
 
 Tokenize = Callable[[list[str]], Tensor]
 

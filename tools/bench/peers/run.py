@@ -31,20 +31,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from methods import METHODS, CoOp, Recipe, Tokenize  # noqa: E402
-from towers import freeze, image_features, text_features  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from edgeladder.runtime.pictures.dataset import Dataset, Picture, open_data, split  # noqa: E402
 from edgeladder.runtime.towers.tokens import Tokenizer  # noqa: E402
+from tools.bench.peers.methods import METHODS, CoOp, Recipe, Tokenize  # noqa: E402
+from tools.bench.peers.towers import freeze, image_features, text_features  # noqa: E402
 
 _TEST_BATCH = 32
 
 
 def epochs_of(recipe: Recipe, shots: int) -> int:
     """The paper's number of epochs for so many shots."""
-    return recipe.epochs[max(k for k in recipe.epochs if k <= max(shots, min(recipe.epochs)))]
+    epochs: dict[int, int] = recipe.epochs
+    return epochs[max(k for k in epochs if k <= max(shots, min(epochs)))]
 
 
 def train(
@@ -67,7 +67,7 @@ def train(
         Steps and seconds.
     """
     logits = forward or method
-    recipe: Recipe = method.recipe  # type: ignore[assignment]
+    recipe: Recipe = method.recipe
     batch = min(recipe.batch, len(labels))
     steps = epochs * math.ceil(len(labels) / batch)
     optimizer = torch.optim.SGD(
