@@ -188,4 +188,4 @@ def test_nothing_left(tmp_path: Path) -> None:
 )
 def test_options_out_of_range(options: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
-        Averaging(**options)  # type: ignore[arg-type]  # mypy takes each value for any key's
+        Averaging(**options)

@@ -43,7 +43,7 @@ def answer(root: Path, request: object) -> dict[str, Any]:
     """The agent's answer to values as they come over the line."""
     out = io.BytesIO()
     line = json.dumps({"root": str(root), "request": request}).encode()
-    serve.answer(line, io.BytesIO(), out)  # type: ignore[arg-type]  # bytes in memory for a pipe
+    serve.answer(line, io.BytesIO(), out)
     found: dict[str, Any] = json.loads(out.getvalue())
     return found
 

@@ -135,7 +135,7 @@ def answered(root: Path, request: Any) -> bytes:
     """What the agent says to a request: a record of ours, or values that somebody made up."""
     out = io.BytesIO()
     line = json.dumps({"root": str(root), "request": records.to_json(request)}).encode()
-    serve.answer(line, io.BytesIO(), out)  # type: ignore[arg-type]  # bytes in memory for a pipe
+    serve.answer(line, io.BytesIO(), out)
     return out.getvalue()
 
 

@@ -116,7 +116,7 @@ def test_both_engines_follow_the_same_curve_over_50_steps(bundle: Bundle) -> Non
 def test_modes_agree_over_steps(bundle: Bundle, mode: str) -> None:
     inputs = step_inputs(bundle, 7, 5, seed=3)
     found = {}
-    for plan in (StepPlan(), StepPlan(mode, 3)):  # type: ignore[arg-type]
+    for plan in (StepPlan(), StepPlan(mode, 3)):
         engine = StockEngine(bundle, plan, TrainConfig(), LossConfig())
         engine.set_parameters(perturbed(engine.parameters()))
         losses = [engine.step(inputs, 1e-3).loss for _ in range(5)]
@@ -133,7 +133,7 @@ def test_a_failing_gate_leaves_no_bundle(tmp_path: Path, monkeypatch: pytest.Mon
     exact = gate._torch_gradients
 
     def wrong(*arguments: object) -> tuple[float, dict[str, np.ndarray]]:
-        loss, gradients = exact(*arguments)  # type: ignore[arg-type]
+        loss, gradients = exact(*arguments)
         name = next(n for n in gradients if "query" in n and "bias" not in n)
         gradients[name] = gradients[name] * 1.001
         return loss, gradients

@@ -72,7 +72,7 @@ else:
 
 def ask(command: str, run: Path, **told):
     """The result, its memory, and every line of evidence, by a small process as commands are."""
-    request = InferenceRequest(command=command, run=str(run), **told)  # type: ignore[arg-type]  # named here
+    request = InferenceRequest(command=command, run=str(run), **told)
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, json.dumps(to_json(request))],
         capture_output=True,

@@ -38,7 +38,7 @@ def requirements(metadata: Message, extra: str | None) -> set[str]:
         requirement, _, marker = line.partition(";")
         wanted = re.search(r"extra == ['\"]([^'\"]+)['\"]", marker)
         if (wanted.group(1) if wanted else None) == extra:
-            found.add(re.match(r"[\w-]+", requirement).group().lower().replace("_", "-"))  # type: ignore[union-attr]
+            found.add(re.match(r"[\w-]+", requirement).group().lower().replace("_", "-"))
     return found
 
 

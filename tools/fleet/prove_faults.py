@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the tree, not what is installed
 
-from tools.fleet.farm import Box, Farm, Proxy  # noqa: E402
+from tools.fleet.farm import Farm, FarmBox, Proxy  # noqa: E402
 from tools.fleet.tiny_bundle import write_bundle  # noqa: E402
 
 TOOLS = Path(__file__).resolve().parent
@@ -34,7 +34,7 @@ ROUNDS = "2"
 Run = tuple[int, dict[str, Any], float, int]  # exit code, JSON, seconds, peak bytes
 
 
-def _line(box: Box) -> Proxy:
+def _line(box: FarmBox) -> Proxy:
     assert box.proxy is not None  # the farm is made with `proxied`
     return box.proxy
 

@@ -64,7 +64,7 @@ class Pair:
         else:
             self.torch = torch.optim.SGD(groups, lr=1.0, momentum=train.beta1)
         self.clip = train.clip
-        plan = StepPlan(moments=moments, threads=1)  # type: ignore[arg-type]
+        plan = StepPlan(moments=moments, threads=1)
         self.ours = Optimizer(files, self.layout, self.flat, self.gradients, train, plan)
 
     def step(self, slopes: dict[str, np.ndarray], rate: float) -> tuple[float, float]:

@@ -108,7 +108,7 @@ def follow(engine: StockEngine) -> list[float]:
     ids=lambda plan: plan.mode,
 )
 def test_stock_follows_torch(parts, reference, plan):
-    engine = StockEngine(parts, plan, TRAIN, LossConfig())  # type: ignore[arg-type]
+    engine = StockEngine(parts, plan, TRAIN, LossConfig())
     curve = follow(engine)
     assert np.isfinite(curve).all() and np.isfinite(engine.state()["parameters"]).all()
     assert np.mean(curve[-BATCHES:]) < 0.5 * np.mean(curve[:BATCHES])  # it did learn
@@ -117,13 +117,13 @@ def test_stock_follows_torch(parts, reference, plan):
 
 @pytest.mark.skipif(not ort_training.available(), reason="onnxruntime-training is not installed")
 def test_ort_training_follows_torch(parts, reference):
-    engine = OrtTrainingEngine(parts, StepPlan(threads=1), TRAIN, LossConfig())  # type: ignore[arg-type]
+    engine = OrtTrainingEngine(parts, StepPlan(threads=1), TRAIN, LossConfig())
     np.testing.assert_allclose(follow(engine), reference, rtol=1e-3, atol=1e-5)
 
 
 def test_eight_bit_moments_stay_close(parts, reference):
     plan = StepPlan(moments="int8", threads=1)
-    curve = follow(StockEngine(parts, plan, TRAIN, LossConfig()))  # type: ignore[arg-type]
+    curve = follow(StockEngine(parts, plan, TRAIN, LossConfig()))
     last = slice(-BATCHES, None)
     # its cost on this problem: the loss at the end within a few per cent of where it began
     assert np.mean(curve[last]) < np.mean(reference[last]) + 0.05 * np.mean(reference[:BATCHES])
