@@ -28,12 +28,20 @@ class _Lines:
             print(f"{phase} {done}/{total}" if total else phase, file=sys.stderr, flush=True)
 
 
+def _answer(command: str, request: TrainRequest) -> Any:
+    """The JSON values of a command's answer."""
+    if command == "precompute":
+        filled, memory = supervisor.precompute(request, _Lines())
+        return {**to_json(filled), "memory": to_json(memory)}
+    return to_json(supervisor.train(request, _Lines()))
+
+
 def main() -> int:
     """Run one command; the exit code of the design."""
     values = json.loads(sys.argv[1])
     request = from_json(TrainRequest, values["request"], where="the command line")
     try:
-        result = to_json(supervisor.train(request, _Lines()))
+        result = _answer(values.get("command", "train"), request)
     except EdgeLadderError as error:
         described: dict[str, Any] = error.to_dict()
         if isinstance(error, BudgetError) and error.minimum_budget_bytes:

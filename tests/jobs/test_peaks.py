@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import edgeladder
+from edgeladder.core.records import to_json
 from edgeladder.core.request import TrainRequest
 from edgeladder.jobs.supervisor import plan
 from edgeladder.runtime.engine import installed_engines
@@ -33,7 +34,7 @@ WAYS = (
 
 def supervised(command: str, request: TrainRequest) -> dict[str, Any]:
     """What a bare supervisor of its own answers."""
-    told = {"command": command, "json": True, "request": request.to_dict()}
+    told = {"command": command, "json": True, "request": to_json(request)}
     done = subprocess.run(
         [sys.executable, "-m", "edgeladder.jobs", json.dumps(told)],
         capture_output=True, text=True, timeout=300, check=False,
@@ -85,8 +86,8 @@ def check(phases: dict[str, dict[str, int]], *names: str) -> None:
 def test_precompute(ask: Any, tmp_path: Path, budget: int, whole: bool) -> None:
     request = ask("none", budget_bytes=budget * MB, cache=str(tmp_path), shots=4)
     request = replace(request, run=None)
-    planned = plan(replace(request, bare=True))["phases"]["precompute"]
-    assert planned["whole"] is whole
+    planned = plan(replace(request, bare=True)).phases["precompute"]
+    assert planned.whole is whole
     check(supervised("precompute", request)["memory"]["phases"], "precompute")
 
 
