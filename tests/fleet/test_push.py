@@ -218,6 +218,7 @@ def test_a_call_given_up_writes_no_more(tmp_path: Path) -> None:
     assert answer.decode().strip() == str(ReceiveAnswer((name,), ()))
     with contextlib.suppress(BrokenPipeError):
         first.stdin.write(content[300_000:])
+    with contextlib.suppress(BrokenPipeError):  # closing writes what is still buffered
         first.stdin.close()
     assert first.wait() == -signal.SIGKILL
     first.stdout.close()

@@ -155,7 +155,7 @@ def test_the_bundle_says_which_tensors_are_prompts(bundle):
 
 def test_it_begins_at_zero_shot(bundle):
     engine, inputs = opened(bundle), problem(bundle)
-    config = to_json(bundle.manifest.profile.ladder.prompts)
+    config = bundle.manifest.profile.ladder.prompts
     made = initial_prompts(bundle.manifest.ladder, config, engine.parameters(), [inputs], 0)
     engine.set_parameters(made)
     record = SimpleNamespace(engine=engine, step=0, record=lambda values: None)
