@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from edgeladder.budget import kernel_marks
@@ -33,6 +34,13 @@ WORKER_ENVIRONMENT = {
 }
 
 
+def with_package(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which a new Python finds this very package first."""
+    package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    path = [package, *environment.get("PYTHONPATH", "").split(os.pathsep)]
+    return {**environment, "PYTHONPATH": os.pathsep.join(dict.fromkeys(p for p in path if p))}
+
+
 class Child:
     """A running worker."""
 
@@ -45,10 +53,7 @@ class Child:
             limit: entered between fork and exec, so that every page is charged to it.
             log: file the worker's stderr is appended to; None keeps only its tail.
         """
-        environment = {**WORKER_ENVIRONMENT, **os.environ}
-        package = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
-        path = [package, *environment.get("PYTHONPATH", "").split(os.pathsep)]
-        environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(part for part in path if part))
+        environment = with_package({**WORKER_ENVIRONMENT, **os.environ})
         self.process = subprocess.Popen(
             [*limit.prefix, sys.executable, "-m", "edgeladder.jobs.worker", phase],
             stdin=subprocess.PIPE,

@@ -113,10 +113,9 @@ def _key() -> str:
 def _measured(kind: str) -> dict[str, int]:
     import subprocess
 
-    package = str(Path(__file__).resolve().parents[2])
-    environment = {**os.environ, "MALLOC_ARENA_MAX": "2"}
-    path = [package, *environment.get("PYTHONPATH", "").split(os.pathsep)]
-    environment["PYTHONPATH"] = os.pathsep.join(part for part in path if part)
+    from edgeladder.jobs.child import with_package  # a worker that measures nothing needs none
+
+    environment = with_package({**os.environ, "MALLOC_ARENA_MAX": "2"})
     command = [sys.executable, "-m", "edgeladder.jobs.machine_baseline", kind]
     pipe = subprocess.PIPE
     values: dict[str, int] = {}

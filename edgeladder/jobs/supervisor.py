@@ -41,6 +41,7 @@ from edgeladder.core.records import from_json, to_json
 from edgeladder.core.request import TrainRequest
 from edgeladder.core.result import CacheUse, RunResult, Seconds, Throughput
 from edgeladder.jobs.attempt import Attempt
+from edgeladder.jobs.child import with_package
 from edgeladder.jobs.interrupts import Interrupts
 from edgeladder.jobs.run_directory import MetricsLog, RunDirectory, new_run_folder
 from edgeladder.jobs.worker_limit import open_worker_limit
@@ -97,14 +98,10 @@ def become(
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    environment = dict(os.environ)
-    package = str(Path(__file__).resolve().parents[2])
-    path = [package, *environment.get("PYTHONPATH", "").split(os.pathsep)]
-    environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(part for part in path if part))
     told = {"json": as_json, "request": to_json(request), "then": list(then)}
     values = json.dumps(told)
     arguments = [sys.executable, "-m", "edgeladder.jobs", values]
-    os.execve(sys.executable, arguments, environment)
+    os.execve(sys.executable, arguments, with_package(os.environ))
 
 
 class Supervisor:
