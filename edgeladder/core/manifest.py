@@ -120,7 +120,8 @@ class GraphRecord:
     )  # at 32 x 100: fixed, per_image, per_class
     # peak of intermediates: the largest of fixed + pictures * per_image + classes * per_class
     peaks: list[tuple[float, float, float]] = field(default_factory=list)
-    residual_bytes: float = 0.0  # keep graphs: what one picture or class hands to the backward pass
+    # forward_saved graphs: what one picture or class hands to the backward pass
+    residual_bytes: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -85,6 +85,22 @@ def test_parameters_that_start_at_zero_are_not_stored(bundle: Bundle) -> None:
     assert left_out == {r.name for r in ladder.parameters if not values[r.name].any()}
 
 
+def test_graphs_that_hold_say_how_much(bundle: Bundle) -> None:
+    records = bundle.manifest.ladder.graphs
+    for name, record in records.items():
+        assert (record.residual_bytes > 0) is name.startswith("forward_saved"), name
+    side = records["forward_saved_image"]
+    model = onnx.load(str(bundle.path(side.file)))
+    held = 0  # of one picture: every output but the embedding, B at 1
+    for output in list(model.graph.output)[1:]:
+        shape = [d.dim_value or d.dim_param for d in output.type.tensor_type.shape.dim]
+        symbolic = [d for d in shape if isinstance(d, str)]
+        assert len(symbolic) <= 1
+        factor = [int(d.split("*")[0]) if "*" in d else 1 for d in symbolic]
+        held += 4 * int(np.prod([d for d in shape if isinstance(d, int)] + factor)) * len(symbolic)
+    assert side.residual_bytes == held
+
+
 def test_step_zero_is_zero_shot(bundle: Bundle) -> None:
     inputs = step_inputs(bundle, 6, 4, seed=1)
     engine = StockEngine(bundle, StepPlan(), TrainConfig(), LossConfig())

@@ -205,5 +205,5 @@ def _record(name: str, graph: Graph) -> GraphRecord:
         nodes=len(graph.nodes),
         activation_bytes={"fixed": at[0], "per_image": at[1], "per_class": at[2]},
         peaks=peaks,
-        residual_bytes=step.residual_bytes(graph) if name.startswith("keep_") else 0.0,
+        residual_bytes=step.residual_bytes(graph) if name.startswith("forward_saved") else 0.0,
     )
