@@ -43,9 +43,22 @@ class PromptConfig(Strict):
     # condense to this share after training; 1 condenses nothing, but `edgeladder condense` can;
     # without it the ladder is exported without masks, a little faster
     keep: Annotated[float, Gt(0), Le(1)] | None = None
+    # share of the prompts' values that a training step leaves out, the device's to change; without
+    # it (not 0) the ladder is exported without the input that this needs
+    dropout: Annotated[float, Ge(0), Lt(1)] | None = None
+    # kind cross: attention weights that read the prompts. shared: the rung's own; copied: what
+    # those were before training, trained on their own; frozen: copied and held still (CVPT)
+    cross_weights: Literal["shared", "copied", "frozen"] = "shared"
 
     def __post_init__(self) -> None:
-        reason = refused(self.kind, bits=self.bits, keep=self.keep, initialize=self.initialize)
+        reason = refused(
+            self.kind,
+            bits=self.bits,
+            keep=self.keep,
+            initialize=self.initialize,
+            dropout=self.dropout,
+            cross_weights=self.cross_weights,
+        )
         if reason:
             raise ValueError(reason)
 

@@ -21,24 +21,38 @@ class PromptKind:
 
     quantize: bool = True  # `bits`: values may be stored as indices into a codebook
     condense: bool = True  # `keep`: single prompts may be left out by a mask
-    # `initialize`: prompts may begin as tokens that enter the rung. `tokens`: as they are, where a
-    # layer norm undoes their size; `directions`: scaled to the size they were given at export;
-    # None: they may not
-    prototypes: Literal["tokens", "directions"] | None = "tokens"
+    dropout: bool = True  # `dropout`: a training step may leave values out
+    own_attention: bool = False  # `cross_weights`: may have attention weights of its own
+    # `initialize`: prompts may begin as tokens that enter the rung. `rows`: as the layer norm makes
+    # them that the rung's attention reads; `directions`: of the tokens as they are; both at the
+    # size they were given at export; None: they may not
+    prototypes: Literal["rows", "directions"] | None = "rows"
 
 
 KINDS: Mapping[str, PromptKind] = {
-    "none": PromptKind(quantize=False, condense=False, prototypes=None),
+    "none": PromptKind(quantize=False, condense=False, dropout=False, prototypes=None),
     "token": PromptKind(),
-    "cross": PromptKind(),
+    "cross": PromptKind(own_attention=True),
     "diffusion": PromptKind(prototypes="directions"),
-    "memory": PromptKind(prototypes="directions"),
+    "memory": PromptKind(dropout=False, prototypes="directions"),
 }
 
 
-def refused(kind: str, *, bits: int | None, keep: float | None, initialize: str) -> str | None:
+def refused(
+    kind: str,
+    *,
+    bits: int | None = None,
+    keep: float | None = None,
+    initialize: str = "random",
+    dropout: float | None = None,
+    cross_weights: str = "shared",
+) -> str | None:
     """Why a kind cannot be combined with these settings of a profile; None where it can."""
     row = KINDS[kind]
+    if dropout is not None and not row.dropout:
+        return f"dropout given, but kind {kind} has no prompts whose values could be left out"
+    if cross_weights != "shared" and not row.own_attention:
+        return f"cross_weights {cross_weights} given, but kind {kind} has no cross-attention"
     lacking = {
         "bits": "quantize" * (not row.quantize),
         "keep": "condense" * (not row.condense),

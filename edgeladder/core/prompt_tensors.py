@@ -23,9 +23,11 @@ class PromptTensors:
     prefix: str = "prompts."  # begins the names of all that is trained with the prompts
     text: str = "prompts.tokens"  # (L, m, d); the pictures' too, where the two are coupled
     image: str = "prompts.image_tokens"  # (L, m, d)
+    of_pictures: bool = True  # False: `text` is the classes' alone
     # (m, d), one row per place that all rungs share: left out where no rung keeps the place
     by_place: tuple[str, ...] = ("prompts.memory_key", "prompts.memory_value")
     mask: str = "prompts.mask"  # (L, m): 1 for kept prompts
+    dropout: str = "prompts.dropout"  # (2, L, m, d), image and text: what a step multiplies by
     codebook: str = "prompts.codebook"  # (2^bits,), ascending
     live: str = "prompts.live"  # (1,): 1 while mean and deviation are measured, 0 where stored
     statistics: str = "prompts.statistics"  # (sets, 2, L, 1, 1): stored mean and deviation

@@ -226,6 +226,7 @@ def build_ladder(
     width = _pre_width(image)
     ladder = Ladder(profile.ladder, image.taps, text.taps, backbone.embedding_dim, width)
     initialize(ladder, backbone, importance=importance)
+    ladder.copy_attention()
     ladder.eval()
     return ladder
 

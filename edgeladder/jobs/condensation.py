@@ -1,10 +1,9 @@
 """Prompt condensation: score every prompt, keep the best share over all rungs, fine-tune those.
 
 After Kim et al., arXiv:2305.17223, who score by a first-order estimate of how much the loss would
-change without the prompt. Here the change itself is measured, because the estimate is blind: the
-ladder's token and cross prompts pass through a layer norm, which undoes their scaling, so that
-sum_d dL/dp_d p_d is zero whatever the prompt is worth. Leaving out is exact, and cheap enough:
-forward passes of a small network over cached activations.
+change without the prompt, sum_d dL/dp_d p_d. Here the change itself is measured: exact, and cheap
+enough, forward passes of a small network over cached activations. (In older bundles prompts pass
+through a layer norm, and the estimate is zero whatever a prompt is worth.)
 
     S_{l,i} = mean over pictures of | L(x) - L(x without prompt i of rung l) |
 """

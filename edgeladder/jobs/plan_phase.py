@@ -211,9 +211,20 @@ def _profile(request: TrainRequest, bundle: Bundle) -> Profile:
             remedy="export it with masks: `edgeladder export --profile condensation`, or any "
             "profile with --set ladder.prompts.keep=1, and train on that",
         )
+    if profile.ladder.prompts.dropout is not None and exported_prompts.dropout is None:
+        raise ConfigError(
+            "this bundle's ladder has no input for prompt dropout",
+            where=f"bundle {bundle.folder} (profile {exported.name!r})",
+            remedy="export it with --set ladder.prompts.dropout=0.1, or leave the key alone",
+        )
     for values in (wanted, given):
-        # what the device does: how much to keep, given masks, and what the prompts begin as
-        values["prompts"] |= {"initialize": None, "keep": values["prompts"]["keep"] is not None}
+        # what the device does: how much to keep, given masks, what the prompts begin as, and how
+        # much of them a step leaves out
+        values["prompts"] |= {
+            "initialize": None,
+            "keep": values["prompts"]["keep"] is not None,
+            "dropout": values["prompts"]["dropout"] is not None,
+        }
     differing = [f"ladder.{key}" for key in given if wanted[key] != given[key]]
     if differing:
         name = request.profile or exported.name

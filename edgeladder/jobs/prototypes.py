@@ -5,8 +5,10 @@ tokens that enter it, projected as the rung sees them, or simply a random sample
 which is nearly as good. Training pictures only, from the cache; no step is needed. The ladder's
 way out is zero at the start, so that it still begins at zero-shot.
 
-Prompts that pass through a layer norm take the tokens as they are. Others act by their size too:
-they take the direction and keep the size they were given (`PromptKind.prototypes`).
+Prompts that lie beside the rows of the rung's attention begin as the layer norm before it makes
+those; others take the tokens' direction (`PromptKind.prototypes`). All are stored at the size that
+the random ones have, which the ladder's graph multiplies: AdamW's steps do not depend on a
+parameter's size, so that at the tokens' own (1, not 0.02) they would be nearly frozen.
 """
 
 from __future__ import annotations
@@ -115,7 +117,8 @@ def initial_prompts(
         windows: the training pictures, plain view; may be gone through twice.
         seed: of the sample.
 
-    Image and text prompts that are coupled begin as the pictures' tokens. A rung without taps of
+    Image and text prompts that are coupled begin as the pictures' tokens; where pictures have none
+    the prompts begin as the classes'. A rung without taps of
     that side (its tower has fewer) takes those of the other.
     """
     if config.initialize == "random":
@@ -127,7 +130,9 @@ def initial_prompts(
         side: gather(ladder, parameters, windows, side)  # (n, d) per tap; joins at the later rungs
         for side in ("image", "text")
     }
-    sides = ("image",) if names.image not in parameters else ("text", "image")
+    sides = ("text", "image") if names.image in parameters else ("image",)
+    if not names.of_pictures:
+        sides = ("text",)
     made = {}
     for name, side in zip(names.sets(parameters), sides, strict=True):
         other = "text" if side == "image" else "image"
@@ -139,9 +144,10 @@ def initial_prompts(
                 taps = found[other]
                 place = rung - (rungs - len(taps))
             rows.append(prototypes(taps[place], length, config.initialize, seed + rung))
-        made[name] = np.stack(rows).astype(np.float32)
-        if KINDS[config.kind].prototypes == "directions":
-            made[name] = _at_size_of(made[name], parameters[name])
+        stacked = np.stack(rows)
+        if KINDS[config.kind].prototypes == "rows":
+            stacked -= stacked.mean(axis=-1, keepdims=True)
+        made[name] = _at_size_of(stacked, parameters[name])
     return made
 
 

@@ -20,6 +20,7 @@ from edgeladder.jobs.codebook import Codebook
 from edgeladder.jobs.condensation import PICTURES, Condense
 from edgeladder.jobs.folds import train_folds
 from edgeladder.jobs.loop import Callback, LoopSettings, TrainLoop
+from edgeladder.jobs.prompt_dropout import PromptDropout
 from edgeladder.jobs.prototypes import initial_prompts
 from edgeladder.jobs.run_directory import MetricsLog, RunDirectory
 from edgeladder.runtime.adapter import Adapter, adapter_of, load_adapter, save_adapter
@@ -220,6 +221,9 @@ def callbacks(
                 chunk=order.sizes.chunk or order.job.batch,
             )
         )
+    rate = order.job.profile.ladder.prompts.dropout
+    if rate:  # the last to act: nothing but the step itself sees what was drawn
+        found.append(PromptDropout(names, rate, order.job.seed))
     return found
 
 

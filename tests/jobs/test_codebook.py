@@ -9,6 +9,7 @@ import pytest
 
 from edgeladder.core.prompt_tensors import PromptTensors
 from edgeladder.jobs.codebook import Codebook, cluster, drift, histogram, normalised
+from edgeladder.runtime.prompt_storage import finalize
 
 
 def loop_with(tokens, codebook, mask=None):
@@ -74,3 +75,60 @@ def test_drift_is_zero_for_the_same_histogram_and_grows():
     even = histogram(np.float32([-1, -1, 1, 1]), codebook)
     assert even.tolist() == [2, 2] and drift(even, even) == 0
     assert 0 < drift(even, np.array([1, 3])) < drift(even, np.array([0, 4]))
+
+
+def plain_k_means(values, centres):
+    """Lloyd's algorithm, one value after the other."""
+    centres = sorted(float(c) for c in centres)
+    while True:
+        owned = [[] for _ in centres]
+        for value in values.tolist():
+            owned[min(range(len(centres)), key=lambda k: abs(value - centres[k]))].append(value)
+        moved = sorted(sum(v) / len(v) if v else c for v, c in zip(owned, centres, strict=True))
+        if moved == centres:
+            return centres, [len(v) for v in owned]
+        centres = moved
+
+
+def test_prompts_are_quantized_and_clustered_as_the_paper_writes_it():
+    """W_q = sigma Q((W - mu) / sigma) + mu per rung; Q by k-means, anew when indices drift."""
+    random = np.random.default_rng(4)
+    tokens = random.normal(0.3, 0.02, (2, 3, 16)).astype(np.float32)
+    loop, records, buffers = loop_with(tokens, np.float32([-1.5, -0.5, 0.5, 1.5]))
+    callback = Codebook(PromptTensors())
+
+    def normal():
+        return np.concatenate([((w - w.mean()) / w.std()).ravel() for w in tokens])
+
+    callback.before(loop)
+    centres, counts = plain_k_means(normal(), [-1.5, -0.5, 0.5, 1.5])
+    np.testing.assert_allclose(buffers["prompts.codebook"], centres, atol=2e-3)  # kept as fp16
+    assert abs(np.array(counts) - callback.counts).max() <= 1
+
+    for step in range(20, 201, 20):  # values creep up to one end, until enough have changed
+        tokens += (0.002 * (tokens > 0.3)).astype(np.float32)
+        tokens[0, 0, : step // 20] = 0.4
+        loop.step = step
+        before, seen = buffers["prompts.codebook"].copy(), callback.counts.copy()
+        owner = np.abs(normal()[:, None] - before).argmin(1)
+        p = (np.bincount(owner, minlength=4) + 1) / (owner.size + 4)
+        q = (seen + 1) / (seen.sum() + 4)
+        callback.before(loop)
+        again = (p * np.log(p / q)).sum() >= 0.01
+        assert again == (callback.clustered_at == step)
+        assert again or np.array_equal(before, buffers["prompts.codebook"])
+        if again:
+            centres, _ = plain_k_means(normal(), before)
+            np.testing.assert_allclose(buffers["prompts.codebook"], centres, atol=5e-3)
+    assert 1 < len(records) < 11, "sometimes, and not always"
+
+    names = PromptTensors()
+    values = {names.text: tokens, **buffers}
+    values |= {names.live: np.ones(1, "f"), names.statistics: np.zeros((1, 2, 2, 1, 1), "f")}
+    stored = finalize(values, names)[names.text]
+    for rung, own in enumerate(tokens):
+        mean, deviation = own.mean(), own.std()
+        for value, found in zip(own.ravel(), stored[rung].ravel(), strict=True):
+            entries = buffers["prompts.codebook"].tolist()
+            entry = min(entries, key=lambda c: abs((value - mean) / deviation - c))
+            assert found == pytest.approx(deviation * entry + mean, abs=1e-5)

@@ -17,7 +17,8 @@ class Aggregate(nn.Module):
     unipt (after Diao et al., UniPT, arXiv:2308.14316, ladder-space): each rung's read-out is
     weighted by its learnt similarity to the last one, and the mix is added to the last.
     sherl (after Diao et al., SHERL, arXiv:2407.07523, ladder-space): the same mix over what is
-    not redundant, that is each read-out minus its projection on the mean of the others.
+    not redundant, that is each read-out minus its projection on the mean of the others, itself
+    left out.
     """
 
     def __init__(self, config: LadderConfig, rungs: int):
@@ -35,11 +36,11 @@ class Aggregate(nn.Module):
         stack = functional.layer_norm(stack, stack.shape[-1:], eps=1e-5)
         values = stack
         if self.kind == "sherl":
-            mean = stack.mean(0, keepdim=True)
-            share = (stack * mean).sum(-1, keepdim=True) / (
-                (mean * mean).sum(-1, keepdim=True) + 1e-6
+            others = (stack.sum(0, keepdim=True) - stack) * (1.0 / (len(read) - 1))
+            share = (stack * others).sum(-1, keepdim=True) / (
+                (others * others).sum(-1, keepdim=True) + 1e-6
             )
-            values = stack - share * mean
+            values = stack - share * others
         scores = (stack * (last @ self.match)).sum(-1, keepdim=True)  # (L, N, 1)
         # softmax over rungs: exporters and kernels want it on the last axis
         weights = torch.softmax(scores.permute(1, 2, 0), -1).permute(2, 0, 1)

@@ -18,7 +18,7 @@ from edgeladder.core.config import LadderConfig
 from edgeladder.core.manifest import TapGroup, TapRecord
 from edgeladder.host.model.aggregate import Aggregate
 from edgeladder.host.model.prompts import PreparedPrompts, build_prompts
-from edgeladder.host.model.prompts.base import joined
+from edgeladder.host.model.prompts.base import RungWeights, joined
 from edgeladder.host.model.rung import Rung
 
 
@@ -120,6 +120,25 @@ class Ladder(nn.Module):
         self.project: nn.Parameter | None = None
         if config.project and embedding_pre_dim is not None:
             self.project = nn.Parameter(torch.zeros(embedding_pre_dim, embedding_dim))
+        self.copy_attention()
+
+    def copy_attention(self) -> None:
+        """Hand the prompts the rungs' attention as it is now: again, once it is initialised."""
+        sides: list[dict[int, RungWeights]] = []
+        given = (
+            [(self.rungs, 0)]
+            if self.shared
+            else [
+                (rungs, first)
+                for rungs, first in zip(
+                    (self.image_rungs, self.text_rungs), self.first, strict=True
+                )
+            ]
+        )
+        for rungs, first in given:
+            found = {k + first: rung for k, rung in enumerate(rungs) if isinstance(rung, Rung)}
+            sides.append(dict(found))
+        self.prompts.copy_attention(sides)
 
     def forward(
         self,
@@ -144,7 +163,7 @@ class Ladder(nn.Module):
         """
         counts = (image_embedding.shape[0], text_embedding.shape[0])
         downs = (self.image_down(image_taps), self.text_down(text_taps))
-        prompts = self.prompts.prepare()
+        prompts = self.prompts.prepare(downs[0], self.image.tokens)
         read = (
             self.encode_together(downs, counts, prompts)
             if self.shared

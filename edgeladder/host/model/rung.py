@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from edgeladder.core.config import LadderConfig
 from edgeladder.host.model.prompts import RungPrompts
-from edgeladder.host.model.prompts.base import joined, split, standardise
+from edgeladder.host.model.prompts.base import Attention, joined, split, standardise
 
 
 class Rung(nn.Module):
@@ -70,9 +70,9 @@ class Rung(nn.Module):
         else:
             state = state + taps
         rows = standardise(state)
-        state = state + self.attend(rows, tokens, counts, prompts) @ self.out
+        given = self.attend(rows, tokens, counts, prompts) @ self.out
         sides = [t * n for t, n in zip(tokens, counts, strict=True)]
-        state = prompts.after_attention(self, state, sides)
+        state = prompts.after_attention(self, Attention(state, rows, given), sides)
         inner = standardise(state)
         hidden = functional.silu(torch.addmm(self.up_bias, inner, self.up))
         fed = torch.addmm(state, hidden, self.down)

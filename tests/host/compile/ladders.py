@@ -45,6 +45,8 @@ class Recipe:
     bits: int | None = None
     keep: float | None = None
     couple: bool = True
+    dropout: float | None = None
+    cross: str = "shared"
     image: tuple[tuple[int, int], ...] = EVEN
     text: tuple[tuple[int, int], ...] = EVEN
 
@@ -53,6 +55,7 @@ class Recipe:
         words += ["sum"] * (self.fuse == "sum") + ["project"] * self.project
         words += [f"bits{self.bits}"] * (self.bits is not None)
         words += ["keep"] * (self.keep is not None) + ["apart"] * (not self.couple)
+        words += ["dropout"] * (self.dropout is not None) + [self.cross] * (self.cross != "shared")
         return "-".join([*words, f"{len(self.image)}x{len(self.text)}"])
 
 
@@ -62,7 +65,8 @@ RECIPES = (
     Recipe("token", "none", "unipt", bits=2, keep=0.5, image=UNEVEN, text=SHORT),
     Recipe("none", "none", image=SHORT, text=UNEVEN),
     Recipe("none", "trunk", "sherl", project=True, image=UNEVEN),
-    Recipe("cross", "none", "sherl", keep=0.5, couple=False),
+    Recipe("cross", "none", "sherl", keep=0.5, couple=False, dropout=0.3, cross="copied"),
+    Recipe("cross", "trunk", dropout=0.3, cross="frozen", text=SHORT),
     Recipe("cross", "trunk+up", "unipt", "sum", True, bits=1, keep=0.5, couple=False, text=SHORT),
     Recipe("diffusion", "none", "last", "sum", bits=4, couple=False, text=SHORT),
     Recipe("diffusion", "trunk", "sherl", keep=0.5, project=True, image=SHORT),
@@ -99,6 +103,8 @@ def build(recipe: Recipe) -> Ladder:
                     "bits": recipe.bits,
                     "keep": recipe.keep,
                     "couple": recipe.couple,
+                    "dropout": recipe.dropout,
+                    "cross_weights": recipe.cross,
                 },
             ),
         },
@@ -137,10 +143,15 @@ class Case:
         state = self.state()
         for name in self.trained.parameters:
             value = random.normal(size=state[name].shape) * deviation
+            if name.endswith("tokens"):  # as large as they act
+                value = value / self.ladder.prompts.size
             state[name] = value.astype(np.float32)
         for name in self.trained.buffers:
             if name.endswith("mask"):
                 state[name][:, -1] = 0.0
+            if name.endswith("dropout"):
+                kept = random.random(state[name].shape) >= 0.3
+                state[name] = (kept / 0.7).astype(np.float32)
         return state
 
     def data(self, batch: int = 5, classes: int = 7, seed: int = 0) -> dict[str, np.ndarray]:

@@ -24,6 +24,7 @@ from edgeladder.jobs.codebook import Codebook
 from edgeladder.jobs.condensation import Condense, keep, losses, scores
 from edgeladder.jobs.control import Control
 from edgeladder.jobs.loop import LoopSettings, TrainLoop
+from edgeladder.jobs.prompt_dropout import PromptDropout
 from edgeladder.jobs.prototypes import initial_prompts
 from edgeladder.runtime.adapter import adapter_of, load_adapter, save_adapter
 from edgeladder.runtime.deployment import deploy
@@ -45,6 +46,8 @@ COMBINED = [
     "ladder.prompts.keep=0.3",
     "ladder.prompts.couple=false",
     "ladder.prompts.initialize=prototypes",
+    "ladder.prompts.dropout=0.2",
+    "ladder.prompts.cross_weights=frozen",
 ]
 
 
@@ -103,8 +106,8 @@ def moved(engine):
     return engine
 
 
-def trained(bundle, folder, *, stop=None, plan=None, name="stock", train="prompts"):
-    """Train, condense and fine-tune; `stop` orders to leave at that step."""
+def trained(bundle, folder, *, stop=None, plan=None, name="stock", train="prompts", dropout=0.2):
+    """Train, condense and fine-tune with prompt dropout; `stop` orders to leave at that step."""
     engine, control = moved(opened(bundle, plan, name)), Control()
     records: list[dict] = []
 
@@ -132,7 +135,7 @@ def trained(bundle, folder, *, stop=None, plan=None, name="stock", train="prompt
         Checkpoints(folder),
         record,
         control,
-        [Codebook(NAMES), condense],
+        [Codebook(NAMES), condense, PromptDropout(NAMES, dropout, seed=0)],
     )
     loop.resume()
     loop.run()
@@ -193,6 +196,35 @@ def test_resumed_over_condensation_equals_uninterrupted(bundle, tmp_path, stop):
     for name, value in whole.engine.state().items():
         np.testing.assert_array_equal(again.engine.state()[name], value, err_msg=name)
     same(whole.loop.average, again.loop.average, rtol=0)
+
+
+def test_dropout_changes_training_and_is_gone_after_it(bundle, tmp_path):
+    dropped, whole = (trained(bundle, tmp_path / f"{p}", dropout=p).engine for p in (0.2, 0.0))
+    assert np.abs(dropped.parameters()["image_up"] - whole.parameters()["image_up"]).max() > 1e-4
+    assert (dropped.buffers()["prompts.dropout"] == 1).all()
+
+
+@pytest.mark.parametrize("name", ["stock", "ort-training"])
+def test_prototypes_learn_as_fast_as_random_prompts(bundle, name):
+    """In proportion to their size: at rows' own size they would move 50 times less."""
+    inputs, config = problem(bundle), bundle.manifest.profile.ladder.prompts
+    made = initial_prompts(bundle.manifest.ladder, config, opened(bundle).parameters(), [inputs], 0)
+    moved_by = []
+    for start in ({}, made):
+        engine = open_engine(
+            name, bundle, StepPlan(threads=1), TrainConfig(weight_decay=0.0), LossConfig()
+        )
+        random = np.random.default_rng(0)
+        out = {k: v for k, v in engine.parameters().items() if k.endswith("_up")}
+        engine.set_parameters({k: random.normal(size=v.shape).astype("f") for k, v in out.items()})
+        engine.set_parameters(start)
+        first = engine.parameters()["prompts.tokens"]
+        for step in range(10):
+            engine.step(problem(bundle, seed=step % 4), 1e-3)
+        change = engine.parameters()["prompts.tokens"] - first
+        moved_by.append(np.linalg.norm(change) / np.linalg.norm(first))
+        engine.close()
+    assert moved_by[0] > 0.1 and 0.7 < moved_by[1] / moved_by[0] < 1.4, moved_by
 
 
 def test_fine_tuning_changes_the_kept_prompts_alone(bundle, tmp_path):
@@ -293,7 +325,12 @@ def test_what_the_device_may_change_of_the_prompts(bundle, bundle_folder):
         prepare._profile(TrainRequest(overrides=["ladder.prompts.bits=2"]), bundle)
     with pytest.raises(ConfigError, match=r"less than or equal to 1 @ ladder\.prompts\.keep"):
         prepare._profile(TrainRequest(overrides=["ladder.prompts.keep=1.5"]), bundle)
+    changed = prepare._profile(TrainRequest(overrides=["ladder.prompts.dropout=0.5"]), bundle)
+    assert changed.ladder.prompts.dropout == 0.5
     plain = Bundle.open(bundle_folder)
+    with pytest.raises(ConfigError, match="no input for prompt dropout") as caught:
+        prepare._profile(TrainRequest(overrides=["ladder.prompts.dropout=0.1"]), plain)
+    assert caught.value.exit_code == 2 and "export it with" in caught.value.remedy
     with pytest.raises(ConfigError, match="no masks") as caught:
         prepare._profile(TrainRequest(overrides=["ladder.prompts.keep=0.3"]), plain)
     assert caught.value.exit_code == 2 and "ladder.prompts.keep=1" in caught.value.remedy

@@ -5,96 +5,74 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import SimpleNamespace
 
+import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional
 
 from edgeladder.core.config import LadderConfig
 from edgeladder.core.records import from_json
 from edgeladder.host.model.prompts import build_prompts
 from edgeladder.host.model.rung import Rung
-
-Act = Callable[[Tensor, Tensor], Tensor]
+from tests.host.model.plain import Array, arrays
 
 WIDTH, HEADS, LENGTH, RUNGS, INDEX = 8, 2, 3, 2, 1
 TOKENS, COUNTS = (3, 2), (4, 5)  # of both sides: tokens of a sample, samples
 ROWS = [t * n for t, n in zip(TOKENS, COUNTS, strict=True)]
 DROPPED = 2  # the prompt of rung INDEX that `scene(..., condensed=True)` drops
 
+# one sample's tokens (T, d), the side (0 image, 1 text), the sample -> (T, d)
+Plain = Callable[[Array, int, int], Array]
+
 
 def scene(kind: str, *, condensed: bool = False, **prompts: object) -> SimpleNamespace:
-    """`method`, `rung`, `given` (rung INDEX's prompts) and `state` (R, d), all in float64."""
+    """A rung and its prompts, in float64.
+
+    `method`, `rung`, `given` (rung INDEX's prompts), `state` (R, d), and in numpy `w` (the rung's),
+    `p` (the method's) and `pictures`, the projected taps, (T, N, d) each.
+    """
     torch.manual_seed(3)
     values = {"kind": kind, "length": LENGTH, "keep": 0.5 if condensed else None, **prompts}
     config = from_json(LadderConfig, {"width": WIDTH, "heads": HEADS, "prompts": values})
     method, rung = build_prompts(config, RUNGS).double(), Rung(config, fused=False).double()
     with torch.no_grad():
-        for parameter in [*method.parameters(), *rung.parameters()]:
-            parameter.normal_(0.0, 0.5)
+        for name, parameter in [*method.named_parameters(), *rung.named_parameters()]:
+            parameter.normal_(0.0, 0.5 / method.size if name.endswith("tokens") else 0.5)
         if condensed:
             method.mask[INDEX, DROPPED] = 0.0
     state = torch.randn(sum(ROWS), WIDTH, dtype=torch.float64)
-    given = method.prepare().of(INDEX)
-    return SimpleNamespace(method=method, rung=rung, given=given, state=state)
+    taps = [torch.randn(ROWS[0], WIDTH, dtype=torch.float64) for _ in range(RUNGS)]
+    given = method.prepare(taps, TOKENS[0]).of(INDEX)
+    pictures = [tap.reshape(TOKENS[0], -1, WIDTH).numpy() for tap in taps]
+    return SimpleNamespace(
+        **{"method": method, "rung": rung, "given": given, "state": state, "taps": taps},
+        **{"w": arrays(rung), "p": arrays(method), "pictures": pictures},
+    )
 
 
-def climbed(it: SimpleNamespace) -> Tensor:
+def climbed(it: SimpleNamespace) -> Array:
     """The rung's output (R, d) for `it.state` as its taps."""
-    found: Tensor = it.rung(None, it.state, TOKENS, COUNTS, it.given)
-    return found
+    found = it.rung(None, it.state, TOKENS, COUNTS, it.given)
+    return np.asarray(found.detach().numpy())
 
 
-def norm(rows: Tensor) -> Tensor:
-    """Layer norm without affine part."""
-    return functional.layer_norm(rows, rows.shape[-1:], eps=1e-5)
+def each_sample(it: SimpleNamespace, plain: Plain) -> Array:
+    """`plain` of every sample of both sides: (R, d)."""
+    out, start = [], 0
+    for side, (tokens, count) in enumerate(zip(TOKENS, COUNTS, strict=True)):
+        rows = it.state.numpy()[start : start + tokens * count].reshape(tokens, count, WIDTH)
+        start += tokens * count
+        found = [plain(rows[:, n], side, n) for n in range(count)]
+        out.append(np.stack(found, axis=1).reshape(-1, WIDTH))
+    return np.concatenate(out)
 
 
-def sides(rows: Tensor) -> list[Tensor]:
-    """Rows (R, d) as (T, N, d) of pictures and of classes."""
-    return [
-        piece.reshape(t, n, -1)
-        for piece, t, n in zip(rows.split(ROWS), TOKENS, COUNTS, strict=True)
-    ]
+def prompts_of(it: SimpleNamespace, side: int, condensed: bool, size: float) -> Array:
+    """(m, d): rung INDEX's kept prompts of a side as they act, image prompts coupled to text's."""
+    tokens = it.p["tokens"][INDEX] * size
+    if side == 0:
+        tokens = tokens + tokens @ it.p["couple"][INDEX]
+    return np.asarray(tokens[kept(condensed)])
 
 
-def attend(rung: Rung, query_rows: Tensor, rows: Tensor) -> Tensor:
-    """Multi-head attention of rows (T, d) over normed rows (M, d), one head after the other."""
-    inner = WIDTH // HEADS
-    query = query_rows @ rung.query + rung.query_bias
-    key, value = (rows @ rung.key_value).split(WIDTH, -1)
-    mixed = [
-        torch.softmax(query[:, h] @ key[:, h].T, -1) @ value[:, h]
-        for h in (slice(k * inner, (k + 1) * inner) for k in range(HEADS))
-    ]
-    return torch.cat(mixed, -1)
-
-
-def attended(it: SimpleNamespace) -> Tensor:
-    """The rung written out without prompts, up to where its feed-forward layer begins: (R, d)."""
-    out = []
-    for rows in sides(it.state):
-        piece = rows.clone()
-        for n in range(rows.shape[1]):
-            own = norm(rows[:, n])
-            piece[:, n] += attend(it.rung, own, own) @ it.rung.out
-        out.append(piece.reshape(-1, WIDTH))
-    return torch.cat(out)
-
-
-def fed(it: SimpleNamespace, state: Tensor) -> Tensor:
-    """The rung's feed-forward layer: (R, d) -> (R, d)."""
-    hidden = norm(state) @ it.rung.up + it.rung.up_bias
-    return state + functional.silu(hidden) @ it.rung.down
-
-
-def kept(prompts: Tensor, condensed: bool) -> Tensor:
-    """(m, d) without the dropped one."""
-    return prompts[[k for k in range(LENGTH) if not (condensed and k == DROPPED)]]
-
-
-def per_row(it: SimpleNamespace, state: Tensor, act: Act, condensed: bool) -> Tensor:
-    """`act(row (d,), prompts (m, d))` of every normed row with its side's kept prompts: (R, d)."""
-    out = []
-    for rows, prompts in zip(norm(state).split(ROWS), it.given.tokens, strict=True):
-        out += [act(row, kept(prompts, condensed)) for row in rows]
-    return torch.stack(out)
+def kept(condensed: bool) -> list[int]:
+    """Places of the prompts that condensation kept."""
+    return [k for k in range(LENGTH) if not (condensed and k == DROPPED)]

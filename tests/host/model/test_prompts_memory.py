@@ -1,24 +1,67 @@
-"""Memory prompts against MemVP's formula, written out per row."""
+"""Memory prompts against MemVP's formula in plain numpy, one sample and one entry at a time."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from tests.host.model.rungs import DROPPED, LENGTH, attended, climbed, fed, per_row, scene
+from tests.host.model import plain
+from tests.host.model.rungs import INDEX, RUNGS, TOKENS, WIDTH, climbed, each_sample, kept, scene
 
 
-@pytest.mark.parametrize("condensed", [False, True])
-def test_they_are_entries_of_the_feed_forward_layer(condensed):
-    it = scene("memory", condensed=condensed)
-    method, state = it.method, attended(it)
-    places = [k for k in range(LENGTH) if not (condensed and k == DROPPED)]
+def visual(it, sample, entry):
+    """P(x): a token of the sample's own taps, the last tap first, projected, times 0.01."""
+    tap = it.pictures[RUNGS - 1 - (entry // TOKENS[0]) % RUNGS]
+    return 0.01 * (tap[entry % TOKENS[0], sample] @ it.p["project"])
 
-    def remember(row, prompts):
-        scores = (prompts + method.memory_key[places]) @ row
-        silu = scores / (1 + torch.exp(-scores))
-        return 0.1 * silu @ (prompts + method.memory_value[places])
 
-    expected = fed(it, state) + per_row(it, state, remember, condensed)
-    torch.testing.assert_close(climbed(it), expected)
-    assert method.tensors().by_place == ("prompts.memory_key", "prompts.memory_value")
+def expected(it, condensed, length):
+    def sample(rows, side, number):
+        def beside(inner):
+            total = np.zeros_like(inner)
+            for k in kept(condensed) if length == 3 else range(length):
+                own = visual(it, number, k) if side == 0 else it.p["tokens"][INDEX, k]
+                key, value = own + it.p["memory_key"][k], own + it.p["memory_value"][k]
+                for t in range(len(inner)):
+                    total[t] += 0.1 * plain.silu(inner[t] @ key) * value
+            return total
+
+        return plain.rung(it.w, rows, beside=beside)
+
+    return each_sample(it, sample)
+
+
+@pytest.mark.parametrize(
+    ("condensed", "length"), [(False, 3), (True, 3), (False, 1), (False, 5), (False, 8)]
+)
+def test_pictures_read_themselves_and_classes_read_tokens(condensed, length):
+    it = scene("memory", condensed=condensed, length=length)
+    np.testing.assert_allclose(climbed(it), expected(it, condensed, length), atol=1e-9)
+    assert it.method.tensors().by_place == ("prompts.memory_key", "prompts.memory_value")
+    assert not it.method.tensors().of_pictures
+
+
+def test_a_picture_changes_its_own_memory_alone_and_no_classs():
+    it = scene("memory")
+    before = climbed(it)
+    it.taps[-1].reshape(TOKENS[0], -1, WIDTH)[:, 2] += 5.0
+    it.given = it.method.prepare(it.taps, TOKENS[0]).of(INDEX)
+    moved = np.abs(climbed(it) - before).max(-1)
+    image = moved[: TOKENS[0] * 4].reshape(TOKENS[0], 4)
+    assert (image[:, 2] > 1e-3).all()
+    assert not image[:, [0, 1, 3]].any() and not moved[TOKENS[0] * 4 :].any()
+
+
+def test_as_in_the_paper_at_the_start():
+    torch.manual_seed(0)
+    it = scene("memory", length=64)
+    fresh = type(it.method)(it_config(64), RUNGS)
+    assert fresh.memory_key.std().item() == pytest.approx(0.02, rel=0.1)
+    assert not fresh.memory_value.any()
+
+
+def it_config(length):
+    from edgeladder.core.config import LadderConfig, PromptConfig
+
+    return LadderConfig(width=WIDTH, heads=2, prompts=PromptConfig(kind="memory", length=length))

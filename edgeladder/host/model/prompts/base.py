@@ -3,8 +3,13 @@
 A kind of prompts is a subclass that registers itself and overrides one of three methods:
 
     attended             further keys and values of the rung's self-attention
-    after_attention      between self-attention and feed-forward layer
+    after_attention      joins what self-attention gave to the state, before the feed-forward layer
     beside_feed_forward  added to what the feed-forward layer gives
+
+Prompts enter a rung after its layer norms, which would undo their mean and size: what a codebook
+holds of them (QPrompt) acts. They are drawn, and kept, with deviation 0.02 and act `size` times as
+large, so that under AdamW, whose steps do not depend on a parameter's size, prompts that meet rows
+of deviation 1 move in proportion to theirs, wherever they began (SPT).
 
 Names of parameters, and the order in which they are drawn, are part of a bundle: a subclass adds
 its own after those of its base.
@@ -12,7 +17,7 @@ its own after those of its base.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol, TypeVar
 
@@ -25,6 +30,7 @@ from edgeladder.core.prompt_kinds import KINDS
 from edgeladder.core.prompt_tensors import PromptTensors
 from edgeladder.host.model.prompts.quantize import normal_codebook, quantize
 
+DEVIATION = 0.02  # of the stored tokens at the start
 _MASKED = -1e9  # added to a dropped prompt's attention score
 _NAME = "prompts"  # of the module inside the ladder
 
@@ -41,20 +47,35 @@ class RungWeights(Protocol):
 
 
 @dataclass(frozen=True)
+class Attention:
+    """A rung's self-attention: rows (R, d) of all of its sides."""
+
+    state: Tensor  # before it
+    read: Tensor  # the state's layer norm, what it read
+    given: Tensor  # what it gave, after its output projection
+
+    def added(self) -> Tensor:
+        """The state after it, (R, d)."""
+        return self.state + self.given
+
+
+@dataclass(frozen=True)
 class RungPrompts:
     """The prepared prompts of one rung, for the sides whose rows it works on."""
 
     method: PromptMethod
     tokens: tuple[Tensor, ...]  # (m, d) per side; empty where there are none
     index: int  # of the rung
+    values: tuple[Tensor, ...] = ()  # where `tokens` are but the keys: what they stand for
+    which: int = 0  # the first of its sides: 0 image, 1 text
 
     def attended(self) -> Sequence[Tensor]:
         """Further rows that the rung's self-attention reads, (m, d) per side or nothing."""
         return self.method.attended(self)
 
-    def after_attention(self, rung: RungWeights, state: Tensor, sides: Sequence[int]) -> Tensor:
+    def after_attention(self, rung: RungWeights, it: Attention, sides: Sequence[int]) -> Tensor:
         """The state (R, d) between attention and feed-forward; `sides`: rows of each side."""
-        return self.method.after_attention(self, rung, state, sides)
+        return self.method.after_attention(self, rung, it, sides)
 
     def beside_feed_forward(self, inner: Tensor, fed: Tensor, sides: Sequence[int]) -> Tensor:
         """The state (R, d) after the feed-forward layer that read `inner` (R, d) and gave `fed`."""
@@ -87,25 +108,33 @@ class PreparedPrompts:
 
     method: PromptMethod
     tokens: tuple[tuple[Tensor, ...], ...]  # per side (image, text), per rung: (m, d)
+    values: tuple[tuple[Tensor, ...], ...] = ()  # likewise, where `tokens` are but the keys
+    which: int = 0  # the first of its sides
 
     def side(self, which: int) -> PreparedPrompts:
         """Those of one side alone."""
-        return replace(self, tokens=(self.tokens[which],))
+        values = (self.values[which],) if self.values else ()
+        return replace(self, tokens=(self.tokens[which],), values=values, which=which)
 
     def of(self, index: int) -> RungPrompts:
         """Those of one rung."""
-        return RungPrompts(self.method, tuple(side[index] for side in self.tokens if side), index)
+        tokens, values = (
+            tuple(side[index] for side in sides if side) for sides in (self.tokens, self.values)
+        )
+        return RungPrompts(self.method, tokens, index, values, self.which)
 
 
 class PromptMethod(nn.Module):
     """Learnable tokens (L, m, d) per rung, image prompts coupled to text prompts."""
 
     kind: ClassVar[str]
-    standardised: ClassVar[bool] = False  # the tokens meet weights that expect standardised rows
+    size: ClassVar[float] = 1.0  # the stored tokens act so many times as large
+    of_pictures: ClassVar[bool] = True  # pictures have tokens, of their own or the texts' coupled
     by_place: ClassVar[tuple[str, ...]] = ()  # own parameters (m, d) that all rungs share
     undecayed: ClassVar[tuple[str, ...]] = ()  # own parameters that weight decay leaves alone
 
     mask: Tensor  # (L, m)
+    dropout: Tensor  # (2, L, m, d): image, text
     codebook: Tensor  # (2^bits,)
     live: Tensor  # (1,)
     statistics: Tensor  # (sets, 2, L, 1, 1)
@@ -116,39 +145,54 @@ class PromptMethod(nn.Module):
         self.rungs, self.length, self.width = rungs, prompts.length, width
         self.coupled, self.bits = prompts.couple, prompts.bits
         self.condensed = prompts.keep is not None
-        self.tokens = nn.Parameter(torch.randn(rungs, prompts.length, width) * 0.02)
-        if self.coupled:
+        self.dropped = prompts.dropout is not None
+        self.tokens = nn.Parameter(torch.randn(rungs, prompts.length, width) * DEVIATION)
+        if self.of_pictures and self.coupled:
             # MaPLe-style coupling, arXiv:2210.03117, zero at the start
             self.couple = nn.Parameter(torch.zeros(rungs, width, width))
-        else:
-            self.image_tokens = nn.Parameter(torch.randn(rungs, prompts.length, width) * 0.02)
+        elif self.of_pictures:
+            self.image_tokens = nn.Parameter(torch.randn(rungs, prompts.length, width) * DEVIATION)
         if self.condensed:
             self.register_buffer("mask", torch.ones(rungs, prompts.length))
+        if self.dropped:
+            # the device fills it before every training step: 0 or 1 / (1 - p), as nn.Dropout
+            self.register_buffer("dropout", torch.ones(2, rungs, prompts.length, width))
         if self.bits is not None:
             self.register_buffer("codebook", normal_codebook(self.bits))
             # a stored adapter brings mean and deviation of each rung's prompts, because those of
             # the quantized ones are others; in training `live` is 1 and they are measured
-            sets = 1 if self.coupled else 2
+            sets = 2 if self.of_pictures and not self.coupled else 1
             self.register_buffer("live", torch.ones(1))
             self.register_buffer("statistics", torch.zeros(sets, 2, rungs, 1, 1))
 
     @classmethod
     def tensors(cls) -> PromptTensors:
         """Which of the ladder's tensors are these prompts: what the bundle tells a device."""
-        return PromptTensors(by_place=tuple(f"{_NAME}.{name}" for name in cls.by_place))
+        return PromptTensors(
+            by_place=tuple(f"{_NAME}.{name}" for name in cls.by_place),
+            of_pictures=cls.of_pictures,
+        )
 
-    def prepare(self) -> PreparedPrompts:
-        """Quantise and couple all rungs' prompts at once."""
-        text = self.quantized(self.tokens, 0)
-        image = text + text @ self.couple if self.coupled else self.quantized(self.image_tokens, 1)
-        if self.standardised:
-            image, text = self.standardise(image), self.standardise(text)
+    def prepare(self, pictures: Sequence[Tensor], tokens: int) -> PreparedPrompts:
+        """Quantise and couple all rungs' prompts at once.
+
+        Args:
+            pictures: the projected taps of the pictures, (T * N, d) per tap, for kinds whose
+                prompts depend on the picture.
+            tokens: T, of a picture's tap.
+        """
+        text = self.sized(self.quantized(self.tokens, 0))
+        if self.coupled:
+            image = text + text @ self.couple
+        else:
+            image = self.sized(self.quantized(self.image_tokens, 1))
+        if self.dropped:
+            image, text = image * self.dropout[0], text * self.dropout[1]
         return PreparedPrompts(self, (image.unbind(0), text.unbind(0)))
 
-    def standardise(self, tokens: Tensor) -> Tensor:
-        """Layer norm over rows: in 3-D onnxruntime would fuse it with the sum before it."""
-        rows = standardise(tokens.reshape(-1, self.width))
-        return rows.reshape(self.rungs, self.length, self.width)
+    def sized(self, tokens: Tensor) -> Tensor:
+        """Tokens as large as they act."""
+        return tokens if self.size == 1.0 else tokens * self.size
 
     def quantized(self, tokens: Tensor, which: int) -> Tensor:
         """What a stored adapter will hold of tokens (L, m, d); `which`: of the statistics' sets."""
@@ -157,15 +201,23 @@ class PromptMethod(nn.Module):
         mask = self.mask if self.condensed else None
         return quantize(tokens, which, self.codebook, (self.live, self.statistics), mask)
 
+    def copy_attention(self, sides: Sequence[Mapping[int, RungWeights]]) -> None:
+        """Take a copy of the rungs' attention weights, for kinds that have one of their own.
+
+        Args:
+            sides: rungs by their index, once where both sides share them, else image and text.
+        """
+        return
+
     def attended(self, prompts: RungPrompts) -> Sequence[Tensor]:
         """Nothing, unless the kind says otherwise."""
         return ()
 
     def after_attention(
-        self, prompts: RungPrompts, rung: RungWeights, state: Tensor, sides: Sequence[int]
+        self, prompts: RungPrompts, rung: RungWeights, it: Attention, sides: Sequence[int]
     ) -> Tensor:
-        """The state as it is, unless the kind says otherwise."""
-        return state
+        """What attention gave, added to the state, unless the kind says otherwise."""
+        return it.added()
 
     def beside_feed_forward(
         self, prompts: RungPrompts, inner: Tensor, fed: Tensor, sides: Sequence[int]

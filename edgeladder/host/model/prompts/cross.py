@@ -1,13 +1,16 @@
-"""Cross-attention prompts (CVPT, Huang et al. 2024), with the rung's own weights."""
+"""Cross-attention prompts (CVPT, Huang et al., arXiv:2408.14961)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from edgeladder.core.config import LadderConfig
 from edgeladder.host.model.prompts.base import (
+    DEVIATION,
+    Attention,
     PromptMethod,
     RungPrompts,
     RungWeights,
@@ -16,20 +19,80 @@ from edgeladder.host.model.prompts.base import (
     standardise,
 )
 
+_WEIGHTS = ("query", "query_bias", "key_value", "out")
+
+
+class CopiedAttention(nn.Module):
+    """The attention weights of a rung as they were when they were copied."""
+
+    query: nn.Parameter
+    query_bias: nn.Parameter
+    key_value: nn.Parameter
+    out: nn.Parameter
+
+    def __init__(self, rung: RungWeights, *, trained: bool):
+        super().__init__()
+        self.width, self.heads = rung.width, rung.heads
+        for name in _WEIGHTS:
+            value = getattr(rung, name).detach().clone()
+            if trained:
+                setattr(self, name, nn.Parameter(value))
+            else:
+                self.register_buffer(name, value)
+
+    def follow(self, rung: RungWeights) -> None:
+        """Copy them again."""
+        with torch.no_grad():
+            for name in _WEIGHTS:
+                getattr(self, name).copy_(getattr(rung, name))
+
 
 @register("cross")
 class CrossPrompts(PromptMethod):
-    """x + softmax((x Wq)(P Wk)^T) (P Wv) Wo, after the rung's self-attention."""
+    """x + softmax((x Wq)(P Wk)^T) (P Wv) Wo, after the rung's self-attention.
 
-    standardised = True
+    The weights are the rung's own, or copies of what they were before training, trained on their
+    own or frozen as in the paper (`ladder.prompts.cross_weights`).
+    """
+
+    size = 1 / DEVIATION  # of the normed rows that the weights were made for
+
+    def __init__(self, config: LadderConfig, rungs: int):
+        super().__init__(config, rungs)
+        self.weights = config.prompts.cross_weights
+        if self.weights != "shared":
+            self.copies = nn.ModuleList()
+
+    def copy_attention(self, sides: Sequence[Mapping[int, RungWeights]]) -> None:
+        """Copies of every rung's attention, where not the rungs' own are used."""
+        if self.weights == "shared":
+            return
+        if not len(self.copies):
+            trained = self.weights == "copied"
+            for rungs in sides:
+                made = {str(k): CopiedAttention(rung, trained=trained) for k, rung in rungs.items()}
+                self.copies.append(nn.ModuleDict(made))
+        for copies, rungs in zip(self.copies, sides, strict=True):
+            for index, rung in rungs.items():
+                copies[str(index)].follow(rung)
 
     def after_attention(
-        self, prompts: RungPrompts, rung: RungWeights, state: Tensor, sides: Sequence[int]
+        self, prompts: RungPrompts, rung: RungWeights, it: Attention, sides: Sequence[int]
     ) -> Tensor:
         """(R, d) -> (R, d)."""
+        state, weights = it.added(), self.attention_of(prompts, rung)
         pieces = prompts.per_side(standardise(state), sides)
-        added = [self.attend(prompts, rung, rows, prompt) for rows, prompt in pieces]
-        return torch.addmm(state, joined(added), rung.out)
+        added = [self.attend(prompts, weights, rows, prompt) for rows, prompt in pieces]
+        return torch.addmm(state, joined(added), weights.out)
+
+    def attention_of(self, prompts: RungPrompts, rung: RungWeights) -> RungWeights:
+        """The weights that read the prompts of a rung."""
+        if self.weights == "shared":
+            return rung
+        # a trunk that both sides share has one set of copies
+        copies = self.copies[min(prompts.which, len(self.copies) - 1)]
+        found: RungWeights = copies[str(prompts.index)]
+        return found
 
     def attend(
         self, prompts: RungPrompts, rung: RungWeights, rows: Tensor, prompt: Tensor

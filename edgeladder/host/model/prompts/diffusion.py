@@ -1,4 +1,4 @@
-"""Adaptive prompts (APT, Wu et al., arXiv:2306.15706): information diffusion without a softmax."""
+"""Approximated prompts (APT, Wu et al., arXiv:2306.15706): diffusion without a softmax."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch.nn import functional
 
 from edgeladder.core.config import LadderConfig
 from edgeladder.host.model.prompts.base import (
+    Attention,
     PromptMethod,
     RungPrompts,
     RungWeights,
     joined,
     register,
-    standardise,
 )
 
 _RANK = 4  # of the keys' low-rank map, as in the paper's code
@@ -23,7 +23,10 @@ _RANK = 4  # of the keys' low-rank map, as in the paper's code
 
 @register("diffusion")
 class DiffusionPrompts(PromptMethod):
-    """x + exp(s) w (A P), with A = ReLU(x (P + P W1 W2)^T) and w = max_j A_j without gradient."""
+    """x + exp(s) (Attention(X) + w (A P)), X the layer norm of x that attention reads.
+
+    A = ReLU(X (P + P W1 W2)^T), and w = max_j A_j of each row, without gradient.
+    """
 
     undecayed = ("scale",)
 
@@ -34,11 +37,13 @@ class DiffusionPrompts(PromptMethod):
         self.scale = nn.Parameter(torch.zeros(rungs))  # s
 
     def after_attention(
-        self, prompts: RungPrompts, rung: RungWeights, state: Tensor, sides: Sequence[int]
+        self, prompts: RungPrompts, rung: RungWeights, it: Attention, sides: Sequence[int]
     ) -> Tensor:
         """(R, d) -> (R, d)."""
-        pieces = prompts.per_side(standardise(state), sides)
-        return state + joined([self.diffuse(prompts, rows, prompt) for rows, prompt in pieces])
+        pieces = prompts.per_side(it.read, sides)
+        diffused = joined([self.diffuse(prompts, rows, prompt) for rows, prompt in pieces])
+        scale = torch.exp(self.scale[prompts.index : prompts.index + 1])
+        return it.state + scale * (it.given + diffused)
 
     def diffuse(self, prompts: RungPrompts, rows: Tensor, prompt: Tensor) -> Tensor:
         """What diffuses from prompts (m, d) into rows (R, d)."""
@@ -46,4 +51,4 @@ class DiffusionPrompts(PromptMethod):
         keys = prompt + prompt @ self.reduce[index] @ self.expand[index]
         scores = prompts.masked(functional.relu(rows @ keys.transpose(0, 1)))
         weight = scores.amax(-1, keepdim=True).detach()
-        return torch.exp(self.scale[index : index + 1]) * (weight * (scores @ prompt))
+        return weight * (scores @ prompt)

@@ -1,4 +1,9 @@
-"""Memory-space prompts (MemVP, Jie et al. 2024): further key-value entries of the feed-forward."""
+"""Memory-space visual prompts (MemVP, Jie et al. 2024): further entries of the feed-forward layer.
+
+In the paper a language model's tokens read a picture's features as entries of each feed-forward
+layer. Here the picture's own side reads them. A class's text may not depend on a picture, or its
+embedding could not be computed once: its entries are learnt tokens of each rung in their place.
+"""
 
 from __future__ import annotations
 
@@ -9,30 +14,71 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgeladder.core.config import LadderConfig
-from edgeladder.host.model.prompts.base import PromptMethod, RungPrompts, joined, register
+from edgeladder.host.model.prompts.base import (
+    DEVIATION,
+    PreparedPrompts,
+    PromptMethod,
+    RungPrompts,
+    joined,
+    register,
+)
 
 _SCALE = 0.1  # the paper's s
+_VISUAL = 0.01  # times the projection of the picture's features, as in the paper's code
 
 
 @register("memory")
 class MemoryPrompts(PromptMethod):
-    """FFN(x) + s SiLU(x K^T) V, with K = P + k and V = P + v; k and v are the same in all rungs."""
+    """FFN(x) + s SiLU(x K^T) V, with K = P + E1 and V = P + E2; E1 and E2 are all rungs'.
+
+    P of a picture is its own: m tokens of its taps, projected. P of a class is the rung's.
+    """
 
     by_place = ("memory_key", "memory_value")
+    of_pictures = False
 
     def __init__(self, config: LadderConfig, rungs: int):
         super().__init__(config, rungs)
-        self.memory_key = nn.Parameter(torch.randn(self.length, self.width) * 0.02)
-        self.memory_value = nn.Parameter(torch.zeros(self.length, self.width))
+        self.memory_key = nn.Parameter(torch.randn(self.length, self.width) * DEVIATION)  # E1
+        self.memory_value = nn.Parameter(torch.zeros(self.length, self.width))  # E2
+        self.project = nn.Parameter(torch.randn(self.width, self.width) * self.width**-0.5)
+
+    def prepare(self, pictures: Sequence[Tensor], tokens: int) -> PreparedPrompts:
+        """Keys and values: (m, N, d) of pictures, the same in every rung; (m, d) of classes."""
+        seen = self.visual(pictures, tokens)
+        text = self.quantized(self.tokens, 0)
+        image_key = seen + self.memory_key.unsqueeze(1)
+        image_value = (seen + self.memory_value.unsqueeze(1)) * _SCALE
+        return PreparedPrompts(
+            self,
+            ((image_key,) * self.rungs, (text + self.memory_key).unbind(0)),
+            ((image_value,) * self.rungs, ((text + self.memory_value) * _SCALE).unbind(0)),
+        )
+
+    def visual(self, pictures: Sequence[Tensor], tokens: int) -> Tensor:
+        """P(x), (m, N, d): m tokens of each picture, those of the last tap first, projected.
+
+        Where the taps have fewer than m, they come again: E1 and E2 tell them apart.
+        """
+        turns = -(-self.length // tokens)
+        taps = [pictures[-1 - turn % len(pictures)] for turn in range(turns)]
+        rows = joined([tap.reshape(tokens, -1, self.width) for tap in taps])[: self.length]
+        projected = rows.reshape(-1, self.width) @ (self.project * _VISUAL)
+        return projected.reshape(self.length, -1, self.width)
 
     def beside_feed_forward(
         self, prompts: RungPrompts, inner: Tensor, fed: Tensor, sides: Sequence[int]
     ) -> Tensor:
         """(R, d) twice -> (R, d)."""
-        added = []
-        for rows, prompt in prompts.per_side(inner, sides):
-            keys = prompt + self.memory_key
-            values = (prompt + self.memory_value) * _SCALE
+        pieces = zip(prompts.per_side(inner, sides), prompts.values, strict=True)
+        return fed + joined([self.read(prompts, x, k, v) for (x, k), v in pieces])
+
+    def read(self, prompts: RungPrompts, rows: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """SiLU(x K^T) V: rows (R, d) with entries of all (m, d) or of each sample (m, N, d)."""
+        if keys.dim() == 2:
             score = functional.silu(rows @ keys.transpose(0, 1))
-            added.append(prompts.masked(score) @ values)
-        return fed + joined(added)
+            return prompts.masked(score) @ values
+        samples = rows.reshape(-1, *keys.shape[1:]).transpose(0, 1)  # (N, T, d)
+        score = functional.silu(torch.matmul(samples, keys.permute(1, 2, 0)))  # (N, T, m)
+        found = torch.matmul(prompts.masked(score), values.transpose(0, 1))
+        return found.transpose(0, 1).reshape(-1, self.width)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Sequence
+
+from torch import Tensor, nn
 
 from edgeladder.core.config import LadderConfig
 from edgeladder.host.model.prompts.base import PreparedPrompts, PromptMethod, register
@@ -16,6 +18,6 @@ class NoPrompts(PromptMethod):
         nn.Module.__init__(self)  # not the base's, which draws tokens
         self.condensed = False
 
-    def prepare(self) -> PreparedPrompts:
+    def prepare(self, pictures: Sequence[Tensor], tokens: int) -> PreparedPrompts:
         """Nothing for either side."""
         return PreparedPrompts(self, ((), ()))

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from edgeladder.host.model.prompts.base import PromptMethod, RungPrompts, register
+from edgeladder.host.model.prompts.base import DEVIATION, PromptMethod, RungPrompts, register
 
 
 @register("token")
 class TokenPrompts(PromptMethod):
     """Read by every token of every sample; they read nothing themselves."""
 
-    standardised = True
+    size = 1 / DEVIATION  # of the normed rows that they lie beside
 
     def attended(self, prompts: RungPrompts) -> Sequence[Tensor]:
         """All of them."""
