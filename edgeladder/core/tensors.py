@@ -2,6 +2,8 @@
 
 The format: 8 bytes of header length (little-endian), a JSON header, the tensors' raw bytes, which
 the header accounts for to the last one (https://huggingface.co/docs/safetensors, format section).
+Our files carry a checksum over all of it, length and header included, because a flipped bit in a
+step's number is as bad as one in a weight; it guards against accidents, not against forgers.
 Files are written tensor by tensor without a copy of the whole, because a checkpoint is written
 exactly when memory is short, and read by `read` calls into arrays of our own: nothing is mapped,
 because mapped pages count against the budget. The library's reader (0.8, `backend="pread"`) takes
@@ -26,7 +28,7 @@ from edgeladder.core.files import replacing
 
 Array = np.ndarray
 
-CHECKSUM = "crc32"  # metadata key: CRC-32 over all bytes after the header
+CHECKSUM = "checksum"  # metadata key: CRC-32 over the whole file, its own digits as zeros
 _CODES = {
     "float64": "F64",
     "float32": "F32",
@@ -43,6 +45,11 @@ _CODES = {
 }
 _DTYPES: dict[str, np.dtype[Any]] = {code: np.dtype(name) for name, code in _CODES.items()}
 _METADATA = "__metadata__"
+# the checksum is the first thing in a header, so that its place is known before anything is parsed
+_DIGITS = 8  # hexadecimal
+_LENGTH_BYTES = 8
+_OPENING = f'{{"{_METADATA}":{{"{CHECKSUM}":"'.encode()
+_CHECKSUM_AT = _LENGTH_BYTES + len(_OPENING)
 _BLOCK_BYTES = 1 << 20
 _HEADER_LIMIT_BYTES = 16 << 20
 
@@ -72,7 +79,6 @@ class Header:
 
     entries: dict[str, TensorEntry]  # in the order of the header
     metadata: dict[str, str]
-    data_start: int  # byte in the file
 
 
 def encode_header(
@@ -80,7 +86,7 @@ def encode_header(
     metadata: Mapping[str, str],
     room_bytes: int | None = None,
 ) -> bytes:
-    """A file's length and header.
+    """A file's length and header, with zeros where `with_checksum` puts the checksum.
 
     Args:
         tensors: name, numpy's dtype name and shape of each, in the order of their bytes.
@@ -90,7 +96,8 @@ def encode_header(
     Raises:
         ValueError: it does not fit into `room_bytes`.
     """
-    header: dict[str, object] = {_METADATA: dict(metadata)} if metadata else {}
+    others = {key: text for key, text in metadata.items() if key != CHECKSUM}
+    header: dict[str, object] = {_METADATA: {CHECKSUM: "0" * _DIGITS, **others}}
     offset = 0
     for name, dtype, shape in tensors:
         stop = offset + math.prod(shape) * np.dtype(dtype).itemsize
@@ -105,6 +112,44 @@ def encode_header(
     if len(text) > size:
         raise ValueError(f"the header needs {len(text)} bytes, there are {size}")
     return size.to_bytes(8, "little") + text.ljust(size)
+
+
+def with_checksum(header: bytes, checksum: int) -> bytes:
+    """`encode_header`'s bytes with the CRC-32 over them and all data after them in its place."""
+    digits = f"{checksum:0{_DIGITS}x}".encode()
+    return header[:_CHECKSUM_AT] + digits + header[_CHECKSUM_AT + _DIGITS :]
+
+
+def stored_checksum(header: bytes) -> int | None:
+    """The checksum that the bytes of a header tell; None where they tell none."""
+    digits = header[_CHECKSUM_AT : _CHECKSUM_AT + _DIGITS]
+    if header[_LENGTH_BYTES:_CHECKSUM_AT] != _OPENING or len(digits) < _DIGITS:
+        return None
+    try:
+        checksum = int(digits, 16)
+    except ValueError:
+        return None
+    return checksum if with_checksum(header, checksum) == header else None  # one spelling only
+
+
+def is_intact(path: Path) -> bool:
+    """Whether every byte of a file, its header's among them, is as it was written.
+
+    A file without a checksum, of another program or of a version before 0.3, is not; nor is one
+    that cannot be read.
+    """
+    try:
+        with open(path, "rb", buffering=0) as stream:
+            block = stream.read(_BLOCK_BYTES)
+            expected = stored_checksum(block)
+            if expected is None:
+                return False
+            checksum = zlib.crc32(with_checksum(block, 0))
+            while block := stream.read(_BLOCK_BYTES):
+                checksum = zlib.crc32(block, checksum)
+    except OSError:
+        return False
+    return expected == checksum
 
 
 def write_tensors(
@@ -122,15 +167,14 @@ def write_tensors(
         StorageError: the disk is full or read-only.
     """
     names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
-    checksum = 0
+    header = encode_header(
+        ((name, tensors[name].dtype.name, tensors[name].shape) for name in names), metadata or {}
+    )
+    checksum = zlib.crc32(header)
     for name in names:
         checksum = zlib.crc32(_bytes(tensors[name]), checksum)
-    header = encode_header(
-        ((name, tensors[name].dtype.name, tensors[name].shape) for name in names),
-        {**(metadata or {}), CHECKSUM: str(checksum)},
-    )
     with replacing(path) as temporary, open(temporary, "wb", buffering=0) as stream:
-        _write(stream.fileno(), memoryview(header))
+        _write(stream.fileno(), memoryview(with_checksum(header, checksum)))
         for name in names:
             _write(stream.fileno(), _bytes(tensors[name]))
 
@@ -146,10 +190,13 @@ def read_header(path: Path) -> Header:
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or not 0 < length <= min(_HEADER_LIMIT_BYTES, size - 8):
             raise ValueError("not a safetensors file, or its header is cut off")
-        values = json.loads(stream.read(length))
-    if not isinstance(values, dict):
+        try:
+            values = json.loads(stream.read(length))
+        except RecursionError:
+            raise ValueError("not a safetensors header: nested too deeply") from None
+    metadata = values.pop(_METADATA, None) or {} if isinstance(values, dict) else None
+    if not isinstance(metadata, dict):
         raise ValueError("not a safetensors header")
-    metadata = values.pop(_METADATA, None) or {}
     entries: dict[str, TensorEntry] = {}
     spans: list[tuple[int, int]] = []
     for name, value in values.items():
@@ -158,7 +205,7 @@ def read_header(path: Path) -> Header:
                 _DTYPES[value["dtype"]], tuple(int(n) for n in value["shape"]), 8 + length
             )
             start, stop = (int(n) for n in value["data_offsets"])
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"tensor {name!r} is not readable") from error
         if min((*entry.shape, 0)) < 0 or stop - start != entry.size * entry.dtype.itemsize:
             raise ValueError(f"tensor {name!r} is not as long as its shape says")
@@ -171,7 +218,7 @@ def read_header(path: Path) -> Header:
         end = stop
     if 8 + length + end != size:
         raise ValueError("the data is cut off, or bytes belong to no tensor")
-    return Header(entries, metadata, 8 + length)
+    return Header(entries, metadata)
 
 
 def read_values(path: Path, entry: TensorEntry, start: int = 0, stop: int | None = None) -> Array:
@@ -235,14 +282,8 @@ class TensorFile(Mapping[str, Array]):
         return view
 
     def intact(self) -> bool:
-        """Whether the data still has the checksum it was written with, if it has one."""
-        expected = self.metadata.get(CHECKSUM)
-        checksum = 0
-        with open(self.path, "rb", buffering=0) as stream:
-            stream.seek(self.header.data_start)
-            while block := stream.read(_BLOCK_BYTES):
-                checksum = zlib.crc32(block, checksum)
-        return expected is None or int(expected) == checksum
+        """Whether every byte of the file is as it was written: see `is_intact`."""
+        return is_intact(self.path)
 
     def _broken(self, error: Exception) -> IntegrityError:
         return IntegrityError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,15 @@ from edgeladder.core.errors import IntegrityError
 from edgeladder.core.tensors import TensorFile, write_tensors
 
 KEEP = 2  # generations: the newest, and the one before should the newest be unreadable
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A generation to go on from."""
+
+    tensors: TensorFile
+    loop: dict[str, Any]
+    damaged: tuple[str, ...]  # newer generations, passed over
 
 
 class Checkpoints:
@@ -37,16 +47,36 @@ class Checkpoints:
             old.unlink(missing_ok=True)
         return path
 
-    def latest(self) -> tuple[TensorFile, dict[str, Any]] | None:
-        """The newest generation that is whole, with the loop's state; None where there is none."""
+    def latest(self) -> Restored | None:
+        """The newest generation that is whole, header and all; None where there is none at all.
+
+        Damaged ones newer than it are removed: they would count as one of the two that are kept.
+
+        Raises:
+            IntegrityError: there are generations, and every one of them is damaged. Whoever goes
+                on without them decides so, because the steps they held are lost.
+        """
+        damaged: list[str] = []
         for path in self._generations():
             try:
                 tensors = TensorFile(path)
-                loop = json.loads(tensors.metadata["loop"])
-                if tensors.intact():
-                    return tensors, loop
+                if not tensors.intact():
+                    raise ValueError("its checksum is not the one it was written with")
+                found = Restored(tensors, json.loads(tensors.metadata["loop"]), tuple(damaged))
             except (IntegrityError, KeyError, ValueError):
+                damaged.append(path.name)
                 continue
+            for name in damaged:
+                (self.folder / name).unlink(missing_ok=True)
+            return found
+        if damaged:
+            raise IntegrityError(
+                f"no checkpoint of this run is whole: {', '.join(damaged)}",
+                where=str(self.folder),
+                remedy="delete this folder and run the same command again: training starts at "
+                "step 0 and ends with the same adapter, from the same cache. Checkpoints of "
+                "versions before 0.3 cannot be told from damaged ones",
+            )
         return None
 
     def clean(self) -> None:

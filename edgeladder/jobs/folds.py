@@ -19,7 +19,7 @@ import numpy as np
 from edgeladder.budget.policy import EVALUATE_WINDOW
 from edgeladder.core.events import Event, Progress
 from edgeladder.core.orders import Outcome
-from edgeladder.core.tensors import TensorFile, write_tensors
+from edgeladder.core.tensors import TensorFile, is_intact, write_tensors
 from edgeladder.runtime.heads.kernel import shot_folds
 from edgeladder.runtime.logits import ClassEmbeddings, ClassLogits, class_embeddings, windows
 
@@ -68,7 +68,7 @@ def train_folds(
     total = int(folds.max()) + 1
     for fold in range(total):
         target = run / "folds" / f"{fold}.safetensors"
-        if target.is_file():
+        if target.is_file() and is_intact(target):
             continue
         checkpoints = run / "checkpoints" / f"fold-{fold}"
         checkpoints.mkdir(parents=True, exist_ok=True)

@@ -129,12 +129,16 @@ class TrainLoop:
         self._seconds: collections.deque[float] = collections.deque(maxlen=4096)
 
     def resume(self) -> int | None:
-        """Continue from the newest whole checkpoint; its step, or None where there is none."""
+        """Continue from the newest whole checkpoint; its step, or None where there is none.
+
+        Raises:
+            IntegrityError: there are checkpoints, none of them whole.
+        """
         self.checkpoints.clean()
         found = self.checkpoints.latest()
         if found is None:
             return None
-        tensors, loop = found
+        tensors, loop = found.tensors, found.loop
         names = [name for name in tensors if not name.startswith(_AVERAGE)]
         # read one tensor at a time: a whole second copy of the state would not fit the plan
         self.engine.load_state(cast("dict[str, np.ndarray]", tensors.part(names)))
@@ -147,6 +151,10 @@ class TrainLoop:
         for callback in self.callbacks:
             callback.load_state(loop["callbacks"][callback.name])
         self.record({"kind": "resume", "step": self.step, "checkpoint": tensors.path.name})
+        if found.damaged:
+            lost = ", ".join(found.damaged)
+            self.record({"kind": "damaged_checkpoint", "files": list(found.damaged)})
+            self.tell(f"{lost} was damaged: went on from {tensors.path.name}")
         return self.step
 
     def run(self) -> LoopResult:

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as npst
 from safetensors.numpy import load_file, save_file
 
 from edgeladder.core.errors import IntegrityError
-from edgeladder.core.tensors import TensorFile, read_header, read_values, write_tensors
+from edgeladder.core.tensors import TensorFile, is_intact, read_header, read_values, write_tensors
 
 ARRAYS = npst.arrays(
     st.sampled_from(["float32", "float16", "int8", "uint8", "int64", "bool"]),
@@ -41,17 +41,39 @@ def test_a_cut_file_is_refused(tmp_path):
             TensorFile(path)
 
 
-def test_a_part_shows_only_its_names_and_bytes_written_are_checked(tmp_path: Path) -> None:
+def test_a_part_shows_only_its_names(tmp_path: Path) -> None:
     path = tmp_path / "file.safetensors"
     write_tensors(path, {"a": np.arange(4), "b": np.ones((2, 3), np.float32).T})
     part = TensorFile(path).part(["b"])
     assert list(part) == ["b"] and "a" not in part and part["b"].shape == (3, 2)
     with pytest.raises(KeyError):
         part["a"]
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-    assert not TensorFile(path).intact()
+
+
+def test_any_flipped_bit_of_a_file_is_noticed(tmp_path: Path) -> None:
+    """The length, the header, the checksum itself, the padding, the data: all of it counts."""
+    path = tmp_path / "file.safetensors"
+    write_tensors(path, {"a": np.arange(4), "b": np.ones(3, np.float32)}, {"loop": '{"step": 200}'})
+    assert is_intact(path)
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        for bit in range(8):
+            data = bytearray(whole)
+            data[place] ^= 1 << bit
+            path.write_bytes(data)
+            assert not is_intact(path), (place, bit)
+    assert not is_intact(tmp_path / "none")
+
+
+def test_a_checksum_that_is_handed_on_is_not_taken_for_this_files(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "one", {"a": np.arange(4)}, {"note": "x"})
+    write_tensors(tmp_path / "two", {"a": np.arange(5)}, TensorFile(tmp_path / "one").metadata)
+    assert is_intact(tmp_path / "two") and TensorFile(tmp_path / "two").metadata["note"] == "x"
+
+
+def test_a_file_without_our_checksum_is_not_called_intact(tmp_path: Path) -> None:
+    save_file({"a": np.ones(4, np.float32)}, str(tmp_path / "x"), {"crc32": "12"})
+    assert not is_intact(tmp_path / "x") and list(TensorFile(tmp_path / "x")) == ["a"]
 
 
 def test_what_is_missing_is_refused_with_the_callers_remedy(tmp_path: Path) -> None:
@@ -76,6 +98,24 @@ def test_reading_by_pieces_is_the_librarys_reading(tmp_path: Path) -> None:
         found = read_values(path, header[name]).reshape(header[name].shape)
         np.testing.assert_array_equal(found, expected)
         assert found.dtype == expected.dtype
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"[1]",
+        b'{"__metadata__":3}',
+        b'{"a":5}',
+        b'{"a":{"dtype":"F32","shape":[Infinity],"data_offsets":[0,4]}}',
+        b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0]}}',
+        b'{"a":' * 5000,
+    ],
+)
+def test_nonsense_in_a_header_is_one_kind_of_error(tmp_path: Path, header: bytes) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(ValueError, match="safetensors|readable|nothing|Expecting"):
+        read_header(path)
 
 
 @pytest.mark.parametrize("damage", ["hidden", "overlap", "short", "text"])

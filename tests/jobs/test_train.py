@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from edgeladder.budget import meter
-from edgeladder.core.errors import BudgetError, ConfigError
+from edgeladder.core.errors import BudgetError, ConfigError, IntegrityError
 from edgeladder.core.records import to_json
 from edgeladder.core.request import TrainRequest
 from edgeladder.jobs import supervisor
@@ -166,6 +166,21 @@ def test_weight_averaging_ends_between_the_steps(ask):
         supervisor.train(request)
     left, right = adapter(plain), adapter(averaged)
     assert any(not np.array_equal(left[name], right[name]) for name in left)
+
+
+def test_a_shard_damaged_while_training_runs_teaches_nothing(ask, tmp_path, monkeypatch):
+    """The step that would read it stops the run; healed and resumed, it ends with the same bits."""
+    monkeypatch.setenv("EDGELADDER_DAMAGE", str(tmp_path / "damaged"))
+    request = ask("damaged-run", engine="damaging_engine:open_damaging")
+    with pytest.raises(IntegrityError, match="2 cache shards are damaged") as caught:
+        supervisor.train(request)
+    assert caught.value.exit_code == 5
+    records = list(read_metrics(Path(request.run) / "metrics.jsonl"))
+    assert max(record["step"] for record in records if record["kind"] == "step") == 5
+    result = supervisor.train(TrainRequest(run=request.run, resume=True, limit="none"))
+    assert result.resumed_from == 4 and result.steps == 12 and result.cache.new > 0
+    supervisor.train(ask("whole"))
+    assert same(adapter(request), adapter(ask("whole")))
 
 
 def test_a_leaking_engine_under_budgets_just_above_the_smallest(ask, tmp_path, monkeypatch):

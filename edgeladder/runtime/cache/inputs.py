@@ -123,6 +123,9 @@ class CacheReader:
         self._extra = list(ladder.image_inputs)
         self._images = ActivationCache.open(cache_folder, bundle, "image", selection.dtype)
         self._texts = ActivationCache.open(cache_folder, bundle, "text", selection.dtype)
+        # damage on one side has the other looked through, so that one precompute heals both
+        self._images.reader.companions = [self._texts.reader]
+        self._texts.reader.companions = [self._images.reader]
         text_groups = [group for group in ladder.groups if group.side == "text"]
         self.text = TextInputs(self._texts, selection.text_keys, text_groups, keep_bytes)
         self._texts.forget_index()

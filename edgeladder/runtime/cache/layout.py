@@ -23,9 +23,10 @@ Side = Literal["image", "text"]
 TapDtype = Literal["fp16", "int8"]
 KEY_BYTES = 16  # of a SHA-256: a chance of 2^-90 for a clash among a million samples
 KEYS = "keys"
+CHECKS = "checks"  # of a sample: a CRC-32 of each of its other fields
 EMBEDDING = "embedding"
 EMBEDDING_PRE = "embedding_pre"
-_VERSION = 1  # of the layout: part of the store's name
+_VERSION = 2  # of the layout: part of the store's name
 _LEVELS = 127
 
 
@@ -73,6 +74,7 @@ class Layout:
             self.fields.append(group.values)
             if group.scales is not None:
                 self.fields.append(group.scales)
+        self.fields.append(Field(CHECKS, "uint32", (len(self.fields),)))
         self.sample_bytes = sum(field.sample_bytes for field in self.fields)
         self.name = f"{side}-{self._digest(tower)[:16]}-{dtype}"
 

@@ -56,6 +56,8 @@ class Selection:
         """
         try:
             stored = TensorFile(path)
+            if not stored.intact():
+                raise ValueError("its checksum is not the one it was written with")
             texts = {name: json.loads(stored.metadata[name]) for name in _TEXTS}
             tensors: dict[str, Any] = {name: stored[name] for name in _TENSORS}
         except (IntegrityError, KeyError, TypeError, ValueError) as error:

@@ -26,6 +26,7 @@ from edgeladder.core.files import storage_errors
 from edgeladder.core.ownership import require_ours
 from edgeladder.core.tensors import TensorFile, write_tensors
 from edgeladder.runtime.cache.layout import (
+    CHECKS,
     KEY_BYTES,
     KEYS,
     Layout,
@@ -34,7 +35,14 @@ from edgeladder.runtime.cache.layout import (
     TapField,
     from_int8,
 )
-from edgeladder.runtime.cache.shards import ROW_BITS, SUFFIX, ShardReader, shard_count, write_shard
+from edgeladder.runtime.cache.shards import (
+    ROW_BITS,
+    SUFFIX,
+    ShardReader,
+    row_checks,
+    shard_count,
+    write_shard,
+)
 from edgeladder.runtime.float16 import Float16Block
 
 if TYPE_CHECKING:
@@ -144,6 +152,14 @@ class ActivationCache:
         self._set_index(np.concatenate(found_keys), np.concatenate(found_locations))
         self._stale = len(indexed) != len(counts) or len(known) != len(counts)
 
+    def _read_shards(self) -> None:
+        """Keys and locations from the shards alone."""
+        shards = [(shard, self.reader.keys(shard)) for shard in sorted(self._shards())]
+        keys = [np.empty((0, KEY_BYTES), np.uint8), *(keys for _, keys in shards)]
+        places = [(shard << ROW_BITS) + np.arange(len(keys)) for shard, keys in shards]
+        self._set_index(np.concatenate(keys), np.concatenate([np.empty(0, np.int64), *places]))
+        self._recent, self._stale = {}, True
+
     def _shards(self) -> dict[int, int]:
         """Sample count of every whole shard by its number."""
         counts: dict[int, int] = {}
@@ -163,6 +179,8 @@ class ActivationCache:
         nothing = np.empty((0, KEY_BYTES), np.uint8), np.empty(0, np.int64)
         try:
             stored = TensorFile(self.folder / INDEX)
+            if not stored.intact():
+                return nothing
             keys, locations = stored["keys"], stored["locations"]
         except (IntegrityError, KeyError):
             return nothing
@@ -178,9 +196,35 @@ class ActivationCache:
         self._locations = locations[order]
 
     def find(self, keys: np.ndarray) -> np.ndarray:
-        """Locations (n,) int64 of keys (n, KEY_BYTES) uint8; -1 where none is written yet."""
+        """Locations (n,) int64 of keys (n, KEY_BYTES) uint8; -1 where none is written yet.
+
+        A location is believed only where the shard has the same key there: an index that went
+        with other shards, from a copy made at another time, is made again from these.
+
+        Raises:
+            IntegrityError: a shard is damaged, and the cache was opened for reading.
+        """
         self._merge()
+        return self._checked(keys)
+
+    def _checked(self, keys: np.ndarray) -> np.ndarray:
+        found = self._search(keys)
+        if self._agrees(keys, found):
+            return found
+        self._read_shards()
         return self._search(keys)
+
+    def _agrees(self, keys: np.ndarray, locations: np.ndarray) -> bool:
+        """Whether the shards have these keys at these places."""
+        order = np.argsort(locations, kind="stable")
+        order = order[locations[order] >= 0]
+        try:
+            there = self.reader.read(locations[order], self.layout.fields[0])
+        except IntegrityError:
+            if self._writable:
+                return False  # set aside; what it held is computed again
+            raise
+        return bool((there == keys.reshape(-1, KEY_BYTES)[order]).all())
 
     def _search(self, keys: np.ndarray) -> np.ndarray:
         keys = np.ascontiguousarray(keys, np.uint8).reshape(-1, KEY_BYTES)
@@ -202,7 +246,7 @@ class ActivationCache:
     def __contains__(self, key: bytes) -> bool:
         if key in self._pending_keys or key in self._recent:
             return True
-        return bool(self._search(np.frombuffer(key, np.uint8))[0] >= 0)
+        return bool(self._checked(np.frombuffer(key, np.uint8))[0] >= 0)
 
     def __len__(self) -> int:
         return self.flushed_count + len(self._pending_keys)
@@ -234,6 +278,7 @@ class ActivationCache:
         stored = self.layout.pack({name: array[fresh] for name, array in outputs.items()})
         joined = np.frombuffer(b"".join(keys[index] for index in fresh), np.uint8)
         stored[KEYS] = joined.reshape(-1, KEY_BYTES)
+        stored[CHECKS] = row_checks(self.layout, stored)
         room = max(1, self.shard_bytes // self.layout.sample_bytes)
         start = 0
         while start < len(fresh):

@@ -21,7 +21,7 @@ from tiny_tower import DIM, PRE, TOKENS, WIDTH, TinyBundle
 from edgeladder.core.errors import ConfigError, IntegrityError, StorageError
 from edgeladder.runtime.cache.layout import Layout, from_int8, to_int8
 from edgeladder.runtime.cache.selection import stack_keys
-from edgeladder.runtime.cache.shards import HEADER_BYTES, shard_header
+from edgeladder.runtime.cache.shards import HEADER_BYTES
 from edgeladder.runtime.cache.store import INDEX, ActivationCache, sample_key, working_folder
 
 
@@ -133,7 +133,7 @@ def test_a_shard_cut_short_is_dropped_and_said(tiny: TinyBundle, tmp_path: Path)
     reader = open_cache(tmp_path, tiny)
     places = reader.find(stack_keys([key(1), key(2)]))
     (shard,) = shards(tmp_path)
-    shard.write_bytes(shard.read_bytes()[:-5])
+    shard.write_bytes(shard.read_bytes()[: HEADER_BYTES + 20])
     with pytest.raises(IntegrityError, match="missing or cut short") as caught:
         reader.embeddings(places)
     assert "precompute" in str(caught.value.remedy)
@@ -150,14 +150,18 @@ def test_a_flipped_bit_is_found_said_and_healed(
     cache = open_cache(tmp_path, tiny, writable=True)
     cache.put([key(1), key(2)], outputs([1, 2]))
     cache.close()
-    reader = open_cache(tmp_path, tiny)
-    places = reader.find(stack_keys([key(1), key(2)]))
     (shard,) = shards(tmp_path)
     content = bytearray(shard.read_bytes())
-    content[{"header": 40, "keys": HEADER_BYTES + 3, "last": -1}[place]] ^= 4
+    content[{"header": 60, "keys": HEADER_BYTES + 3, "last": -1}[place]] ^= 4
     shard.write_bytes(content)
+
+    def read() -> None:
+        reader = open_cache(tmp_path, tiny)
+        places = reader.find(stack_keys([key(1), key(2)]))
+        reader.taps(places, tiny.manifest.ladder.groups[0])
+
     with pytest.raises(IntegrityError, match="damaged") as caught:
-        reader.embeddings(places)
+        read()
     assert str(shard) in str(caught.value.where) and "precompute" in str(caught.value.remedy)
     assert [path.name for path in shard.parent.glob("*.damaged")] == [f"{shard.name}.damaged"]
     cache = open_cache(tmp_path, tiny, writable=True)
@@ -167,17 +171,72 @@ def test_a_flipped_bit_is_found_said_and_healed(
     check(open_cache(tmp_path, tiny), tiny, [1, 2])
 
 
-def test_a_shard_from_before_checksums_is_read(tiny: TinyBundle, tmp_path: Path) -> None:
-    cache = open_cache(tmp_path, tiny, writable=True)
-    cache.put([key(1)], outputs([1]))
+def test_a_flipped_bit_of_the_index_gives_nobody_anothers_activations(
+    tiny: TinyBundle, tmp_path: Path
+) -> None:
+    """Wherever the bit is, the samples found are the ones that were put, or none."""
+    numbers = list(range(12))
+    cache = open_cache(tmp_path, tiny, writable=True, shard_bytes=4096)
+    cache.put([key(n) for n in numbers], outputs(numbers))
     cache.close()
-    (shard,) = shards(tmp_path)
-    content = shard.read_bytes()
-    old = shard_header(cache.layout, 1, None)
-    assert old != content[:HEADER_BYTES]
-    shard.write_bytes(old + content[HEADER_BYTES:])
-    next(tmp_path.rglob(INDEX)).unlink()
-    check(open_cache(tmp_path, tiny), tiny, [1])
+    index = next(tmp_path.rglob(INDEX))
+    whole, source = index.read_bytes(), random.Random(7)
+    for _ in range(150):
+        content = bytearray(whole)
+        content[source.randrange(len(content))] ^= 1 << source.randrange(8)
+        index.write_bytes(content)
+        check(open_cache(tmp_path, tiny), tiny, numbers)
+
+
+@pytest.mark.parametrize("writable", [False, True])
+def test_an_index_of_other_shards_is_not_believed(
+    tiny: TinyBundle, tmp_path: Path, writable: bool
+) -> None:
+    """Whole and of the right size, but of another day's copy: it would shuffle the samples."""
+    for name, numbers in (("a", [1, 2, 3]), ("b", [3, 1, 2])):
+        cache = open_cache(tmp_path / name, tiny, writable=True)
+        cache.put([key(n) for n in numbers], outputs(numbers))
+        cache.close()
+    (source,), (target,) = (list((tmp_path / name).rglob(INDEX)) for name in "ab")
+    target.write_bytes(source.read_bytes())
+    cache = open_cache(tmp_path / "b", tiny, writable=writable)
+    assert all(key(n) in cache for n in (1, 2, 3)) and key(4) not in cache
+    check(cache, tiny, [1, 2, 3])
+    assert len(cache) == 3
+
+
+def test_damage_while_a_reader_reads_is_seen_in_the_bytes_it_reads(
+    tiny: TinyBundle, tmp_path: Path
+) -> None:
+    """Every field of every sample, at every read; and all damaged shards are found at once."""
+    numbers = list(range(8))
+    cache = open_cache(tmp_path, tiny, writable=True, shard_bytes=1)
+    cache.put([key(n) for n in numbers], outputs(numbers))
+    cache.close()
+    reader, whole = open_cache(tmp_path, tiny), [path.read_bytes() for path in shards(tmp_path)]
+    places = reader.find(stack_keys([key(n) for n in numbers]))
+    group, paths = tiny.manifest.ladder.groups[0], shards(tmp_path)
+    check(reader, tiny, numbers)  # everything was read and right once
+    source = random.Random(3)
+    for damaged in ([2], [1, 4, 6]):
+        for number in damaged:
+            start = len(whole[number]) - 2 * TOKENS * WIDTH * 2 - 4 * 4  # of the taps
+            content = bytearray(whole[number])
+            content[source.randrange(start, len(content) - 16)] ^= 1 << source.randrange(8)
+            with open(paths[number], "r+b") as stream:  # in place, as a failing block would
+                stream.write(content)
+        with pytest.raises(IntegrityError, match="damaged") as caught:
+            reader.taps(places, group)
+        for number in damaged:
+            assert str(paths[number]) in str(caught.value.where)
+            paths[number].unlink(missing_ok=True)
+        aside = sorted(path.name for path in paths[0].parent.glob("*.damaged"))
+        assert aside == [f"{paths[number].name}.damaged" for number in damaged]
+        for number in damaged:
+            Path(f"{paths[number]}.damaged").unlink()
+            paths[number].write_bytes(whole[number])
+        reader.close()
+        check(reader, tiny, numbers)
 
 
 def test_another_backbone_or_dtype_has_its_own_store(tiny: TinyBundle, tmp_path: Path) -> None:
