@@ -23,7 +23,7 @@ from edgeladder.budget.policy import (
 )
 from edgeladder.budget.step_costs import activation_bytes, graph_bytes
 from edgeladder.budget.tower_costs import hidden_bytes, tower_bytes
-from edgeladder.budget.workload import InferenceWorkload, parameter_count, phase_of, tap_bytes
+from edgeladder.budget.workload import InferenceWorkload, phase_of, tap_bytes, value_count
 from edgeladder.core.plan import MachineBaseline, PhasePlan
 
 _GRAPHS = ("encode_image", "encode_text")
@@ -66,7 +66,7 @@ def _phase(
     parts: dict[str, float] = {
         "supervisor": base,
         "baseline": baseline.worker_bytes + baseline.pictures_bytes + COSTS.tower_code,
-        "adapter": 2 * 4.0 * parameter_count(manifest) + COSTS.loaded_head * workload.head_bytes,
+        "adapter": 2 * 4.0 * value_count(manifest) + COSTS.loaded_head * workload.head_bytes,
         "graphs": graph_bytes(workload, _GRAPHS),
         "classes": _class_bytes(workload),
         "pictures": 2 * handed_on * tap_bytes(manifest, "image")
@@ -99,7 +99,7 @@ def _file_bytes(workload: InferenceWorkload) -> float:
     """The finished file, opened and asked about the probes."""
     manifest = workload.manifest
     weights = float(sum(segment.weight_bytes for segment in manifest.image.segments))
-    weights += 4.0 * parameter_count(manifest) + 2.0 * workload.head_bytes
+    weights += 4.0 * value_count(manifest) + 2.0 * workload.head_bytes
     largest = float(max(segment.activation_bytes for segment in manifest.image.segments))
     square = float(3 * manifest.preprocess.size**2)
     asking = COSTS.activation * PROBES * largest + 2 * 4 * PROBES * square

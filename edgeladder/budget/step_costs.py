@@ -22,6 +22,7 @@ from edgeladder.budget.workload import (
     parameter_count,
     phase_of,
     tap_bytes,
+    value_count,
 )
 from edgeladder.core.plan import MachineBaseline, PhasePlan
 
@@ -92,7 +93,7 @@ def _state_parts(workload: Workload, moments: str) -> dict[str, float]:
     slots = 2 if workload.optimizer == "adamw" else 1
     each = 4.0 if moments == "fp32" else 1.0 + 4 / 256  # one fp32 scale per block of 256
     parts = {
-        "parameters": 4.0 * count,
+        "parameters": 4.0 * value_count(workload.manifest),
         "gradients": 4.0 * count,
         "moments": slots * each * count,
     }
@@ -189,7 +190,7 @@ def evaluate_phases(
 ) -> Iterator[PhasePlan]:
     """Best first: ever fewer pictures or classes at a time, then fewer for the head to fit."""
     manifest: Any = workload.manifest
-    count = parameter_count(manifest)
+    count = value_count(manifest)
     for pictures, chunk in itertools.product(head_pictures(workload), EVALUATE_CHUNKS):
         parts = {
             "supervisor": base,

@@ -59,6 +59,12 @@ def parameter_count(manifest: Any) -> int:
     return sum(int(math.prod(record.shape)) for record in manifest.ladder.parameters)
 
 
+def value_count(manifest: Any) -> int:
+    """Numbers of the ladder, trained or not: with masks, codebooks and frozen copies."""
+    held = sum(int(math.prod(record.shape)) for record in manifest.ladder.buffers)
+    return parameter_count(manifest) + held
+
+
 def tap_bytes(manifest: Any, side: str) -> int:
     """fp32 bytes of one picture's or one class's taps and embedding."""
     groups = [group for group in manifest.ladder.groups if group.side == side]

@@ -35,6 +35,7 @@ class PromptDropout:
 
     def __init__(self, names: PromptTensors, rate: float, seed: int) -> None:
         self.names, self.rate, self.seed = names, rate, seed
+        self.whole = np.ones(0, np.float32)  # what every step but a training step multiplies by
 
     def draw(self, shape: tuple[int, ...], step: int) -> np.ndarray:
         """What a step multiplies by: 0 or 1 / (1 - p), float32."""
@@ -44,13 +45,14 @@ class PromptDropout:
 
     def before(self, loop: TrainLoop) -> None:
         """Draw for this step."""
-        shape = loop.engine.buffers()[self.names.dropout].shape
-        loop.engine.set_buffers({self.names.dropout: self.draw(shape, loop.step)})
+        if not self.whole.size:  # once: to ask is to copy all buffers
+            self.whole = np.ones_like(loop.engine.buffers()[self.names.dropout])
+        drawn = self.draw(self.whole.shape, loop.step)
+        loop.engine.set_buffers({self.names.dropout: drawn})
 
     def after(self, loop: TrainLoop) -> None:
         """Ones again: for checkpoints, scores and the adapter."""
-        shape = loop.engine.buffers()[self.names.dropout].shape
-        loop.engine.set_buffers({self.names.dropout: np.ones(shape, np.float32)})
+        loop.engine.set_buffers({self.names.dropout: self.whole})
 
     def finish(self, loop: TrainLoop) -> None:
         """Nothing is left to do."""

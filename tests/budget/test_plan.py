@@ -46,6 +46,7 @@ def manifest(parameters=3_000_000, segment=28 * MB):
         text=tower(12 * MB, [77, 512]),
         ladder=Plain(
             parameters=[Plain(name="w", shape=[parameters // 1000, 1000])],
+            buffers=[],
             image_inputs=[],
             groups=[
                 Plain(side="image", **group),
@@ -213,3 +214,20 @@ def test_the_machines_baseline_is_measured_once_and_remembered(tmp_path):
     assert os.stat(tmp_path / "baseline.json").st_mtime_ns == before
     (tmp_path / "baseline.json").write_text("{")
     assert machine_baseline(tmp_path).worker_bytes > 30 * MB
+
+
+def test_what_is_not_trained_is_counted_once():
+    """Frozen copies have neither gradients nor moments, but they are there."""
+    held = manifest()
+    held.ladder.buffers.append(Plain(name="prompts.copies", shape=[1000, 1000]))
+    before, after = (
+        plan(
+            Workload(manifest=given, classes=10, pictures=160, batch=32, engine="stock"),
+            BASELINE,
+            8_000 * MB,
+        )
+        .phases["train"]
+        .planned_peak_bytes
+        for given in (manifest(), held)
+    )
+    assert 4e6 <= after - before < 4.2e6

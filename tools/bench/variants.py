@@ -22,6 +22,15 @@ HOST: dict[str, list[str]] = {
     "no prompts": ["ladder.prompts.kind=none", "ladder.prompts.keep=null"],
     "diffusion prompts": ["ladder.prompts.kind=diffusion", "ladder.prompts.length=16"],
     "cross prompts": ["ladder.prompts.kind=cross", "ladder.prompts.length=8"],
+    "cross prompts, frozen copy": [
+        *("ladder.prompts.kind=cross", "ladder.prompts.length=8"),
+        *("ladder.prompts.cross_weights=frozen", "ladder.prompts.dropout=0.1"),
+    ],
+    "cross prompts, trained copy": [
+        *("ladder.prompts.kind=cross", "ladder.prompts.length=8"),
+        "ladder.prompts.cross_weights=copied",
+    ],
+    "prompt dropout": ["ladder.prompts.dropout=0.1"],
     "memory prompts": ["ladder.prompts.kind=memory", "ladder.prompts.length=16"],
     "1 bit": ["ladder.prompts.bits=1"],
     "2 bits": ["ladder.prompts.bits=2"],
