@@ -7,7 +7,6 @@ it counts inside the budget.
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import traceback
@@ -27,7 +26,8 @@ from edgeladder.cli import (
     train_commands,
 )
 from edgeladder.cli.output import Answer, Output
-from edgeladder.core.errors import BudgetError, ConfigError, EdgeLadderError, StorageError
+from edgeladder.core.errors import BudgetError, ConfigError, EdgeLadderError
+from edgeladder.core.failures import known_failure
 
 _ClickException: type = typer.BadParameter.__mro__[2]  # typer may carry its own copy of click
 _EXTRAS = {  # optional package -> the extra that brings it
@@ -128,13 +128,9 @@ def explain(error: BaseException) -> tuple[EdgeLadderError | None, int]:
         return _usage(error), ConfigError.exit_code
     if isinstance(error, BrokenPipeError):
         return None, 1
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        full = StorageError(
-            "no space left on the device",
-            where=str(error.filename or "") or None,
-            remedy="free some space, then run the same command again: what is written is kept",
-        )
-        return full, full.exit_code
+    known = known_failure(error)
+    if known is not None:
+        return known, known.exit_code
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in _EXTRAS:
         package = str(error.name).split(".")[0]
         lacking = ConfigError(

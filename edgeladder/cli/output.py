@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from edgeladder.core.errors import EdgeLadderError
+from edgeladder.core.printable import json_text, one_line, printable
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Output:
             return
         text = answer.text() if callable(answer.text) else answer.text
         if text:
-            print(text)
+            print(printable(text))
 
     def failure(self, error: EdgeLadderError) -> None:
         """Print an error: a JSON object on stdout, or a few lines on stderr."""
@@ -68,15 +68,14 @@ class Output:
                 details["minimum_budget_bytes"] = minimum
             self._write({"error": details})
             return
-        print(f"error: {error.message}", file=sys.stderr)
+        print(f"error: {printable(error.message)}", file=sys.stderr)
         if error.where:
-            print(f"where: {error.where}", file=sys.stderr)
+            print(f"where: {one_line(error.where)}", file=sys.stderr)
         if error.remedy:
-            print(f"help:  {error.remedy}", file=sys.stderr)
+            print(f"help:  {printable(error.remedy)}", file=sys.stderr)
 
     def _write(self, values: dict[str, Any]) -> None:
-        text = json.dumps(plain(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        data = text.encode("utf-8")
+        data = (json_text(plain(values), allow_nan=False) + "\n").encode("utf-8")
         target = 1 if self._stdout is None else self._stdout
         while data:
             data = data[os.write(target, data) :]
@@ -120,4 +119,4 @@ def table(header: list[str], rows: list[list[Any]]) -> str:
 def _cell(item: Any) -> str:
     if item is None:
         return "-"
-    return f"{item:.3f}" if isinstance(item, float) else str(item)
+    return f"{item:.3f}" if isinstance(item, float) else one_line(item)

@@ -6,6 +6,8 @@ import sys
 import time
 from typing import Any
 
+from edgeladder.core.printable import one_line
+
 _LINE_SECONDS = 10.0  # between plain lines of one phase
 
 
@@ -47,7 +49,7 @@ class Progress:
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", markup=False),
                 console=Console(stderr=True),
             )
             self._bar.start()
@@ -56,7 +58,7 @@ class Progress:
                 if task.total is None:
                     self._bar.update(task.id, visible=False)
             self._tasks[phase] = self._bar.add_task(phase, total=total, note=note)
-        self._bar.update(self._tasks[phase], completed=done, total=total, note=note)
+        self._bar.update(self._tasks[phase], completed=done, total=total, note=one_line(note))
 
     def _say(self, phase: str, done: int, total: int | None, note: str) -> None:
         now = time.monotonic()
@@ -65,4 +67,5 @@ class Progress:
             return
         self._last[phase] = now
         count = f" {done}/{total}" if total else (f" {done}" if done else "")
-        print(f"{phase}{count}{' ' + note if note else ''}", file=sys.stderr, flush=True)
+        line = f"{phase}{count}{' ' + note if note else ''}"
+        print(one_line(line), file=sys.stderr, flush=True)

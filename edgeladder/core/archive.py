@@ -13,8 +13,8 @@ _AGAIN = "copy or export the bundle again"
 
 
 def is_archive(path: Path) -> bool:
-    """Whether there is a tar file."""
-    return path.is_file() and tarfile.is_tarfile(path)
+    """Whether there is a tar file, or what is called one (and may be cut short)."""
+    return path.is_file() and (path.suffix == ".tar" or tarfile.is_tarfile(path))
 
 
 def pack(folder: Path, archive: Path, *, option: str = "--out") -> None:

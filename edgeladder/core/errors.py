@@ -6,7 +6,7 @@ EdgeLadderError          1   something unexpected
 ├── DataError            4   bad input data
 ├── IntegrityError       5   hash, signature or version does not match
 ├── FleetError           6   some hosts of the fleet failed
-├── StorageError         1   the disk is full or not writable
+├── StorageError         7   the disk is full or not writable
 └── Interrupted        130   stopped by the user; a checkpoint was written
 """
 
@@ -86,7 +86,7 @@ class FleetError(EdgeLadderError):
 class StorageError(EdgeLadderError):
     """The disk is full or cannot be written."""
 
-    exit_code = 1
+    exit_code = 7
 
 
 class Interrupted(EdgeLadderError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import shutil
@@ -12,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edgeladder.core.errors import StorageError
+from edgeladder.core.failures import known_failure
 from edgeladder.core.ownership import Kind, require_ours
+from edgeladder.core.printable import json_text
 
 _HASH_BLOCK_BYTES = 1 << 20
 
@@ -31,28 +31,19 @@ def sha256_file(path: Path) -> str:
 
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn a full or read-only disk into a StorageError that names the path.
+    """Turn a full or read-only disk, or a path that cannot be, into an error that names the path.
 
     Raises:
-        StorageError: on ENOSPC, EDQUOT, EROFS, EACCES or EFBIG inside the block.
+        StorageError: on ENOSPC, EDQUOT, EROFS, EACCES, EPERM or EFBIG inside the block.
+        ConfigError: a path too long, below a file, or with a NUL or bytes that are no UTF-8.
     """
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageError(
-                "no space left on the device",
-                where=str(path),
-                remedy="free some space or choose another folder, then run the same command "
-                "again: what is already written is kept",
-            ) from error
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG):
-            raise StorageError(
-                f"cannot write: {os.strerror(error.errno)}",
-                where=str(path),
-                remedy="choose a folder you may write to",
-            ) from error
-        raise
+    except (OSError, UnicodeEncodeError, ValueError) as error:
+        known = known_failure(error, where=str(path))
+        if known is None:
+            raise
+        raise known from error
 
 
 def fsync_directory(folder: Path) -> None:
@@ -102,7 +93,7 @@ def write_text(path: Path, content: str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write readable JSON atomically, keys in the order given."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json_text(content) + "\n")
 
 
 @contextlib.contextmanager
@@ -140,5 +131,12 @@ def building(folder: Path, kind: Kind, *, option: str = "--out") -> Iterator[Pat
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file (UTF-8)."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    """Parse a JSON file (UTF-8).
+
+    Raises:
+        ValueError: not JSON, or nested deeper than the parser goes.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None

@@ -14,6 +14,7 @@ from edgeladder.core.old_words import modern_profile
 from edgeladder.core.plan import MachineBaseline
 from edgeladder.core.records import from_json, to_json
 from edgeladder.core.request import TrainRequest
+from edgeladder.core.yaml_text import read_yaml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +70,10 @@ def read_config(path: Path) -> RunConfig:
         IntegrityError: it lacks something.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values = read_yaml(path)
+    except ConfigError as error:
         raise ConfigError(
-            f"cannot read the run's configuration: {error}",
+            f"cannot read the run's configuration: {error.message}",
             where=str(path),
             remedy="name the folder of a run",
         ) from error

@@ -19,16 +19,19 @@ _UNITS = {
     "tib": 2**40,
 }
 
+_LARGEST = 2.0**63  # no machine counts further, and a float of 400 digits is infinite
+
 
 def parse_size(text: str | int) -> int:
     """Bytes of a size such as `4GB` (4e9), `4GiB` (2^32), `512MB` or a plain number of bytes.
 
     Raises:
-        ConfigError: not a size, or not positive.
+        ConfigError: not a size, not positive, or more than any machine has.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(text))
     unit = _UNITS.get(match.group(2).lower()) if match else None
-    size = int(float(match.group(1)) * unit) if match and unit is not None else 0
+    amount = float(match.group(1)) * unit if match and unit is not None else 0.0
+    size = int(amount) if amount < _LARGEST else 0
     if size <= 0:
         raise ConfigError(
             f"{str(text)!r} is not a size", remedy="write it like 4GB (4e9 bytes), 4GiB or 192MB"

@@ -14,7 +14,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args, get_type_hints
 
-import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from edgeladder.core.config import DeviceProfile, Profile
@@ -23,7 +22,7 @@ from edgeladder.core.old_words import modern_profile, modern_setting
 from edgeladder.core.records import to_json
 from edgeladder.core.sizes import parse_size
 from edgeladder.core.spelling import nearest
-from edgeladder.core.yaml_text import read_yaml
+from edgeladder.core.yaml_text import parse_yaml, read_yaml
 
 
 class StrictModel(BaseModel):
@@ -161,5 +160,5 @@ def override(profile: Profile, overrides: Iterable[str]) -> Profile:
                     remedy="`edgeladder profiles show default` lists every key",
                 )
             target = target[part]
-        target[last] = yaml.safe_load(text)
+        target[last] = parse_yaml(text, where=f"--set {key.strip()}")
     return validate(Profile, values, where="--set")

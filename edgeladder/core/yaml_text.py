@@ -24,8 +24,22 @@ def read_yaml(path: Path) -> Any:
         ConfigError: unreadable, or not YAML.
     """
     try:
-        return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_LOADER)  # noqa: S506 - safe
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:  # absent, unreadable, not UTF-8, a NUL in its path
         raise ConfigError(
-            f"cannot read YAML: {error}", where=str(path), remedy="correct the file"
+            f"cannot read YAML: {error}", where=str(path)[:300], remedy="correct the file"
         ) from error
+    return parse_yaml(text, where=str(path))
+
+
+def parse_yaml(text: str, *, where: str) -> Any:
+    """The values of YAML text.
+
+    Raises:
+        ConfigError: not YAML; nested too deeply; a date or a number that cannot be.
+    """
+    try:
+        return yaml.load(text, Loader=_LOADER)  # noqa: S506 - safe
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ConfigError(f"cannot read YAML: {why}", where=where, remedy="correct it") from error

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from edgeladder.core.printable import one_line
 from edgeladder.core.sizes import format_size
 from edgeladder.fleet.outcomes import FleetOutcome, HostResult
 from edgeladder.fleet.remote_jobs import Progress
@@ -16,7 +17,7 @@ _LINE_SECONDS = 10.0  # between plain lines about one host
 
 def clean(text: object) -> str:
     """A box's words without control characters: they may not steer the terminal."""
-    return "".join(c if c.isprintable() else " " for c in str(text))
+    return one_line(text)
 
 
 def grid(header: list[str], rows: Iterable[list[Any]]) -> str:

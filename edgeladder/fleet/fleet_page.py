@@ -11,6 +11,7 @@ from edgeladder import __version__
 from edgeladder.core.errors import ConfigError
 from edgeladder.core.files import write_text
 from edgeladder.core.ownership import GENERATOR, require_ours
+from edgeladder.core.printable import printable
 from edgeladder.core.sizes import format_size
 from edgeladder.fleet.aggregate import AggregateResult
 from edgeladder.fleet.pulled import FAILURES, RECORD, PulledResult, PullRecord, reasons
@@ -57,7 +58,7 @@ def write(out: Path, job: str, page: Path | None = None) -> tuple[Path, list[Hos
     option = "--page" if page is not None else "--out"
     page = page or out / job / "report.html"
     require_ours(page, "page", option=option)
-    write_text(page, render(job, rows, average))
+    write_text(page, printable(render(job, rows, average)))
     return page, rows
 
 

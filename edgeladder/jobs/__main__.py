@@ -7,7 +7,9 @@ import os
 import sys
 from typing import Any
 
-from edgeladder.core.errors import BudgetError, EdgeLadderError
+from edgeladder.core.errors import BudgetError
+from edgeladder.core.failures import known_failure
+from edgeladder.core.printable import one_line, printable
 from edgeladder.core.records import from_json, to_json
 from edgeladder.core.request import TrainRequest
 from edgeladder.jobs import supervisor
@@ -42,18 +44,21 @@ def main() -> int:
     request = from_json(TrainRequest, values["request"], where="the command line")
     try:
         result = _answer(values.get("command", "train"), request)
-    except EdgeLadderError as error:
+    except Exception as failure:
+        error = known_failure(failure)
+        if error is None:
+            raise
         described: dict[str, Any] = error.to_dict()
         if isinstance(error, BudgetError) and error.minimum_budget_bytes:
             described["minimum_budget_bytes"] = error.minimum_budget_bytes
         if values["json"]:
             print(json.dumps({"error": described}))
         else:
-            print(f"error: {error.message}", file=sys.stderr)
+            print(f"error: {printable(error.message)}", file=sys.stderr)
             if error.where:
-                print(f"where: {error.where}", file=sys.stderr)
+                print(f"where: {one_line(error.where)}", file=sys.stderr)
             if error.remedy:
-                print(f"help:  {error.remedy}", file=sys.stderr)
+                print(f"help:  {printable(error.remedy)}", file=sys.stderr)
         return error.exit_code
     if values.get("then"):
         os.execv(sys.executable, [sys.executable, *values["then"], result["run"]])

@@ -16,6 +16,7 @@ from typing import Any
 from edgeladder.budget import kernel_marks
 from edgeladder.core.errors import EdgeLadderError, Interrupted
 from edgeladder.core.events import Done, Failed, HighWater, OutOfMemory
+from edgeladder.core.failures import known_failure
 from edgeladder.core.orders import Outcome, read_order
 from edgeladder.core.records import to_json
 from edgeladder.jobs.control import RESTART_CODE, Control
@@ -60,7 +61,8 @@ def main() -> int:
     except Interrupted as error:
         code = error.exit_code
     except Exception as error:
-        code = error.exit_code if isinstance(error, EdgeLadderError) else 1
+        known = known_failure(error)
+        code = EdgeLadderError.exit_code if known is None else known.exit_code
         control.tell(_described(error, name))
     control.tell(HighWater(bytes=kernel_marks.high_water(os.getpid())))
     sys.stdout.flush()
@@ -72,8 +74,9 @@ def _described(error: Exception, phase: str) -> Failed:
     """An error as the supervisor is told of it; what nobody expected goes to the log in full."""
     if _is_short_of_memory(error):
         return Failed(type=OutOfMemory.__name__, message=str(error)[:500] or "out of memory")
-    if isinstance(error, EdgeLadderError):
-        return Failed.of(error)
+    known = known_failure(error)
+    if known is not None:
+        return Failed.of(known)
     import traceback
 
     traceback.print_exc()

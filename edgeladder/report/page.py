@@ -15,8 +15,10 @@ from typing import Any
 import yaml
 
 from edgeladder import __version__
+from edgeladder.core.errors import IntegrityError
 from edgeladder.core.files import write_text
 from edgeladder.core.ownership import GENERATOR, require_ours
+from edgeladder.core.printable import printable
 from edgeladder.core.sizes import format_size
 from edgeladder.report.charts import bar_rows, confusion_matrix, line_chart
 from edgeladder.report.record import RunRecord, memory_of, read_run
@@ -41,11 +43,27 @@ def write_report(run: Path, out: Path | None = None) -> Path:
 
     Raises:
         ConfigError: there is no run, or the page's path holds what is no report.
+        IntegrityError: what the run's files say is of another kind than a run writes.
         StorageError: no space left.
     """
     path = Path(out) if out is not None else Path(run) / REPORT
     require_ours(path, "page")
-    write_text(path, render(read_run(Path(run))))
+    try:
+        text = render(read_run(Path(run)))
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise IntegrityError(
+            f"a record of this run is not what a run writes: {type(error).__name__}: {error}",
+            where=str(run),
+            remedy="see its result.json, plan.json and metrics.jsonl, or train again",
+        ) from error
+    write_text(path, printable(text))
     return path
 
 

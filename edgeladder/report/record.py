@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeladder.core.errors import ConfigError
+from edgeladder.core.files import read_json
 from edgeladder.core.yaml_text import read_yaml
 
 # what jobs record and a reader wants to see; steps, checkpoints and peaks have places of their own
@@ -62,7 +63,7 @@ def read_run(folder: Path) -> RunRecord:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}
@@ -77,7 +78,7 @@ def _read_metrics(path: Path, record: RunRecord) -> None:
             try:
                 values = json.loads(line)
                 kind = values["kind"]
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 continue  # half a line of a power cut
             if kind == "step" and isinstance(values.get("loss"), int | float):
                 losses[float(values.get("step", len(losses)))] = float(values["loss"])

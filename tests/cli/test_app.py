@@ -46,7 +46,7 @@ def answer_of(capfd: pytest.CaptureFixture[str]) -> dict:
         (errors.DataError("m", where="w", remedy="r"), 4),
         (errors.IntegrityError("m", where="w", remedy="r"), 5),
         (errors.FleetError("m", where="w", remedy="r"), 6),
-        (errors.StorageError("m", where="w", remedy="r"), 1),
+        (errors.StorageError("m", where="w", remedy="r"), 7),
         (errors.Interrupted("m", where="w", remedy="r"), 130),
         (errors.EdgeLadderError("m", where="w", remedy="r"), 1),
     ],
@@ -79,7 +79,7 @@ def test_a_budget_error_names_the_smallest_budget(raising, capfd):
             "EdgeLadderError",
             "unexpected ZeroDivisionError: by zero",
         ),
-        (OSError(errno.ENOSPC, "full", "f"), 1, "StorageError", "no space left on the device"),
+        (OSError(errno.ENOSPC, "full", "f"), 7, "StorageError", "no space left on the device"),
         (MemoryError(), 3, "BudgetError", "out of memory"),
         (ModuleNotFoundError("no", name="torch.nn"), 2, "ConfigError", "needs torch"),
         (ModuleNotFoundError("no", name="asyncssh"), 2, "ConfigError", "needs asyncssh"),
@@ -198,7 +198,7 @@ def test_readme_documents_every_command_and_exit_code():
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     for path, _ in commands():
         assert f"`edgeladder {path.split()[0]}`" in readme, path
-    for code in (0, 1, 2, 3, 4, 5, 6, 130):
+    for code in (0, 1, 2, 3, 4, 5, 6, 7, 130):
         assert f"| {code} |" in readme
 
 

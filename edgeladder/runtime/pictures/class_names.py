@@ -55,8 +55,9 @@ def parse_names(
     try:
         # BaseLoader leaves every scalar a string, so that a class called `no` stays `no`
         values = yaml.load(text, Loader=yaml.BaseLoader) or {}
-    except yaml.YAMLError as error:
-        raise DataError(f"not YAML: {error}", where=where, remedy="correct the file") from error
+    except (yaml.YAMLError, RecursionError, TypeError) as error:
+        why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise DataError(f"not YAML: {why}", where=where, remedy="correct the file") from error
     if not isinstance(values, dict):
         raise DataError("expected class folders as keys", where=where, remedy=_REMEDY)
     templates = None

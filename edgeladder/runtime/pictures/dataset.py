@@ -25,7 +25,7 @@ from edgeladder.runtime.pictures.class_names import (
     suggestion,
 )
 from edgeladder.runtime.pictures.sources import FileSource, FolderSource, Source, ZipSource
-from edgeladder.runtime.pictures.tables import SUFFIXES, read_rows
+from edgeladder.runtime.pictures.tables import SUFFIXES, encodable, read_rows
 
 SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 EXTENSIONS = frozenset(
@@ -257,6 +257,13 @@ def _check_classes(source: Source, prefix: str, pictures: list[Picture]) -> list
             )
     if not pictures:
         raise DataError("no pictures found", where=source.where, remedy=_MAKE_DATA)
+    for label in {label for _, label in found}:
+        if not encodable(label):  # the tokenizer and every record hold text
+            raise DataError(
+                f"the name of class folder {label!r} is not UTF-8",
+                where=source.where,
+                remedy="rename the folder; its pictures may be called as they are",
+            )
     trained = {label for part, label in found if part in ("train", None)}
     for part, label in sorted(found, key=str):
         if trained and label not in trained:

@@ -98,6 +98,8 @@ def read_file(path: Path) -> bytes:
         content = path.read_bytes()
     except OSError as error:
         raise UnreadableError((error.strerror or str(error)).lower()) from error
+    except ValueError as error:  # a NUL in the path
+        raise UnreadableError(str(error)) from error
     if not content:
         raise UnreadableError("empty file")
     return content

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from edgeladder.core.errors import DataError
@@ -22,14 +23,30 @@ def read_rows(path: Path) -> list[tuple[str, str, str]]:
     rows = _json_rows(text, path) if path.suffix.lower() in SUFFIXES[2:] else _csv_rows(text, path)
     if not rows:
         raise DataError("the list is empty", where=str(path), remedy="give path,label a line")
+    for name, label, _ in rows:
+        if "\0" in name + label or not encodable(name + label):
+            raise DataError(
+                f"a path or label that no file can have: {name[:100]!r}, {label[:100]!r}",
+                where=str(path),
+                remedy="write it in UTF-8, without NUL characters",
+            )
     return rows
+
+
+def encodable(text: str) -> bool:
+    """Whether text can be written as UTF-8: a name of other bytes holds lone surrogates."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _csv_rows(text: str, path: Path) -> list[tuple[str, str, str]]:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     columns = ["path", "label", "split"]
     rows = []
-    for number, row in enumerate(csv.reader(io.StringIO(text), delimiter=delimiter), 1):
+    for number, row in enumerate(_csv_lines(text, delimiter, path), 1):
         if not row or not any(cell.strip() for cell in row):
             continue
         cells = [cell.strip() for cell in row]
@@ -47,6 +64,18 @@ def _csv_rows(text: str, path: Path) -> list[tuple[str, str, str]]:
     return rows
 
 
+def _csv_lines(text: str, delimiter: str, path: Path) -> Iterator[list[str]]:
+    lines = csv.reader(io.StringIO(text), delimiter=delimiter)
+    try:
+        yield from lines
+    except csv.Error as error:  # a field of 128 kB; a NUL, before Python 3.11
+        raise DataError(
+            f"not a list of rows: {error}",
+            where=f"{path}:{lines.line_num}",
+            remedy="write `path,label` a line, without NUL characters",
+        ) from error
+
+
 def _json_rows(text: str, path: Path) -> list[tuple[str, str, str]]:
     rows = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -55,7 +84,7 @@ def _json_rows(text: str, path: Path) -> list[tuple[str, str, str]]:
         try:
             values = json.loads(line)
             rows.append((str(values["path"]), str(values["label"]), str(values.get("split") or "")))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(
                 f"expected an object with path and label: {error}",
                 where=f"{path}:{number}",
