@@ -16,7 +16,7 @@ from edgeladder.cli.output import Answer
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.records import to_json
 from edgeladder.fleet import console, fleet_evaluation, fleet_page, host_pool, rounds
-from edgeladder.fleet.aggregate import Averaging
+from edgeladder.fleet.averaging import Averaging
 from edgeladder.fleet.box.records import TrainOptions
 from edgeladder.fleet.remote_jobs import Waiting
 from edgeladder.fleet.rounds import RoundOptions

@@ -1,17 +1,24 @@
-"""`adapter.json`: what an adapter is, in words that a person can read."""
+"""`adapter.json`: what an adapter is, in words that a person can read.
+
+It holds the hash of the tensors' file, and a digest of its own: SHA-256 over all its other values
+as JSON with sorted keys. Reversed classes would give reversed answers, with weights that are whole.
+"""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from edgeladder.core.errors import IntegrityError
-from edgeladder.core.files import read_json, write_json
+from edgeladder.core.files import read_json, sha256_bytes, write_json
 from edgeladder.core.prompt_tensors import PackedPrompts, PromptTensors
 from edgeladder.core.records import from_json, to_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_UNHASHED = 1  # written by edgeladder 0.1 and 0.2, without a digest, some without `sha256`
+_DIGEST = "digest"
 RECORD = "adapter.json"
 AGAIN = "copy both files again from the run that wrote them"
 
@@ -77,12 +84,17 @@ class AdapterRecord:
     prompts: PackedPrompts | None = None  # how they are stored; None: as they are
     prompt_tensors: PromptTensors = PromptTensors()  # which of the parameters are prompts
     head: StoredHead | None = None
-    sha256: str = ""  # of the tensors' file
+    sha256: str = ""  # of the tensors' file; empty only where an early version left it out
+
+    @property
+    def is_unhashed(self) -> bool:
+        """Whether it was read from a file without a digest, which may have changed unnoticed."""
+        return self.schema_version == _UNHASHED
 
 
 def write_adapter_record(folder: Path, record: AdapterRecord) -> None:
-    """Write `adapter.json` atomically. Raises StorageError."""
-    values = to_json(replace(record, head=None))
+    """Write `adapter.json` atomically, in the newest version. Raises StorageError."""
+    values = to_json(replace(record, head=None, schema_version=SCHEMA_VERSION))
     if record.head is not None:
         head = record.head
         values["head"] = {
@@ -90,27 +102,39 @@ def write_adapter_record(folder: Path, record: AdapterRecord) -> None:
             "eta": head.head_weight,
             "ladder": head.ladder_weight,
         }
-    write_json(folder / RECORD, values)
+    write_json(folder / RECORD, {**values, _DIGEST: _digest(values)})
+
+
+def _digest(values: dict[str, Any]) -> str:
+    return sha256_bytes(json.dumps(values, sort_keys=True, separators=(",", ":")).encode())
 
 
 def read_adapter_record(folder: Path) -> AdapterRecord:
     """What `write_adapter_record` wrote, or an earlier version of it.
 
     Raises:
-        IntegrityError: not readable, or of another version.
+        IntegrityError: not readable, of another version, or not what was written.
     """
     try:
         values = dict(read_json(folder / RECORD))
         version = values["schema_version"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise IntegrityError(
             f"unreadable {RECORD}: {error!r}", where=str(folder), remedy=AGAIN
         ) from error
-    if version != SCHEMA_VERSION:
+    if version not in (_UNHASHED, SCHEMA_VERSION):
         raise IntegrityError(
             f"adapter version {version}, this edgeladder reads version {SCHEMA_VERSION}",
             where=str(folder),
             remedy="use the edgeladder version that trained it, or train again",
+        )
+    digest = values.pop(_DIGEST, None)
+    # a version without digests has none: a newer file that calls itself old is no way around it
+    if digest != (_digest(values) if version == SCHEMA_VERSION else None):
+        raise IntegrityError(
+            f"{RECORD} is not as it was written: its digest differs",
+            where=str(folder),
+            remedy=AGAIN,
         )
     values = {key: value for key, value in values.items() if value is not None}
     if isinstance(values.get("model"), dict):  # before version 0.1
@@ -123,6 +147,10 @@ def read_adapter_record(folder: Path) -> AdapterRecord:
         raise IntegrityError(
             f"unreadable {RECORD}: {error}", where=str(folder), remedy=AGAIN
         ) from error
+    if version == SCHEMA_VERSION and not record.sha256:
+        raise IntegrityError(
+            f"{RECORD} lacks the hash of the weights", where=str(folder), remedy=AGAIN
+        )
     return record if record.class_names else replace(record, class_names=record.classes)
 
 

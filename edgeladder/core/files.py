@@ -29,6 +29,13 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def sha256_bytes(content: bytes) -> str:
+    """Hex SHA-256 of some bytes."""
+    import hashlib  # as above
+
+    return hashlib.sha256(content).hexdigest()
+
+
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
     """Turn a full or read-only disk, or a path that cannot be, into an error that names the path.

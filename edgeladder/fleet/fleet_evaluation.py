@@ -7,7 +7,7 @@ from pathlib import Path
 from edgeladder.core.adapter_record import RECORD as METADATA
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.errors import ConfigError
-from edgeladder.fleet.aggregate import ADAPTER
+from edgeladder.fleet.averaging import ADAPTER
 from edgeladder.fleet.host_pool import HostPool, LiveHosts
 from edgeladder.fleet.outcomes import FleetOutcome
 from edgeladder.fleet.pull import pull

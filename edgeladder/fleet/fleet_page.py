@@ -13,7 +13,7 @@ from edgeladder.core.files import write_text
 from edgeladder.core.ownership import GENERATOR, require_ours
 from edgeladder.core.printable import printable
 from edgeladder.core.sizes import format_size
-from edgeladder.fleet.aggregate import AggregateResult
+from edgeladder.fleet.averaging import AggregateResult
 from edgeladder.fleet.pulled import FAILURES, RECORD, PulledResult, PullRecord, reasons
 from edgeladder.report.charts import bar_rows
 from edgeladder.report.page import percent

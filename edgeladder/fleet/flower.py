@@ -29,7 +29,7 @@ from edgeladder.core.initial import initial_values
 from edgeladder.core.ownership import require_ours
 from edgeladder.core.records import to_json
 from edgeladder.core.tensors import TensorFile
-from edgeladder.fleet.aggregate import HEADLESS
+from edgeladder.fleet.averaging import HEADLESS
 from edgeladder.runtime.adapter import adapter_of, save_adapter
 
 client_app = ClientApp()

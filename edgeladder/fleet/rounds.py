@@ -18,7 +18,8 @@ from pathlib import Path
 from edgeladder.core.adapter_record import RECORD as METADATA
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.files import write_json
-from edgeladder.fleet.aggregate import (
+from edgeladder.fleet.aggregate import TooFew, aggregate
+from edgeladder.fleet.averaging import (
     ADAPTER,
     BY_PICTURES,
     HEADLESS,
@@ -26,8 +27,6 @@ from edgeladder.fleet.aggregate import (
     Averaging,
     Contribution,
     Start,
-    TooFew,
-    aggregate,
 )
 from edgeladder.fleet.box.records import TrainOptions
 from edgeladder.fleet.host_pool import HostPool, LiveHosts
@@ -172,6 +171,8 @@ async def rounds(
         adapters than the quorum is the last (`stopped` says so); the rounds before it stand.
     """
     headless = dataclasses.replace(train, overrides=(*train.overrides, HEADLESS))
+    averaging = dataclasses.replace(options.averaging, shots=train.shots)
+    options = dataclasses.replace(options, averaging=averaging)
     work = _Rounds(pool, bundle, bundle_tree(bundle.folder), headless, options)
     out = options.out
     start: Path | None = None

@@ -11,7 +11,7 @@ from typing import TypeVar
 from edgeladder.budget import kernel_marks
 from edgeladder.budget.planner import check, plan_inference
 from edgeladder.budget.workload import InferenceWorkload
-from edgeladder.core.events import Planned
+from edgeladder.core.events import Planned, Progress
 from edgeladder.core.inference import PHASE_OF, InferenceOrder
 from edgeladder.core.orders import Outcome
 from edgeladder.core.plan import PhasePlan, Plan
@@ -21,6 +21,10 @@ from edgeladder.jobs.machine_baseline import machine_baseline
 from edgeladder.runtime.classifier import Classifier, InferenceSizes, OpenedRun
 
 Result = TypeVar("Result")
+_UNHASHED = (
+    "this adapter is of a version before 0.3: nothing tells whether its adapter.json was changed; "
+    "`edgeladder train --resume RUN` writes it anew"
+)
 
 
 class _LeaveError(Exception):
@@ -50,6 +54,8 @@ def with_classifier(
     run = OpenedRun.open(Path(request.run), Path(request.bundle) if request.bundle else None)
     plan = decide(order, run)
     control.tell(Planned(plan=plan))
+    if run.adapter.record.is_unhashed:
+        control.tell(Progress(step=0, note=_UNHASHED))
     if order.only_plan:
         return "done", None
     sizes = _sizes(order.sizes or plan.phases[PHASE_OF[request.command]])

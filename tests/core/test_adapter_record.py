@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,7 +31,12 @@ HEADS.append(StoredHead(BlendRecord(heads=(KERNEL, GDA))))
 @pytest.mark.parametrize("head", HEADS)
 def test_a_round_trip(tmp_path: Path, head: StoredHead | None) -> None:
     record = AdapterRecord(
-        bundle_digest="a", ladder_digest="b", classes=["x"], class_names=["ex"], head=head
+        bundle_digest="a",
+        ladder_digest="b",
+        classes=["x"],
+        class_names=["ex"],
+        head=head,
+        sha256="c" * 64,
     )
     write_adapter_record(tmp_path, record)
     assert read_adapter_record(tmp_path) == record
@@ -56,6 +63,60 @@ def test_an_older_file_takes_defaults(tmp_path: Path) -> None:
     record = read_adapter_record(tmp_path)
     assert record.class_names == ["x", "y"] and record.model == "nano"
     assert record.head == StoredHead(GdaRecord(weight=1.0, prior=1.0), 1.0, 1.0)
+    assert record.is_unhashed
+    write_adapter_record(tmp_path, replace(record, sha256="c" * 64))
+    assert not read_adapter_record(tmp_path).is_unhashed
+
+
+RECORD = AdapterRecord(
+    bundle_digest="a" * 64,
+    ladder_digest="b" * 64,
+    classes=["hat", "shirt"],
+    class_names=["a hat", "a café shirt"],
+    head=HEADS[-1],
+    sha256="c" * 64,
+)
+
+
+def test_a_flipped_bit_changes_nothing_or_is_refused(tmp_path: Path) -> None:
+    write_adapter_record(tmp_path, RECORD)
+    path, source, refused = tmp_path / "adapter.json", random.Random(2), 0
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        data = bytearray(whole)
+        data[place] ^= 1 << source.randrange(8)
+        path.write_bytes(data)
+        try:
+            assert read_adapter_record(tmp_path) == RECORD, place
+        except IntegrityError:
+            refused += 1
+    assert refused > len(whole) * 0.8  # the rest: blanks between the values
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"classes": ["shirt", "hat"]},
+        {"sha256": "d" * 64},
+        {"schema_version": 1},  # as if it were of a version that had no digest
+        {"digest": None},
+        {"note": "one more"},
+    ],
+)
+def test_a_changed_record_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    write_adapter_record(tmp_path, RECORD)
+    values = json.loads((tmp_path / "adapter.json").read_text())
+    (tmp_path / "adapter.json").write_text(json.dumps(values))
+    assert read_adapter_record(tmp_path) == RECORD  # written otherwise, the same
+    (tmp_path / "adapter.json").write_text(json.dumps({**values, **change}))
+    with pytest.raises(IntegrityError, match="its digest differs"):
+        read_adapter_record(tmp_path)
+
+
+def test_the_hash_of_the_weights_is_part_of_it(tmp_path: Path) -> None:
+    write_adapter_record(tmp_path, replace(RECORD, sha256=""))
+    with pytest.raises(IntegrityError, match="lacks the hash of the weights"):
+        read_adapter_record(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,10 @@ from edgeladder.core.adapter_record import (
     write_adapter_record,
 )
 from edgeladder.core.errors import ConfigError, DataError, IntegrityError
-from edgeladder.fleet import aggregate as module
-from edgeladder.fleet.aggregate import Averaging, Contribution, Start, aggregate, combine
+from edgeladder.core.files import sha256_file
+from edgeladder.fleet import admission
+from edgeladder.fleet.aggregate import aggregate, bounded_weights, combine
+from edgeladder.fleet.averaging import Averaging, Contribution, Start
 
 HEAD = StoredHead(GdaRecord(weight=0.5, prior=1.0))
 
@@ -31,7 +33,15 @@ def adapter(
     (folder / name).mkdir(parents=True)
     save_file(values, str(folder / name / "adapter.safetensors"))
     pictures = metadata.pop("pictures", 1)
-    said = {"bundle_digest": "d", "ladder_digest": "l", "classes": ["a"], "head": HEAD, **metadata}
+    sha256 = sha256_file(folder / name / "adapter.safetensors")
+    said = {
+        "sha256": sha256,
+        "bundle_digest": "d",
+        "ladder_digest": "l",
+        "classes": ["a"],
+        "head": HEAD,
+        **metadata,
+    }
     write_adapter_record(folder / name, AdapterRecord(**said))
     return Contribution(name, folder / name, pictures)
 
@@ -51,7 +61,7 @@ def boxes(folder: Path, count: int, seed: int = 0) -> tuple[list[Contribution], 
 
 
 def test_mean_weighs_by_pictures(tmp_path: Path) -> None:
-    made, values = boxes(tmp_path, 4)
+    made, values = boxes(tmp_path, 4)  # 1, 2, 3 and 4 pictures
     result = aggregate(made, tmp_path / "out")
     found = load_file(tmp_path / "out" / "adapter.safetensors")
     weights = np.array([1, 2, 3, 4]) / 10
@@ -91,7 +101,7 @@ def test_cutting_into_blocks_changes_nothing(boxes: int, size: int, method: Any)
 def test_blocks_of_files_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, _ = boxes(tmp_path, 3)
     aggregate(made, tmp_path / "whole", Averaging("trimmed"))
-    monkeypatch.setattr(module, "_BLOCK_VALUES", 7)
+    monkeypatch.setattr(admission, "_BLOCK_VALUES", 7)
     aggregate(made, tmp_path / "cut", Averaging("trimmed"))
     whole = (tmp_path / "whole" / "adapter.safetensors").read_bytes()
     assert whole == (tmp_path / "cut" / "adapter.safetensors").read_bytes()
@@ -123,12 +133,73 @@ def test_refuses_one_by_one(tmp_path: Path) -> None:
     assert "NaN" in why["nan"] and "times as far off" in why["far"]
     assert "shape" in why["shape"] and "mask" in why["mask"]
     assert why["other"] == "of another bundle" and why["absent"] == "no adapter there"
-    assert "no number of pictures" in why["empty"] and "no tensor" in why["torn"]
+    assert "no number of pictures" in why["empty"] and "names" in why["torn"]
     plain = aggregate(made[:4], tmp_path / "plain")
     assert plain.weights == result.weights
     assert (tmp_path / "out" / "adapter.safetensors").read_bytes() == (
         tmp_path / "plain" / "adapter.safetensors"
     ).read_bytes()
+
+
+def test_a_count_that_no_box_can_have_is_refused(tmp_path: Path) -> None:
+    values = {"w": np.ones(3, np.float32)}
+    made = [adapter(tmp_path, f"b{n}", values, pictures=n) for n in (2, 3, 1e18, 1e308, 5)]
+    result = aggregate(made, tmp_path / "out")
+    assert list(result.refused) == ["b1e+18", "b1e+308"]
+    assert "claims 1e+18 pictures" in result.refused["b1e+18"]
+    assert result.weights == pytest.approx({"b2": 0.2, "b3": 0.3, "b5": 0.5})
+    assert (load_file(tmp_path / "out" / "adapter.safetensors")["w"] == 1).all()
+    few = aggregate(made, tmp_path / "few", Averaging(shots=4))  # of one class
+    assert list(few.weights) == ["b2", "b3"] and "the 4 that 4 of each" in few.refused["b5"]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(1, 1e7), min_size=1, max_size=9))
+def test_no_box_weighs_more_than_half(counts: list[float]) -> None:
+    weights = bounded_weights(np.array(counts))
+    assert weights.sum() == pytest.approx(1) and (weights > 0).all()
+    if len(counts) == 1:
+        assert weights.tolist() == [1]
+        return
+    assert weights.max() <= 0.5 + 1e-12
+    share = np.array(counts) / sum(counts)
+    if share.max() <= 0.5:
+        np.testing.assert_allclose(weights, share)
+    else:  # the others keep their proportions
+        others = np.delete(np.arange(len(counts)), int(share.argmax()))
+        np.testing.assert_allclose(
+            weights[others] / weights[others].sum(), share[others] / share[others].sum()
+        )
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("wild", [3e38, 1e7, 1e5])
+def test_values_that_no_training_gives_are_refused_of_two_and_of_three(
+    tmp_path: Path, wild: float, known: bool
+) -> None:
+    start = tmp_path / "start.safetensors"
+    save_file({"w": np.zeros(4, np.float32)}, str(start))
+    made = [
+        adapter(tmp_path, "good", {"w": np.full(4, 0.5, np.float32)}),
+        adapter(tmp_path, "wild", {"w": np.array([0.5, 0.5, 0.5, wild], np.float32)}),
+        adapter(tmp_path, "fair", {"w": np.full(4, 0.7, np.float32)}),
+    ]
+    begun = Start(start) if known else Start()
+    for count in (2, 3):
+        out = tmp_path / f"out{count}"
+        result = aggregate(made[:count], out, start=begun)
+        why = result.refused["wild"]
+        assert "parameters stay below" in why if wild > 1e6 else "times as far off" in why
+        assert set(result.weights) == {"good", "fair"} & {c.name for c in made[:count]}
+        assert load_file(out / "adapter.safetensors")["w"].max() <= 0.7
+
+
+def test_weights_that_are_not_the_records_are_refused(tmp_path: Path) -> None:
+    made, values = boxes(tmp_path, 3)
+    swapped = adapter(tmp_path, "swapped", values[0])
+    save_file({**values[1]}, str(tmp_path / "swapped" / "adapter.safetensors"))
+    result = aggregate([*made, swapped], tmp_path / "out")
+    assert "not those that its adapter.json names" in result.refused["swapped"]
 
 
 def test_distance_from_the_start(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from edgeladder.core.bundle import Bundle
 from edgeladder.core.config import HeadConfig
 from edgeladder.core.yaml_config import library, load_profile
 from edgeladder.fleet import fleet_page
-from edgeladder.fleet.aggregate import HEADLESS
+from edgeladder.fleet.averaging import HEADLESS
 from edgeladder.fleet.box.records import TrainOptions
 from edgeladder.fleet.host_pool import HostPool, run
 from edgeladder.fleet.outcomes import FleetOutcome, HostResult
@@ -200,7 +200,7 @@ def test_the_whole_command_line(
     assert fleet_cli("logs", *common, *named)[0] == 0
     assert fleet_cli("pull", *common, *named, *of_bundle, *out)[0] == 0
     code, answer = fleet_cli("aggregate", *common, *named, *of_bundle, *out)
-    assert code == 0 and answer["hosts"]["b"]["weight"] == 0.75
+    assert code == 0 and answer["hosts"]["b"]["weight"] == 0.5  # of two
     average = tmp_path / "out" / job / "average"
     code, answer = fleet_cli(
         "evaluate", *common, *of_bundle, *out, "--adapter", average, "--poll", "0.1"

@@ -38,7 +38,7 @@ def test_two_boxes_two_rounds_and_an_evaluation(
         *(p.read_text()[-800:] for p in farm.folder.rglob("jobs/*/log")),
     )
     weights = {name: host["weight"] for name, host in answer["hosts"].items()}
-    assert weights == pytest.approx({"a": 1 / 3, "b": 2 / 3})
+    assert weights == pytest.approx({"a": 0.5, "b": 0.5})  # of two, neither outweighs
     bundle = Bundle.open(bundle_folder)
     for number in (1, 2):
         round_folder = out / f"fed-r{number}"

@@ -23,7 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the tree, not what is installed
 
-from edgeladder.fleet.aggregate import HEADLESS  # noqa: E402
+from edgeladder.fleet.averaging import HEADLESS  # noqa: E402
 from tools.fleet.farm import Farm  # noqa: E402
 
 START = "import sys; from edgeladder.cli.app import run; run()"
