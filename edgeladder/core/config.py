@@ -77,6 +77,9 @@ class LadderConfig(Strict):
     aggregate: Literal["last", "unipt", "sherl"] = "last"
     project: bool = False  # ProLIP-style anchored change of CLIP's own image projection
     initialize: Literal["importance", "fisher", "random"] = "importance"
+    # how text channels enter a shared trunk that was cut from image blocks
+    align: Literal["select", "semi_orthogonal", "match", "procrustes", "ridge"] = "select"
+    first: Literal["tap", "gated"] = "tap"  # a side's first state: its tap, or LST's gate times it
     prompts: PromptConfig = PromptConfig()
 
     def __post_init__(self) -> None:

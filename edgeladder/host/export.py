@@ -25,7 +25,7 @@ from edgeladder.host.compile.gate import GateReport, check_ladder
 from edgeladder.host.compile.segments import check_segments, write_segments
 from edgeladder.host.model.backbone import Backbone, load_backbone, resolve_taps
 from edgeladder.host.model.fisher import Importance, calibrate
-from edgeladder.host.model.initialize import initialize
+from edgeladder.host.model.initialize import TEXTS, initialize
 from edgeladder.host.model.ladder import Ladder
 from edgeladder.host.model.tokenizer import write_tokenizer
 from edgeladder.runtime.towers.tokens import Tokenizer
@@ -137,12 +137,14 @@ def _fill(
 ) -> GateReport:
     towers = _towers(folder, backbone, profile, options.dtype, progress)
     tokenizer = write_tokenizer(backbone, folder)
-    importance = None
+    words, importance = Tokenizer.from_record(tokenizer, folder), None
     if options.calibration is not None:
         progress("Fisher information")
-        words = Tokenizer.from_record(tokenizer, folder)
         importance = calibrate(backbone, options.calibration, words)
-    ladder = build_ladder(backbone, profile, towers["image"], towers["text"], importance)
+    texts = torch.from_numpy(words.encode(list(TEXTS)))
+    ladder = build_ladder(
+        *(backbone, profile, towers["image"], towers["text"]), importance=importance, texts=texts
+    )
     record = write_ladder(
         ladder,
         backbone.logit_scale,
@@ -202,9 +204,11 @@ def build_ladder(
     profile: Profile,
     image: TowerRecord,
     text: TowerRecord,
+    *,
     importance: Importance | None = None,
+    texts: torch.Tensor | None = None,
 ) -> Ladder:
-    """The ladder of a profile on a backbone's taps, initialised.
+    """The ladder of a profile on a backbone's taps, initialised; see `initialize`.
 
     Raises:
         ConfigError: the profile projects, but the tower has nothing before its projection; or it
@@ -225,7 +229,7 @@ def build_ladder(
     torch.manual_seed(profile.train.seed)
     width = _pre_width(image)
     ladder = Ladder(profile.ladder, image.taps, text.taps, backbone.embedding_dim, width)
-    initialize(ladder, backbone, importance=importance)
+    initialize(ladder, backbone, importance=importance, texts=texts)
     ladder.copy_attention()
     ladder.eval()
     return ladder

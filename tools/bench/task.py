@@ -91,6 +91,7 @@ class Pool:
     rows: dict[str, int]  # picture path -> row of train
     cache: Path
     selection: Selection
+    held: int = 0  # validation pictures among `test`, the first ones
     readers: dict[Path, CacheReader] = field(default_factory=dict)
 
     def reader(self, bundle: Bundle) -> CacheReader:
@@ -107,9 +108,18 @@ class Pool:
         return Task(self.name, self.bundle, support, self.test, self.text, shots, seed, rows, self)
 
 
+@dataclass(frozen=True)
+class Divided:
+    """Data whose validation pictures were taken out; they stand before the test pictures."""
+
+    name: str
+    dataset: Dataset
+    held: list[Picture]
+
+
 def load_pool(
     bundle: Bundle,
-    data: Path,
+    data: Path | Divided,
     cache: Path,
     *,
     shots: int,
@@ -123,7 +133,8 @@ def load_pool(
     Args:
         test_per_class: at most that many test pictures per class, the first by name; None: all.
     """
-    dataset = open_data(data)
+    parts = data if isinstance(data, Divided) else Divided(data.stem, open_data(data), [])
+    dataset, held = parts.dataset, parts.held
     wanted: dict[str, Picture] = {}
     for seed in range(seeds):
         wanted |= {p.path: p for p in split(dataset, shots, seed)[0]}
@@ -133,7 +144,7 @@ def load_pool(
         bundle,
         dataset,
         cache,
-        Wanted(train, test, views, dtype),
+        Wanted(train, [*held, *test], views, dtype),
         sizes=_sizes(threads=1),
     )
     reader = open_reader(bundle, cache, result.selection)
@@ -147,7 +158,7 @@ def load_pool(
         {},
     )
     pool = Pool(
-        data.stem,
+        parts.name,
         bundle,
         dataset,
         _collect(reader, "train"),
@@ -156,6 +167,7 @@ def load_pool(
         {path: row for row, path in enumerate(kept)},
         cache,
         result.selection,
+        sum(picture.path not in skipped for picture in held),
     )
     reader.close()
     return pool

@@ -55,6 +55,22 @@ HOST: dict[str, list[str]] = {
     "2 taps": ["ladder.taps.count=2"],
     "5 taps": ["ladder.taps.count=5"],
 }
+# what a ladder on transformer blocks begins as; `select` and `tap` where nothing is said
+IMPORTANCE: dict[str, list[str]] = {
+    "random": ["ladder.initialize=random"],
+    "magnitude": ["ladder.initialize=importance"],
+    "Fisher": ["ladder.initialize=fisher"],
+    "text semi-orthogonal": ["ladder.align=semi_orthogonal"],
+    "text matched": ["ladder.align=match"],
+    "text procrustes": ["ladder.align=procrustes"],
+    "text ridge": ["ladder.align=ridge"],
+    "gated": ["ladder.first=gated"],
+    "random, gated": ["ladder.initialize=random", "ladder.first=gated"],
+    "random, not shared": ["ladder.initialize=random", "ladder.share=none"],
+    "magnitude, not shared": ["ladder.share=none"],
+}
+_BEFORE = ["ladder.align=select", "ladder.first=tap"]
+GROUPS = {"methods": HOST, "importance": {k: [*_BEFORE, *v] for k, v in IMPORTANCE.items()}}
 # name of the row: --set of `edgeladder train`, on any bundle with masks
 DEVICE: dict[str, list[str]] = {
     "plain": [],
@@ -75,18 +91,27 @@ def main() -> None:
     parser.add_argument("--profile", default="nano")
     parser.add_argument("--dtype", default="int8")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", nargs="+", choices=list(HOST), default=list(HOST))
+    parser.add_argument("--group", choices=list(GROUPS), default="methods")
+    parser.add_argument("--set", action="append", default=[], dest="settings", metavar="A.B=C")
+    parser.add_argument("--calibration", type=Path, help="pictures for the row Fisher")
+    parser.add_argument("--only", nargs="+", metavar="ROW", help="some rows of the group")
     arguments = parser.parse_args()
+    rows = GROUPS[arguments.group]
+    unknown = set(arguments.only or []) - set(rows)
+    if unknown:
+        parser.error(f"--only: no row {sorted(unknown)} in {list(rows)}")
     from edgeladder.core.yaml_config import load_profile
     from edgeladder.host.export import ExportOptions, export
 
-    for name in arguments.only:
+    for name in arguments.only or rows:
         folder = arguments.out / name
         if not folder.exists():
-            profile = load_profile(arguments.profile, HOST[name])
+            profile = load_profile(arguments.profile, [*arguments.settings, *rows[name]])
+            fisher = profile.ladder.initialize == "fisher"
+            calibration = arguments.calibration if fisher else None
             export(
                 *(arguments.model, arguments.pretrained, profile),
-                ExportOptions(engine="stock", dtype=arguments.dtype),
+                ExportOptions(engine="stock", dtype=arguments.dtype, calibration=calibration),
                 out=folder,
             )
         print(folder, flush=True)

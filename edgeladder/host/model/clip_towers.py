@@ -18,7 +18,7 @@ from edgeladder.host.model.frozen_tower import (
     TextTap,
     Tower,
     chain,
-    feed_forward,
+    linear,
     norms,
 )
 
@@ -187,9 +187,9 @@ def clip_block_weights(block: Any) -> dict[str, Any] | None:
         **norms(block.ln_1, block.ln_2),
         "qkv_weight": attention.in_proj_weight,
         "qkv_bias": attention.in_proj_bias,
-        "out_weight": attention.out_proj.weight,
-        "out_bias": attention.out_proj.bias,
-        **feed_forward(block.mlp.c_fc, block.mlp.c_proj),
+        **linear("out", attention.out_proj, block.ls_1),
+        **linear("fc1", block.mlp.c_fc),
+        **linear("fc2", block.mlp.c_proj, block.ls_2),
         "heads": attention.num_heads,
         "activation": "quick_gelu" if "Quick" in activation else "gelu",
     }

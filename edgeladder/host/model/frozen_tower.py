@@ -258,11 +258,15 @@ def norms(first: Any, second: Any) -> dict[str, Tensor]:
     }
 
 
-def feed_forward(first: Any, second: Any) -> dict[str, Tensor]:
-    """Both layers of a block's feed-forward part, by our names."""
-    return {
-        "fc1_weight": first.weight,
-        "fc1_bias": first.bias,
-        "fc2_weight": second.weight,
-        "fc2_bias": second.bias,
-    }
+def linear(name: str, layer: Any, scale: Any = None) -> dict[str, Tensor]:
+    """A linear layer's weight (out, in) and bias (out,), zero where it has none.
+
+    Args:
+        name: the role, `out` or `fc1`.
+        scale: the module that scales what it gives (LayerScale's `gamma`), folded in.
+    """
+    bias = layer.bias if layer.bias is not None else torch.zeros(len(layer.weight))
+    gamma = getattr(scale, "gamma", None)
+    if gamma is None:
+        return {f"{name}_weight": layer.weight, f"{name}_bias": bias}
+    return {f"{name}_weight": layer.weight * gamma[:, None], f"{name}_bias": bias * gamma}

@@ -111,6 +111,9 @@ class Ladder(nn.Module):
             self.text_rungs = nn.ModuleList(Rung(config, i > 0) for i in range(len(self.text.taps)))
         self.prompts = build_prompts(config, rungs)
         self.aggregate = Aggregate(config, rungs)
+        if config.first == "gated":  # as the rungs' gates
+            self.image_gate = nn.Parameter(torch.zeros(1))
+            self.text_gate = nn.Parameter(torch.zeros(1))
         # the one zero factor of each residual path: the floor to start from (contract 3)
         if config.share == "trunk+up":
             self.up = nn.Parameter(torch.zeros(width, embedding_dim))
@@ -164,6 +167,9 @@ class Ladder(nn.Module):
         counts = (image_embedding.shape[0], text_embedding.shape[0])
         downs = (self.image_down(image_taps), self.text_down(text_taps))
         prompts = self.prompts.prepare(downs[0], self.image.tokens)
+        if self.config.first == "gated":
+            for taps, gate in zip(downs, (self.image_gate, self.text_gate), strict=True):
+                taps[0] = begin(taps[0], gate)
         read = (
             self.encode_together(downs, counts, prompts)
             if self.shared
@@ -225,6 +231,16 @@ class Ladder(nn.Module):
             for s, piece in zip(active, state.split(rows), strict=True):
                 read[s].append(read_out(piece, tokens[s]))
         return read
+
+
+def begin(tap: Tensor, gate: Tensor) -> Tensor:
+    """LST's gated first state s_0 = sigmoid(a / 0.1) Down_0(x), (R, d), arXiv:2206.06522.
+
+    LST gates the input embeddings; no tap sits before the first block here, so x is the first tap.
+    A rung begins with a layer norm, so the gate says how much the state counts beside what the
+    rungs add to it.
+    """
+    return torch.sigmoid(gate * -10.0) * tap
 
 
 def read_out(rows: Tensor, tokens: int) -> Tensor:

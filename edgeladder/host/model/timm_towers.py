@@ -15,7 +15,7 @@ from edgeladder.host.model.frozen_tower import (
     Piece,
     Tower,
     chain,
-    feed_forward,
+    linear,
     norms,
 )
 
@@ -286,22 +286,28 @@ def _head_only(trunk: Any, parts: list[nn.Module]) -> nn.Module:
 
 
 def timm_block_weights(block: Any) -> dict[str, Any] | None:
-    """Weights of timm's vision transformer Block by role; None for blocks of another make."""
+    """Weights of timm's vision transformer Block by role; None for blocks of another make.
+
+    Another make is what a rung cannot imitate: norms after or inside the branches, gated products,
+    rotated queries. Layer scales are folded into what they scale.
+    """
     attention, forward = getattr(block, "attn", None), getattr(block, "mlp", None)
-    qkv = getattr(attention, "qkv", None)
-    first, second = getattr(forward, "fc1", None), getattr(forward, "fc2", None)
-    plain = all(isinstance(part, nn.Linear) for part in (qkv, first, second))
-    if not plain or getattr(attention, "q_bias", None) is not None:
+    makes = [type(part).__name__ for part in (block, attention, forward)]
+    if makes != ["Block", "Attention", "Mlp"]:
         return None
-    assert attention is not None and qkv is not None
-    bias = qkv.bias
+    assert attention is not None and forward is not None
+    inside = [getattr(attention, name, None) for name in ("q_norm", "k_norm", "norm", "gate")]
+    inside.append(getattr(forward, "norm", None))
+    layers = (attention.qkv, attention.proj, forward.fc1, forward.fc2)
+    plain = all(part is None or isinstance(part, nn.Identity) for part in inside)
+    if not plain or not all(isinstance(layer, nn.Linear) for layer in layers):
+        return None
     return {
         **norms(block.norm1, block.norm2),
-        "qkv_weight": qkv.weight,
-        "qkv_bias": bias if bias is not None else torch.zeros(len(qkv.weight)),
-        "out_weight": attention.proj.weight,
-        "out_bias": attention.proj.bias,
-        **feed_forward(first, second),
+        **linear("qkv", attention.qkv),
+        **linear("out", attention.proj, block.ls1),
+        **linear("fc1", forward.fc1),
+        **linear("fc2", forward.fc2, block.ls2),
         "heads": attention.num_heads,
         "activation": "gelu",
     }

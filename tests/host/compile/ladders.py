@@ -49,9 +49,11 @@ class Recipe:
     cross: str = "shared"
     image: tuple[tuple[int, int], ...] = EVEN
     text: tuple[tuple[int, int], ...] = EVEN
+    first: str = "tap"
 
     def __str__(self) -> str:
         words = [self.kind, self.share, self.aggregate]
+        words += ["gated"] * (self.first == "gated")
         words += ["sum"] * (self.fuse == "sum") + ["project"] * self.project
         words += [f"bits{self.bits}"] * (self.bits is not None)
         words += ["keep"] * (self.keep is not None) + ["apart"] * (not self.couple)
@@ -63,13 +65,13 @@ class Recipe:
 RECIPES = (
     Recipe(),
     Recipe("token", "none", "unipt", bits=2, keep=0.5, image=UNEVEN, text=SHORT),
-    Recipe("none", "none", image=SHORT, text=UNEVEN),
+    Recipe("none", "none", first="gated", image=SHORT, text=UNEVEN),
     Recipe("none", "trunk", "sherl", project=True, image=UNEVEN),
     Recipe("cross", "none", "sherl", keep=0.5, couple=False, dropout=0.3, cross="copied"),
     Recipe("cross", "trunk", dropout=0.3, cross="frozen", text=SHORT),
     Recipe("cross", "trunk+up", "unipt", "sum", True, bits=1, keep=0.5, couple=False, text=SHORT),
     Recipe("diffusion", "none", "last", "sum", bits=4, couple=False, text=SHORT),
-    Recipe("diffusion", "trunk", "sherl", keep=0.5, project=True, image=SHORT),
+    Recipe("diffusion", "trunk", "sherl", first="gated", keep=0.5, project=True, image=SHORT),
     Recipe("memory", "none", "unipt", keep=0.5),
     Recipe("memory", "trunk+up", bits=8, couple=False, image=UNEVEN, text=UNEVEN),
 )
@@ -94,6 +96,7 @@ def build(recipe: Recipe) -> Ladder:
             "share": recipe.share,
             "aggregate": recipe.aggregate,
             "fuse": recipe.fuse,
+            "first": recipe.first,
             "project": recipe.project,
             "prompts": from_json(
                 PromptConfig,

@@ -58,7 +58,7 @@ def test_the_recipes_use_every_switch():
         return set(get_args(get_type_hints(model)[key]))
 
     used = {f.name: {getattr(r, f.name) for r in RECIPES} for f in dataclasses.fields(RECIPES[0])}
-    for key in ("share", "aggregate", "fuse"):
+    for key in ("share", "aggregate", "fuse", "first"):
         assert used[key] == choices(LadderConfig, key), key
     assert used["kind"] == choices(PromptConfig, "kind")
     assert used["bits"] == {None, 1, 2, 4, 8}

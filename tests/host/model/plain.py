@@ -45,7 +45,7 @@ def attention(w: Weights, rows: Array, seen: Array) -> Array:
     for head in range(heads):
         part = slice(head * width // heads, (head + 1) * width // heads)
         mixed[:, part] = softmax(query[:, part] @ key[:, part].T) @ value[:, part]
-    return np.asarray(mixed @ w["out"] + w.get("out_bias", 0.0))
+    return np.asarray(mixed @ w["out"] + w["out_bias"])
 
 
 def rung(
@@ -70,4 +70,4 @@ def rung(
     state = join(state, read, given)
     inner = normed(state)
     hidden = silu(inner @ w["up"] + w["up_bias"])
-    return np.asarray(state + hidden @ w["down"] + w.get("down_bias", 0.0) + beside(inner))
+    return np.asarray(state + hidden @ w["down"] + w["down_bias"] + beside(inner))

@@ -45,7 +45,7 @@ def test_the_weights_are_those_that_were_copied(weights):
     it.given = it.method.prepare(it.taps, TOKENS[0]).of(INDEX)
     np.testing.assert_allclose(climbed(it), expected(it, False, copied), atol=1e-9)
     trained = {name for name, _ in it.method.named_parameters() if name.startswith("copies")}
-    assert len(trained) == (RUNGS * 4 if weights == "copied" else 0)
+    assert len(trained) == (RUNGS * 5 if weights == "copied" else 0)
     it.method.copy_attention([dict.fromkeys(range(RUNGS), it.rung)])
     np.testing.assert_allclose(climbed(it), expected(it, False, it.w), atol=1e-9)
 

@@ -44,6 +44,7 @@ class RungWeights(Protocol):
     query_bias: nn.Parameter  # (d,)
     key_value: nn.Parameter  # (d, 2 d)
     out: nn.Parameter
+    out_bias: nn.Parameter  # (d,)
 
 
 @dataclass(frozen=True)

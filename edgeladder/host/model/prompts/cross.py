@@ -19,7 +19,7 @@ from edgeladder.host.model.prompts.base import (
     standardise,
 )
 
-_WEIGHTS = ("query", "query_bias", "key_value", "out")
+_WEIGHTS = ("query", "query_bias", "key_value", "out", "out_bias")
 
 
 class CopiedAttention(nn.Module):
@@ -29,6 +29,7 @@ class CopiedAttention(nn.Module):
     query_bias: nn.Parameter
     key_value: nn.Parameter
     out: nn.Parameter
+    out_bias: nn.Parameter
 
     def __init__(self, rung: RungWeights, *, trained: bool):
         super().__init__()
@@ -83,7 +84,7 @@ class CrossPrompts(PromptMethod):
         state, weights = it.added(), self.attention_of(prompts, rung)
         pieces = prompts.per_side(standardise(state), sides)
         added = [self.attend(prompts, weights, rows, prompt) for rows, prompt in pieces]
-        return torch.addmm(state, joined(added), weights.out)
+        return state + torch.addmm(weights.out_bias, joined(added), weights.out)
 
     def attention_of(self, prompts: RungPrompts, rung: RungWeights) -> RungWeights:
         """The weights that read the prompts of a rung."""
