@@ -8,15 +8,19 @@ byte.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Collection, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from edgeladder.core.errors import ConfigError, IntegrityError
-from edgeladder.core.files import read_json, sha256_file, write_json
+from edgeladder.core.files import read_json, sha256_bytes, sha256_file, write_json
 from edgeladder.core.manifest import SCHEMA_VERSION, FileRecord, Manifest
 from edgeladder.core.old_words import modern_manifest
 from edgeladder.core.ownership import MANIFEST
-from edgeladder.core.records import from_json, to_json
+from edgeladder.core.records import compact_json, from_json, to_json
+
+Side = Literal["image", "text"]
+SIDES: tuple[Side, ...] = ("image", "text")
 
 
 class Bundle:
@@ -56,7 +60,9 @@ class Bundle:
 
     @classmethod
     def reopen(cls, folder: str | Path) -> Bundle:
-        """A bundle whose files another process has just checked; its list of files is left out.
+        """A bundle whose files another process has just checked.
+
+        Of the list of files only the towers' are held: thousands of others nobody reads again.
 
         Raises:
             IntegrityError: the manifest is not readable.
@@ -71,6 +77,24 @@ class Bundle:
     def path(self, name: str) -> Path:
         """The file of a manifest-relative name."""
         return self.folder / name
+
+    def tower_key(self, side: Side) -> str:
+        """SHA-256 of all that decides what a tower gives: the activation cache's key.
+
+        By the hashes of the files themselves, which opening has compared, and not by what the
+        manifest calls the tower: a bundle with other weights never finds this one's activations.
+
+        Raises:
+            IntegrityError: a file of the tower is not in the manifest's list.
+        """
+        manifest = self.manifest
+        tower = manifest.image if side == "image" else manifest.text
+        hashes = {name: manifest.files[name].sha256 for name in _tower_files(manifest, side)}
+        cut = [[segment.file, segment.inputs, segment.outputs] for segment in tower.segments]
+        outputs = [tower.taps, tower.embedding, tower.embedding_pre]
+        read = manifest.preprocess if side == "image" else manifest.tokenizer
+        parts = compact_json([hashes, cut, outputs, read])
+        return sha256_bytes(parts.encode("utf-8", "surrogatepass"))
 
     def check(self, *, verify: bool = True) -> None:
         """Compare the files with the manifest.
@@ -109,9 +133,37 @@ def _read_manifest(folder: Path, *, with_files: bool = True) -> Manifest:
             remedy="export the bundle with the same edgeladder version as the device's",
         )
     values = modern_manifest(values)
-    if not with_files:
-        values.pop("files", None)  # thousands of entries that nobody reads again
-    return from_json(Manifest, values, where=where)
+    listed = values.get("files")
+    if with_files or not isinstance(listed, dict):
+        return from_json(Manifest, values, where=where)
+    manifest = from_json(Manifest, {**values, "files": {}}, where=where)
+    ours = {
+        name: from_json(FileRecord, listed[name], where=where)
+        for side in SIDES
+        for name in _tower_files(manifest, side, listed, where)
+    }
+    return dataclasses.replace(manifest, files=ours)
+
+
+def _tower_files(
+    manifest: Manifest, side: Side, listed: Collection[str] | None = None, where: str = MANIFEST
+) -> list[str]:
+    """What a tower is read from: its segments, what lies beside them, and a text's tokenizer.
+
+    Weights lie in files of their own beside the graphs or below: onnxruntime reads no others.
+    """
+    tower = manifest.image if side == "image" else manifest.text
+    named = [segment.file for segment in tower.segments]
+    named += manifest.tokenizer.files if side == "text" else []
+    folders = {PurePosixPath(segment.file).parent for segment in tower.segments}
+    known = manifest.files if listed is None else listed
+    missing = [name for name in named if name not in known]
+    if missing:
+        raise IntegrityError(
+            f"the manifest has no hash of {missing[0]}", where=where, remedy=_AGAIN
+        )
+    beside = [name for name in known if folders & set(PurePosixPath(name).parents)]
+    return sorted({*named, *beside})
 
 
 def record_files(folder: Path) -> dict[str, FileRecord]:

@@ -1,14 +1,26 @@
-"""The manifest: what a bundle says of itself (contract 1), as frozen records."""
+"""The manifest: what a bundle says of itself (contract 1), as frozen records.
+
+What it says decides how pictures are prepared, how much memory is planned for and which numbers are
+divided by, so every number has bounds: wide enough for any model, and shut to what is none, to
+negative sizes and to infinities. No comparison holds for NaN.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from edgeladder.core.bounds import Ge, Gt, Le
 from edgeladder.core.config import Profile
 from edgeladder.core.prompt_tensors import PromptTensors
 
 SCHEMA_VERSION = 1
+
+Size = Annotated[int, Ge(1), Le(2**31 - 1)]  # of a dimension
+Bytes = Annotated[int, Ge(0), Le(2**42)]
+Amount = Annotated[float, Ge(0.0), Le(2.0**42)]  # bytes, or bytes of one sample, as measured
+Colour = Annotated[float, Ge(-10.0), Le(10.0)]  # of pixels that are 0 to 1
+_CHANNELS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +28,7 @@ class TensorRecord:
     """A named tensor at a segment's edge; the first dimension, the batch, is left out."""
 
     name: str
-    shape: list[int]
+    shape: list[Size]
     dtype: str = "float32"
 
 
@@ -27,8 +39,8 @@ class SegmentRecord:
     file: str
     inputs: list[TensorRecord]
     outputs: list[TensorRecord]  # hidden states for later segments, taps and embeddings
-    weight_bytes: int
-    activation_bytes: int  # measured at export: peak of intermediate tensors for one sample
+    weight_bytes: Bytes
+    activation_bytes: Bytes  # measured at export: peak of intermediate tensors for one sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,21 +48,25 @@ class TapRecord:
     """One tap: per-token standardised activations (mean 0, variance 1 over the channels)."""
 
     name: str  # the segment output that carries it: (N, tokens, width)
-    block: int
-    tokens: int
-    width: int
+    block: Annotated[int, Ge(0)]
+    tokens: Size
+    width: Size
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessRecord:
     """Picture -> pixels, as open_clip does it."""
 
-    size: int  # of the square the tower sees, px
+    size: Annotated[int, Ge(1), Le(4096)]  # of the square the tower sees, px
     resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
     interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bicubic"
-    mean: list[float]
-    std: list[float]
-    fill: int = 0
+    mean: list[Colour]
+    std: list[Annotated[float, Gt(0.0), Le(10.0)]]
+    fill: Annotated[int, Ge(0), Le(255)] = 0
+
+    def __post_init__(self) -> None:
+        if not len(self.mean) == len(self.std) == _CHANNELS:
+            raise ValueError(f"mean and std have {_CHANNELS} values each")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +75,7 @@ class TokenizerRecord:
 
     kind: Literal["clip-bpe", "huggingface", "nano"]
     files: list[str]
-    context_length: int
+    context_length: Annotated[int, Ge(1), Le(1 << 20)]
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -71,7 +87,8 @@ class TowerRecord:
     taps: list[TapRecord]
     embedding: str  # output (N, D): after CLIP's projection, not normalised
     embedding_pre: str | None = None  # output (N, W): before the projection, where there is one
-    digest: str  # SHA-256 over weights, cut and preprocessing or tokenizer: the cache's key
+    digest: str  # SHA-256 over weights, cut and preprocessing or tokenizer, as exported; the
+    # activation cache goes by the files instead (`Bundle.tower_key`)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +99,10 @@ class ModelRecord:
     pretrained: str
     origin: str
     licence: str
-    embedding_dim: int
-    logit_scale: float  # already exponentiated
-    logit_bias: float = 0.0  # SigLIP
+    embedding_dim: Size
+    # already exponentiated; CLIP's training clips it at 100
+    logit_scale: Annotated[float, Gt(0.0), Le(1e4)]
+    logit_bias: Annotated[float, Ge(-1e4), Le(1e4)] = 0.0  # SigLIP
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +110,7 @@ class ParameterRecord:
     """A trained tensor of the ladder, in the order of the flat parameter vector."""
 
     name: str
-    shape: list[int]
+    shape: list[Size]
     decay: bool  # weight decay applies (no biases, norms or gates)
 
 
@@ -102,9 +120,9 @@ class TapGroup:
 
     input: str  # e.g. image_taps_0
     side: Literal["image", "text"]
-    taps: list[int]  # indices into the tower's taps
-    tokens: int
-    width: int
+    taps: list[Annotated[int, Ge(0)]]  # indices into the tower's taps
+    tokens: Size
+    width: Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,14 +132,14 @@ class GraphRecord:
     file: str
     inputs: list[str]
     outputs: list[str]
-    nodes: int
-    activation_bytes: dict[str, float] = field(
+    nodes: Annotated[int, Ge(0)]
+    activation_bytes: dict[str, Amount] = field(
         default_factory=dict
     )  # at 32 x 100: fixed, per_image, per_class
     # peak of intermediates: the largest of fixed + pictures * per_image + classes * per_class
-    peaks: list[tuple[float, float, float]] = field(default_factory=list)
+    peaks: list[tuple[Amount, Amount, Amount]] = field(default_factory=list)
     # forward_saved graphs: what one picture or class hands to the backward pass
-    residual_bytes: float = 0.0
+    residual_bytes: Amount = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +168,7 @@ class LadderRecord:
 class FileRecord:
     """Size and hash of one file."""
 
-    size: int
+    size: Annotated[int, Ge(0)]
     sha256: str
 
 
@@ -171,3 +189,12 @@ class Manifest:
     )  # given at export; the device may bring its own
     files: dict[str, FileRecord] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for group in self.ladder.groups:
+            taps = self.image.taps if group.side == "image" else self.text.taps
+            for index in group.taps:
+                if index >= len(taps):
+                    raise ValueError(f"{group.input} reads tap {index}, the tower has {len(taps)}")
+                if (taps[index].tokens, taps[index].width) != (group.tokens, group.width):
+                    raise ValueError(f"{group.input} is not of the shape of the taps it reads")

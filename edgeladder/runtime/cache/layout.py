@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from edgeladder.core.bundle import Side
 from edgeladder.runtime.float16 import to_float16
 
 if TYPE_CHECKING:
     from edgeladder.core.bundle import Bundle
     from edgeladder.core.manifest import TowerRecord
 
-Side = Literal["image", "text"]
 TapDtype = Literal["fp16", "int8"]
 KEY_BYTES = 16  # of a SHA-256: a chance of 2^-90 for a clash among a million samples
 KEYS = "keys"
@@ -76,12 +76,12 @@ class Layout:
                 self.fields.append(group.scales)
         self.fields.append(Field(CHECKS, "uint32", (len(self.fields),)))
         self.sample_bytes = sum(field.sample_bytes for field in self.fields)
-        self.name = f"{side}-{self._digest(tower)[:16]}-{dtype}"
+        self.name = f"{side}-{self._digest(bundle.tower_key(side))[:16]}-{dtype}"
 
-    def _digest(self, tower: TowerRecord) -> str:
+    def _digest(self, tower_key: str) -> str:
         """Of all that decides a sample's content: tower, cut, preprocessing, fields."""
         fields = [(field.name, field.dtype, field.shape) for field in self.fields]
-        parts = [_VERSION, tower.digest, self.tap_names, fields]
+        parts = [_VERSION, tower_key, self.tap_names, fields]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def locate(self, taps: list[int]) -> tuple[TapField, list[int]]:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgeladder.core.bundle import Side
 from edgeladder.core.errors import ConfigError, IntegrityError, StorageError
 from edgeladder.core.files import storage_errors
 from edgeladder.core.ownership import require_ours
@@ -30,7 +31,6 @@ from edgeladder.runtime.cache.layout import (
     KEY_BYTES,
     KEYS,
     Layout,
-    Side,
     TapDtype,
     TapField,
     from_int8,

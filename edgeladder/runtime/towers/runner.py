@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from edgeladder.core.bundle import Side
 from edgeladder.core.trim import trim_heap
-from edgeladder.runtime.cache.layout import EMBEDDING, EMBEDDING_PRE, Side
+from edgeladder.runtime.cache.layout import EMBEDDING, EMBEDDING_PRE
 from edgeladder.runtime.towers.spill import SpillFile
 
 if TYPE_CHECKING:

@@ -364,7 +364,7 @@ try:
         for number in range(5000):
             cache.put([key(number)], outputs([number]))
 except StorageError as error:
-    assert error.exit_code == 1 and error.remedy and str(folder) in error.where, error
+    assert error.exit_code == 7 and error.remedy and str(folder) in error.where, error
     print(error.message)
     sys.exit(7)
 """

@@ -48,6 +48,10 @@ class TinyBundle:
         """A file of the bundle."""
         return self.folder / name
 
+    def tower_key(self, side: str) -> str:
+        """As a bundle's, of the declared weights."""
+        return str(getattr(self.manifest, side).digest)
+
     def image_reference(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """The image tower in numpy, float32."""
         hidden = pixels.reshape(len(pixels), TOKENS, -1) @ self.weights["image_in"]
