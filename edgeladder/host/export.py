@@ -100,7 +100,7 @@ def export(
     """Export a model and a profile's ladder as a bundle.
 
     Args:
-        model: open_clip's or OpenAI's spelling of a name, or `nano`.
+        model: open_clip's or OpenAI's spelling of a name, `nano` or `nano-vit`.
         pretrained: a tag, a file, `none` for random weights, None for the usual tag.
         profile: which ladder, and the optimiser of onnxruntime-training's artifacts.
         options: engines, class names, precision of the towers' weights.

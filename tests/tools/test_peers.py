@@ -7,6 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 open_clip = pytest.importorskip("open_clip")
 
+from edgeladder.core.errors import ConfigError  # noqa: E402
 from tools.bench.peers import methods, run, towers  # noqa: E402
 
 CLASSES = ["cat", "dog", "horse"]
@@ -47,6 +48,52 @@ def test_nano_is_read_as_it_computes():
         torch.testing.assert_close(coop(pixels), coop.classify(image))
     assert (ids == ids.max()).sum() == 2, "one end of text a row"
     assert preprocess is not None
+
+
+@pytest.fixture(scope="module")
+def vit():
+    """nano-vit with random weights: timm's vision transformer inside open_clip's classes."""
+    return run.open_model("nano-vit", "none")
+
+
+def test_timms_blocks_take_prompts_as_a_plain_loop(vit):
+    clip, _, _ = vit
+    trunk = clip.visual.trunk
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(2, 3, 224, 224, generator=generator)
+    prompts = [torch.randn(2, 192, generator=generator) for _ in range(3)]
+    with torch.no_grad():
+        state = trunk._pos_embed(trunk.patch_embed(pixels))
+        for number, block in enumerate(trunk.blocks):
+            if number < 3:  # 197 tokens are the model's own
+                state = torch.cat([state[:, :197], prompts[number].expand(2, -1, -1)], 1)
+            state = block(state)
+        read = clip.visual.head(trunk.norm(state)[:, 0])
+        expected = torch.nn.functional.normalize(read, dim=-1)
+        torch.testing.assert_close(towers.image_features(clip, pixels, prompts), expected)
+        plain = towers.image_features(clip, pixels)
+        assert not torch.allclose(plain, expected, atol=1e-3)
+        none = [torch.zeros(0, 192)] * 12  # every block by hand, without a prompt
+        torch.testing.assert_close(towers.image_features(clip, pixels, none), plain)
+        torch.testing.assert_close(clip.encode_image(pixels, normalize=True), plain)
+
+
+def test_peers_fit_timms_tower(vit):
+    clip, _, tokenize = vit
+    deep = methods.DeepVpt(clip, tokenize, CLASSES)
+    assert deep.tokens.shape == (12, 8, 192)
+    maple = methods.MaPLe(clip, tokenize, CLASSES)
+    assert len(maple.couple) == 3, "nano's text tower has three blocks"
+    loss = maple(torch.randn(1, 3, 224, 224)).sum()
+    loss.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in maple.parameters())
+    assert all(p.grad is None for p in clip.parameters())
+
+
+def test_a_tower_without_blocks_takes_no_prompts():
+    clip, _, tokenize = run.open_model("nano", None)
+    with pytest.raises(ConfigError, match="takes no prompts"):
+        methods.DeepVpt(clip, tokenize, CLASSES)
 
 
 def test_a_prompt_equal_to_the_tokens_it_replaces_changes_nothing(clip, tokenize):

@@ -1,20 +1,22 @@
 """The whole recipe: `tools/nano/build [--work FOLDER] [--ship]`.
 
-Everything slow is kept under the work folder and not done twice: MiniLM's vectors and the
-text tower's checkpoints. `--ship` writes what the package carries.
+Everything slow is kept under the work folder and not done twice: MiniLM's vectors, the pictures'
+features and the checkpoints. `--ship` writes what the package carries. `--tower vit-tiny --weights
+VIT.npz --out FILE.safetensors` makes nano-vit, which only measures and never ships.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from edgeladder.host.model import nano_model as nano
+from tools.nano import vit
 from tools.nano import words as text_data
 from tools.nano.settings import Settings
 from tools.nano.train import train
@@ -55,21 +57,41 @@ def ship(work: Path, network: Any, settings: Settings) -> None:
     print(f"weights: {size / 1e6:.2f} MB in {target}")
 
 
-def main() -> None:
-    """Train, and ship where that is asked for."""
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line; options that do not belong to the tower end it with code 2."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path(".nano"))
-    parser.add_argument("--ship", action="store_true", help="write into edgeladder/_nano")
+    parser.add_argument("--tower", choices=("lite0", "vit-tiny"), default="lite0")
+    parser.add_argument("--weights", type=Path, help="vit-tiny's: an .npz under timm's names")
+    parser.add_argument("--out", type=Path, help="vit-tiny: the .safetensors to write")
+    parser.add_argument("--ship", action="store_true", help="lite0: write into edgeladder/_nano")
     parser.add_argument("--threads", type=int, default=2)
     for field in fields(Settings):
         kind = int if isinstance(field.default, int) else float
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
-    given = vars(parser.parse_args())
-    work, wanted = given.pop("work").resolve(), given.pop("ship")
-    torch.set_num_threads(given.pop("threads"))
-    settings = Settings(**given)
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind)
+    given = parser.parse_args(arguments)
+    own = (given.weights, given.out)
+    if given.tower == "vit-tiny" and (None in own or given.ship):
+        parser.error("--tower vit-tiny needs --weights and --out, and never ships")
+    if given.tower == "lite0" and own != (None, None):
+        parser.error("--weights and --out belong to --tower vit-tiny")
+    return given
+
+
+def main() -> None:
+    """Train, and write what is asked for."""
+    given = parse_arguments()
+    torch.set_num_threads(given.threads)
+    work = given.work.resolve()
+    chosen = {f.name: getattr(given, f.name) for f in fields(Settings)}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    if given.tower == "vit-tiny":
+        settings = replace(vit.SETTINGS, **chosen)
+        vit.write(vit.train(work, given.weights, settings), settings, given.out)
+        return
+    settings = replace(Settings(), **chosen)
     network = train(work, settings)
-    if wanted:
+    if given.ship:
         ship(work, network, settings)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 from dataclasses import asdict
@@ -18,7 +19,7 @@ from tools.nano import words as text_data
 from tools.nano.pictures import features
 from tools.nano.project import train_projections
 from tools.nano.settings import Checkpoint, Settings, anneal
-from tools.nano.teacher import efficientnet
+from tools.nano.teacher import efficientnet, write_pooled
 
 
 def targets(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -157,7 +158,9 @@ def train(work: Path, settings: Settings) -> nn.Module:
     train_text(network, work, settings)
     names = class_vectors(work)
     write_heads(network, teacher.classifier, names[0], settings)
-    train_projections(network, teacher.classifier, work, settings, names, features(work))
+    write = functools.partial(write_pooled, network=teacher, trunk=nano.EFFICIENTNET)
+    pictures = features(work, work, write)
+    train_projections(network, teacher.classifier, work, settings, names, pictures)
     done: nn.Module = network.eval()
     return done
 

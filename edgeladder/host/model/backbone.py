@@ -21,8 +21,11 @@ from edgeladder.host.model.clip_towers import ClipImageTower, ClipTextTower
 from edgeladder.host.model.frozen_tower import Tower
 from edgeladder.host.model.timm_towers import TimmImageTower, TimmStagesTower
 
-# models that ship with edgeladder: name -> module with `load() -> Backbone`
-LOCAL_MODELS = {"nano": "edgeladder.host.model.nano_model"}
+# models of edgeladder's own: name -> module with `load(pretrained) -> Backbone`
+LOCAL_MODELS = {
+    "nano": "edgeladder.host.model.nano_model",
+    "nano-vit": "edgeladder.host.model.nano_vit",
+}
 
 _USUAL = ("openai", "webli", "datacompdr", "dfn2b", "laion2b_s34b_b79k")  # preferred tags, in order
 _OPENAI_LICENCE = "MIT (OpenAI CLIP)"
@@ -93,7 +96,7 @@ def load_backbone(model: str, pretrained: str | None = None) -> Backbone:
     """Load a model with its weights.
 
     Args:
-        model: a name, in open_clip's or OpenAI's spelling, or `nano`.
+        model: a name, in open_clip's or OpenAI's spelling, `nano` or `nano-vit`.
         pretrained: a tag, a local file, `none` for random weights, None for the usual tag.
 
     Raises:

@@ -1,5 +1,7 @@
 """The embedded model: EfficientNet-Lite0 and a small text transformer, over ImageNet's classes.
 
+`nano_vit.py` is the same model around another image tower, for measuring.
+
 The embedding has three parts. In the first two, a picture is a mixture of ImageNet's 1,000 classes:
 by their name vectors, against the text's own vector (ConSE, arXiv:1312.5650), and by how alike
 their rows in EfficientNet's classifier are, against the mixture that the text is. The third is a
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -30,9 +33,24 @@ WIDTH = 160
 LAYERS = 3
 HEADS = 5
 CONTEXT = 24
+SIZE = 224  # of a picture, in pixels
 PARTS, PART = 3, 128  # of the embedding
 CLASSES = 1000
 _EPSILON = 1e-6
+
+
+@dataclass(frozen=True)
+class ImageTrunk:
+    """The locked image tower: a network of timm's with ImageNet's 1,000-class head."""
+
+    name: str  # timm's
+    mean: float  # of pixels in 0 to 1, alike for the three colours, as the weights want it
+    deviation: float
+    pool: str = ""  # open_clip's `timm_pool`; empty: the network's own
+
+
+# (x - 127) / 128 on bytes, as the published weights want it
+EFFICIENTNET = ImageTrunk("tf_efficientnet_lite0", 127 / 255, 128 / 255, pool="avg")
 _ORIGIN = "tools/nano of this repository: EfficientNet-Lite0 (Google), all-MiniLM-L6-v2 as teacher"
 _LICENCE = "Apache-2.0"
 _SCALE = ".scale"
@@ -50,7 +68,7 @@ def joined(parts: list[Tensor], balance: Tensor) -> Tensor:
 
 
 class ImageHead(nn.Module):
-    """Pooled features (N, 1280) -> embedding (N, 384)."""
+    """Pooled features (N, F) -> embedding (N, 384); F is the image tower's width, 1280 for nano."""
 
     def __init__(self, features: int):
         super().__init__()
@@ -84,14 +102,14 @@ class TextHead(nn.Linear):
         return joined([vector, likely @ self.kinds, self.project(vector)], self.balance)
 
 
-def build(vocabulary: int) -> nn.Module:
+def build(vocabulary: int, trunk: ImageTrunk = EFFICIENTNET) -> nn.Module:
     """The model with random weights of seed 0, as open_clip's CustomTextCLIP."""
     from open_clip.model import CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
 
     torch.manual_seed(0)
     network: nn.Module = CustomTextCLIP(
         embed_dim=PARTS * PART,
-        vision_cfg=CLIPVisionCfg(timm_model_name="tf_efficientnet_lite0", image_size=224),
+        vision_cfg=CLIPVisionCfg(timm_model_name=trunk.name, timm_pool=trunk.pool, image_size=SIZE),
         text_cfg=CLIPTextCfg(
             context_length=CONTEXT,
             vocab_size=vocabulary,
@@ -107,10 +125,10 @@ def build(vocabulary: int) -> nn.Module:
     visual.head = nn.Sequential(ImageHead(visual.trunk.num_features))
     text.text_projection = TextHead(WIDTH)
     visual.preprocess_cfg = {
-        "size": 224,
+        "size": SIZE,
         "mode": "RGB",
-        "mean": (127 / 255,) * 3,
-        "std": (128 / 255,) * 3,  # (x - 127) / 128 on bytes, as the published weights want it
+        "mean": (trunk.mean,) * 3,
+        "std": (trunk.deviation,) * 3,
         "interpolation": "bicubic",
         "resize_mode": "shortest",
         "fill_color": 0,
@@ -132,29 +150,59 @@ def load(pretrained: str | None = None) -> Backbone:
     Raises:
         DataError: a file that does not hold this model's weights.
     """
-    words = vocabulary()
-    network = build(len(words))
-    random = pretrained is not None and pretrained.lower() == "none"
+    if is_random(pretrained):
+        return backbone("nano", EFFICIENTNET, None, _ORIGIN, _LICENCE)
     path = Path(pretrained) if pretrained else folder() / "weights.safetensors"
-    if not random:
+    remedy = "leave --pretrained away for the shipped weights"
+    return backbone("nano", EFFICIENTNET, path, _ORIGIN, _LICENCE, remedy=remedy)
+
+
+def is_random(pretrained: str | None) -> bool:
+    """Whether `--pretrained` asks for random weights."""
+    return pretrained is not None and pretrained.lower() == "none"
+
+
+def backbone(
+    name: str,
+    trunk: ImageTrunk,
+    weights: Path | None,
+    origin: str,
+    licence: str,
+    *,
+    remedy: str = "",
+) -> Backbone:
+    """A model of this make around an image tower, with what its use needs.
+
+    Args:
+        name: as `--model` has it.
+        trunk: the image tower.
+        weights: a file as `tools/nano/build` writes it, or None for random weights.
+        origin, licence: of the weights in such a file.
+        remedy: what to do about a file that does not fit.
+
+    Raises:
+        DataError: a file that does not hold this model's weights.
+    """
+    network = build(len(vocabulary()), trunk)
+    if weights is not None:
         try:
-            network.load_state_dict(read_weights(path))
+            network.load_state_dict(read_weights(weights))
         except Exception as error:  # safetensors and torch raise many kinds
             raise DataError(
-                f"not the weights of nano: {str(error).splitlines()[0][:200]}",
-                where=str(path),
-                remedy="leave --pretrained away for the shipped weights",
+                f"not the weights of {name}: {str(error).splitlines()[0][:200]}",
+                where=str(weights),
+                remedy=remedy,
             ) from error
-    backbone = wrap(
+    found = wrap(
         network,
-        name="nano",
-        pretrained="none" if random else sha256_file(path)[:12],
-        origin="random weights, seed 0" if random else _ORIGIN,
-        licence="none (random weights)" if random else _LICENCE,
+        name=name,
+        pretrained="none" if weights is None else sha256_file(weights)[:12],
+        origin="random weights, seed 0" if weights is None else origin,
+        licence="none (random weights)" if weights is None else licence,
         tokenizer=None,
     )
-    backbone.write_tokenizer = write_tokenizer
-    return backbone
+    found.write_tokenizer = write_tokenizer
+    return found
 
 
 def vocabulary() -> list[str]:

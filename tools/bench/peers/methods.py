@@ -8,7 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tools.bench.peers.towers import image_features, text_features, text_tower
+from tools.bench.peers.towers import (
+    image_blocks,
+    image_features,
+    image_width,
+    text_features,
+    text_tower,
+)
 
 Tokenize = Callable[[list[str]], Tensor]
 
@@ -61,8 +67,8 @@ class DeepVpt(nn.Module):
         with torch.no_grad():
             text = text_features(clip, tokenize([f"a photo of a {name}." for name in names]))
         self.register_buffer("text", text)
-        blocks, width = len(clip.visual.transformer.resblocks), clip.visual.class_embedding.shape[0]
-        self.tokens = nn.Parameter(0.02 * torch.randn(blocks, self.length, width))
+        tokens = torch.randn(len(image_blocks(clip)), self.length, image_width(clip))
+        self.tokens = nn.Parameter(0.02 * tokens)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits (B, C)."""
@@ -83,15 +89,14 @@ class MaPLe(nn.Module):
         start = "a photo" if self.length == 2 else " ".join(["X"] * self.length)
         self.register_buffer("ids", tokenize([f"{start} {name}." for name in names]))
         tower = text_tower(clip)
-        towers = tower.transformer.resblocks, clip.visual.transformer.resblocks
+        towers = tower.transformer.resblocks, image_blocks(clip)
         depth = min(self.depth, *(len(blocks) for blocks in towers))
         width = tower.token_embedding.weight.shape[1]
         prompts = 0.02 * torch.randn(depth, self.length, width)
         with torch.no_grad():
             prompts[0] = tower.token_embedding(self.ids[0, 1 : 1 + self.length])
         self.prompts = nn.Parameter(prompts)
-        wide = clip.visual.class_embedding.shape[0]
-        self.couple = nn.ModuleList(nn.Linear(width, wide) for _ in range(depth))
+        self.couple = nn.ModuleList(nn.Linear(width, image_width(clip)) for _ in range(depth))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits (B, C)."""

@@ -8,7 +8,8 @@ Host only (torch, open_clip). The same pictures, shots and seeds as `edgeladder 
 tools/bench/fewshot.py. Prints one JSON object: accuracy, zero-shot accuracy, seconds of training,
 seconds a step (and of CPU, which other work on the machine changes less), and the process's peak
 resident memory. One method a process, so that the peak is its own. `--model nano` is the model that
-ships; it has no image blocks that take prompts, so CoOp alone runs on it. `--pretrained none` runs
+ships; it has no image blocks that take prompts, so CoOp alone runs on it. `--model nano-vit
+--pretrained FILE` has them (tools/nano/build). `--pretrained none` runs
 an untrained model: times and memory mean something, accuracies do not; `--steps 3` stops early and
 does not test.
 """
@@ -33,6 +34,7 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
+from edgeladder.host.model.backbone import LOCAL_MODELS, load_backbone  # noqa: E402
 from edgeladder.runtime.pictures.dataset import Dataset, Picture, open_data, split  # noqa: E402
 from edgeladder.runtime.towers.tokens import Tokenizer  # noqa: E402
 from tools.bench.peers.methods import METHODS, CoOp, Recipe, Tokenize  # noqa: E402
@@ -100,16 +102,22 @@ def read(pictures: list[Picture], dataset: Dataset, preprocess: Any) -> tuple[Te
 
 
 def open_model(name: str, pretrained: str | None) -> tuple[Any, Any, Tokenize]:
-    """A frozen CLIP, its evaluation view of a picture, its tokenizer."""
+    """A frozen CLIP, its evaluation view of a picture, its tokenizer.
+
+    Args:
+        name: open_clip's, in OpenAI's spelling too, or one of edgeladder's own.
+        pretrained: a file of weights, `none` for random ones, None for those that ship.
+    """
     import open_clip
 
-    if name != "nano":
+    if name not in LOCAL_MODELS:
         spelt = name.replace("/", "-")
-        clip, _, preprocess = open_clip.create_model_and_transforms(spelt, pretrained=pretrained)
+        file = None if pretrained == "none" else pretrained
+        clip, _, preprocess = open_clip.create_model_and_transforms(spelt, pretrained=file)
         return freeze(clip), preprocess, open_clip.get_tokenizer(spelt)
     from edgeladder.host.model import nano_model as nano
 
-    clip = nano.load().model
+    clip = load_backbone(name, pretrained).model
     view = open_clip.transform.PreprocessCfg(**clip.visual.preprocess_cfg)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "tokenizer").mkdir()
@@ -129,7 +137,9 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--method", choices=list(METHODS), required=True)
-    parser.add_argument("--model", default="ViT-B/16", help="open_clip's name of a ViT, or nano")
+    parser.add_argument(
+        "--model", default="ViT-B/16", help="open_clip's name of a ViT, nano or nano-vit"
+    )
     parser.add_argument("--pretrained", default="none", help="file of weights, or none")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--shots", type=int, default=16)
@@ -152,7 +162,7 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
-    weights = None if arguments.pretrained == "none" else arguments.pretrained
+    weights = None if arguments.model == "nano" else arguments.pretrained
     clip, preprocess, tokenize = open_model(arguments.model, weights)
     dataset = open_data(arguments.data)
     support, tested = split(dataset, arguments.shots, arguments.seed)

@@ -1,7 +1,7 @@
 """open_clip's CLIPs, frozen, with learnable tokens let into their blocks.
 
 Text prompts: any model whose text tower is open_clip's causal transformer (OpenAI's family, nano).
-Image prompts: those whose image tower is its VisionTransformer too.
+Image prompts: those whose image tower is open_clip's VisionTransformer, or timm's (nano-vit).
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from edgeladder.core.errors import ConfigError
 
 
 def freeze(clip: nn.Module) -> nn.Module:
@@ -29,17 +31,74 @@ def image_features(clip: nn.Module, pixels: Tensor, prompts: Sequence[Tensor] = 
     visual = clip.visual
     if not prompts:
         return functional.normalize(visual(pixels), dim=-1)
-    state = visual._embeds(pixels)  # (B, T, W)
+    state = _embed(visual, pixels)  # (B, T, W)
     tokens = state.shape[1]
-    for number, block in enumerate(visual.transformer.resblocks):
+    for number, block in enumerate(image_blocks(clip)):
         if number < len(prompts):
             prompt = prompts[number].unsqueeze(0).expand(len(pixels), -1, -1)
             state = torch.cat([state[:, :tokens], prompt], 1)
         state = block(state)
-    pooled, _ = visual._pool(state[:, :tokens])
+    return functional.normalize(_read_out(visual, state[:, :tokens]), dim=-1)
+
+
+def image_blocks(clip: nn.Module) -> nn.ModuleList | nn.Sequential:
+    """The image tower's blocks, which take prompts.
+
+    Raises:
+        ConfigError: the tower has no blocks over tokens, or mixes them by their place in the row.
+    """
+    visual = clip.visual
+    trunk = getattr(visual, "trunk", None)
+    blocks: nn.ModuleList | nn.Sequential | None = None
+    if trunk is not None and _is_vit(trunk):
+        blocks = trunk.blocks
+    elif trunk is None and hasattr(visual, "transformer"):
+        blocks = visual.transformer.resblocks
+    if blocks is None:
+        raise ConfigError(
+            f"the image tower {type(trunk or visual).__name__} takes no prompts",
+            where="--model",
+            remedy="take a ViT, such as ViT-B/16 or nano-vit, or --method coop",
+        )
+    return blocks
+
+
+def image_width(clip: nn.Module) -> int:
+    """Channels of a token of the image tower."""
+    visual = clip.visual
+    trunk = getattr(visual, "trunk", None)
+    return int(trunk.embed_dim if trunk is not None else visual.class_embedding.shape[0])
+
+
+def _is_vit(trunk: nn.Module) -> bool:
+    """timm's VisionTransformer; Eva's blocks want a rotary embedding of the patches alone."""
+    return all(hasattr(trunk, name) for name in ("_pos_embed", "norm_pre")) and not getattr(
+        trunk, "rope", None
+    )
+
+
+def _embed(visual: nn.Module, pixels: Tensor) -> Tensor:
+    """(B, T, W): what the first block reads."""
+    trunk = getattr(visual, "trunk", None)
+    state: Tensor
+    if trunk is None:
+        state = visual._embeds(pixels)
+    else:
+        state = trunk.norm_pre(trunk._pos_embed(trunk.patch_embed(pixels)))
+    return state
+
+
+def _read_out(visual: nn.Module, state: Tensor) -> Tensor:
+    """(B, T, W) after the last block -> embeddings (B, D)."""
+    trunk = getattr(visual, "trunk", None)
+    if trunk is not None:
+        read: Tensor = visual.head(trunk.forward_head(trunk.norm(state)))
+        return read
+    pooled, _ = visual._pool(state)
     if visual.proj is not None:
         pooled = pooled @ visual.proj
-    return functional.normalize(pooled, dim=-1)
+    found: Tensor = pooled
+    return found
 
 
 def text_features(clip: nn.Module, ids: Tensor, prompts: Sequence[Tensor] = ()) -> Tensor:
