@@ -31,6 +31,7 @@ SCALE = 10.0  # of the logits
 EVEN = ((3, 14), (3, 14))  # taps of a tower: (tokens, width) each
 UNEVEN = ((3, 14), (3, 20))
 SHORT = ((2, 12),)
+THREE = ((3, 14), (3, 14), (3, 20))
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ RECIPES = (
     Recipe("none", "none", first="gated", image=SHORT, text=UNEVEN),
     Recipe("none", "trunk", "sherl", project=True, image=UNEVEN),
     Recipe("cross", "none", "sherl", keep=0.5, couple=False, dropout=0.3, cross="copied"),
+    Recipe("none", "trunk", "sherl", image=THREE),
+    Recipe("none", "none", "sherl", image=THREE, text=THREE),
     Recipe("cross", "trunk", dropout=0.3, cross="frozen", text=SHORT),
     Recipe("cross", "trunk+up", "unipt", "sum", True, bits=1, keep=0.5, couple=False, text=SHORT),
     Recipe("diffusion", "none", "last", "sum", bits=4, couple=False, text=SHORT),
