@@ -5,11 +5,10 @@ from __future__ import annotations
 import tarfile
 from pathlib import Path, PurePosixPath
 
+from edgeladder.core.confinement import AGAIN, is_confined
 from edgeladder.core.errors import IntegrityError
 from edgeladder.core.files import building, replacing
 from edgeladder.core.ownership import MANIFEST, require_ours
-
-_AGAIN = "copy or export the bundle again"
 
 
 def is_archive(path: Path) -> bool:
@@ -65,34 +64,54 @@ def unpack(archive: Path) -> Path:
     if folder == archive:
         folder = archive.with_name(f"{archive.name}.bundle")
     try:
-        with tarfile.open(archive) as tar:
-            members = [_checked(member, archive) for member in tar]
+        with tarfile.open(archive, "r:") as tar:  # not compressed: no few bytes become many
+            members = _checked(tar, archive, folder)
             manifest = _manifest(tar, members, archive)
             known = folder / MANIFEST
             if known.is_file() and known.read_bytes() == manifest:
                 return folder
             with building(folder, "bundle", option="--bundle") as temporary:
-                for member in members:
-                    _extract(tar, member, temporary)
-    except (tarfile.TarError, EOFError) as error:
+                for name, member in members.items():
+                    _extract(tar, member, temporary / name)
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
         raise IntegrityError(
-            f"damaged archive: {error}", where=str(archive), remedy=_AGAIN
+            f"damaged archive, or a compressed one: {error}", where=str(archive), remedy=AGAIN
         ) from error
     return folder
 
 
-def _checked(member: tarfile.TarInfo, archive: Path) -> tarfile.TarInfo:
-    name = PurePosixPath(member.name)
-    if not (member.isfile() or member.isdir()) or name.is_absolute() or ".." in name.parts:
-        raise IntegrityError(f"unexpected entry {member.name!r}", where=str(archive), remedy=_AGAIN)
-    return member
+def _checked(tar: tarfile.TarFile, archive: Path, folder: Path) -> dict[str, tarfile.TarInfo]:
+    """The files of an archive by name; nothing but plain files and folders, each once, inside.
+
+    Folders are left out: files bring theirs. Of the files only content is taken over, no owner,
+    mode (setuid among them) or time.
+    """
+    found: dict[str, tarfile.TarInfo] = {}
+    taken: set[str] = set()
+    for member in tar:
+        name = PurePosixPath(member.name)
+        text = name.as_posix()
+        plain = member.isdir() or (member.isfile() and not member.issparse())
+        inside = is_confined(text) or (text == "." and member.isdir())
+        if not plain or not inside or text in found or (member.isfile() and text in taken):
+            raise IntegrityError(
+                f"unexpected entry {member.name[:200]!r}", where=str(archive), remedy=AGAIN
+            )
+        above = {parent.as_posix() for parent in name.parents}
+        if above & found.keys():
+            raise IntegrityError(f"{text!r} lies below a file", where=str(archive), remedy=AGAIN)
+        taken |= above
+        if hasattr(tarfile, "data_filter"):  # Python's own judgement, where it has one
+            tarfile.data_filter(member, str(folder))
+        if member.isfile():
+            found[text] = member
+    return found
 
 
-def _manifest(tar: tarfile.TarFile, members: list[tarfile.TarInfo], archive: Path) -> bytes:
-    for member in members:
-        stream = tar.extractfile(member) if PurePosixPath(member.name).name == MANIFEST else None
-        if stream is not None and len(PurePosixPath(member.name).parts) == 1:
-            return stream.read()
+def _manifest(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo], archive: Path) -> bytes:
+    stream = tar.extractfile(members[MANIFEST]) if MANIFEST in members else None
+    if stream is not None:
+        return stream.read()
     raise IntegrityError(
         "the archive holds no bundle",
         where=str(archive),
@@ -100,12 +119,8 @@ def _manifest(tar: tarfile.TarFile, members: list[tarfile.TarInfo], archive: Pat
     )
 
 
-def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
     """Content only: neither the archive's owners nor its modes and times are taken over."""
-    target = folder / member.name
-    if member.isdir():
-        target.mkdir(parents=True, exist_ok=True)
-        return
     target.parent.mkdir(parents=True, exist_ok=True)
     stream = tar.extractfile(member)
     assert stream is not None  # a plain file: `_checked`

@@ -1,8 +1,8 @@
 """The bundle: the only thing that crosses from the host to a device (contract 1).
 
 A directory, or one .tar file of it, with `manifest.json` and the files it lists by size and
-SHA-256. Opening a bundle checks the version, that every file is there and, with `verify`, every
-byte.
+SHA-256. Opening a bundle checks the version, that every file it names is listed, lies inside and
+is a plain file, that no graph can reach anything else and, with `verify`, every byte.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from edgeladder.core.confinement import AGAIN, is_sha256, plain_size, require_listed
 from edgeladder.core.errors import ConfigError, IntegrityError
 from edgeladder.core.files import read_json, sha256_bytes, sha256_file, write_json
 from edgeladder.core.manifest import SCHEMA_VERSION, FileRecord, Manifest
@@ -36,11 +37,12 @@ class Bundle:
 
         Args:
             path: folder with `manifest.json`, or a .tar file.
-            verify: hash every file; without it only presence and size are checked.
+            verify: hash every file; without it only place, kind, size and graphs are checked.
 
         Raises:
             ConfigError: there is no bundle at `path`.
-            IntegrityError: another schema version, a missing or changed file.
+            IntegrityError: another schema version, a missing or changed file, one that is not
+                listed or not inside, or a graph with what no export writes.
         """
         from edgeladder.core.archive import is_archive, unpack  # workers open no archives
 
@@ -97,35 +99,48 @@ class Bundle:
         return sha256_bytes(parts.encode("utf-8", "surrogatepass"))
 
     def check(self, *, verify: bool = True) -> None:
-        """Compare the files with the manifest.
+        """Compare the files with the manifest, and the graphs with what a bundle may do.
 
         Raises:
-            IntegrityError: naming the first file that is missing or differs.
+            IntegrityError: naming the first file that is missing, elsewhere, not listed or
+                different.
         """
-        for name, record in self.manifest.files.items():
+        from edgeladder.core.onnx_check import check_model  # workers check no bundles
+
+        files = self.manifest.files
+        where = str(self.folder / MANIFEST)
+        require_listed(self.manifest.names(), files, where=where)
+        for name, record in files.items():
+            if PurePosixPath(name).suffix in _CODE:
+                raise IntegrityError(f"{name} is code", where=where, remedy=AGAIN)
+            size = plain_size(self.folder, name)
             path = self.folder / name
-            if not path.is_file():
-                raise IntegrityError(
-                    f"the bundle lacks {name}", where=str(self.folder), remedy=_AGAIN
-                )
-            if path.stat().st_size != record.size or (
-                verify and sha256_file(path) != record.sha256
+            if (
+                size != record.size
+                or not is_sha256(record.sha256)
+                or (verify and sha256_file(path) != record.sha256)
             ):
                 raise IntegrityError(
-                    f"{name} is not what the manifest says", where=str(path), remedy=_AGAIN
+                    f"{name} is not what the manifest says", where=str(path), remedy=AGAIN
                 )
+        for name in sorted(self.manifest.model_names()):
+            outside = check_model(self.folder, name)
+            require_listed(outside, files, where=str(self.folder / name))
 
 
-_AGAIN = "copy or export the bundle again"
+_CODE = frozenset({".so", ".dll", ".dylib", ".pyd", ".py", ".pyc", ".pkl", ".pt", ".pth"})
+_LARGEST_MANIFEST_BYTES = 64 << 20
 
 
 def _read_manifest(folder: Path, *, with_files: bool = True) -> Manifest:
     where = str(folder / MANIFEST)
+    if plain_size(folder, MANIFEST) > _LARGEST_MANIFEST_BYTES:
+        raise IntegrityError("unreadable manifest: too long", where=where, remedy=AGAIN)
     try:
         values = read_json(folder / MANIFEST)
         version = values["schema_version"]
     except (ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(f"unreadable manifest: {error}", where=where, remedy=_AGAIN) from error
+        raise IntegrityError(f"unreadable manifest: {error}", where=where, remedy=AGAIN) from error
     if version != SCHEMA_VERSION:
         raise IntegrityError(
             f"bundle version {version}, this edgeladder reads version {SCHEMA_VERSION}",
@@ -159,9 +174,7 @@ def _tower_files(
     known = manifest.files if listed is None else listed
     missing = [name for name in named if name not in known]
     if missing:
-        raise IntegrityError(
-            f"the manifest has no hash of {missing[0]}", where=where, remedy=_AGAIN
-        )
+        raise IntegrityError(f"the manifest has no hash of {missing[0]}", where=where, remedy=AGAIN)
     beside = [name for name in known if folders & set(PurePosixPath(name).parents)]
     return sorted({*named, *beside})
 

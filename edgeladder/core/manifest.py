@@ -198,3 +198,27 @@ class Manifest:
                     raise ValueError(f"{group.input} reads tap {index}, the tower has {len(taps)}")
                 if (taps[index].tokens, taps[index].width) != (group.tokens, group.width):
                     raise ValueError(f"{group.input} is not of the shape of the taps it reads")
+
+    def names(self) -> set[str]:
+        """Every file that anyone opens because this manifest names it."""
+        ladder = self.ladder
+        return {
+            *self.model_names(),
+            *self.tokenizer.files,
+            ladder.initial,
+            ladder.golden,
+            *ladder.ort_training.values(),
+        }
+
+    def model_names(self) -> set[str]:
+        """Those of them that are ONNX files."""
+        towers = (*self.image.segments, *self.text.segments)
+        trained = {
+            name for role, name in self.ladder.ort_training.items() if role.endswith("_model")
+        }
+        return {
+            *(segment.file for segment in towers),
+            self.ladder.forward,
+            *(graph.file for graph in self.ladder.graphs.values()),
+            *trained,
+        }

@@ -93,7 +93,7 @@ class Graph:
                 self._import(dict(parse(value)), path)
             elif number == 25 and isinstance(value, bytes):
                 fields = dict(parse(value))
-                self.functions[text(fields.get(10, b"")), text(fields[1])] = value
+                self.functions[text(fields.get(10, b"")), text(fields.get(1, b""))] = value
 
         def renamed(name: str) -> str:
             return name and names.get(name, prefix + name)
@@ -118,7 +118,9 @@ class Graph:
             self.uses.setdefault(name, how)
 
     def _import(self, fields: dict[int, Value], path: Path) -> None:
-        domain, version = text(fields.get(1, b"")), int(fields[2])
+        domain, version = text(fields.get(1, b"")), fields.get(2)
+        if not isinstance(version, int):
+            raise IntegrityError("an operator set without a version", where=str(path))
         if self.opsets.setdefault(domain, version) != version:
             raise ConfigError(
                 f"the bundle's graphs use operator set {domain or 'ai.onnx'} {version} and "

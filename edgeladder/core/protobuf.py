@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edgeladder.core.confinement import AGAIN, plain_size
 from edgeladder.core.errors import ConfigError, IntegrityError
 
 FLOAT, UINT8, INT8, INT64, FLOAT16 = 1, 2, 3, 7, 10  # TensorProto.DataType
@@ -27,6 +28,7 @@ _NUMPY: dict[int, np.dtype[Any]] = {
 }
 _CODE = {dtype: code for code, dtype in _NUMPY.items()}
 _BLOCK_BYTES = 1 << 20
+_VARINT_BITS = 70  # ten bytes hold 64 bits
 
 Value = int | bytes
 Fields = list[tuple[int, Value]]
@@ -45,17 +47,18 @@ def varint(number: int) -> bytes:
 
 def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
     number = shift = 0
-    while True:
+    while shift < _VARINT_BITS:
         byte = data[at]
         at += 1
         number |= (byte & 0x7F) << shift
         if byte < 0x80:
             return number, at
         shift += 7
+    raise IndexError
 
 
-def parse(data: bytes) -> Fields:
-    """A message's fields in order: varints as int, everything else as bytes.
+def fields_of(view: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """A message's fields in order, without copying: varints as int, everything else as views.
 
     Fixed-width values (floats) carry a negative field number, so that `message` can tell them
     from length-delimited ones.
@@ -63,31 +66,37 @@ def parse(data: bytes) -> Fields:
     Raises:
         IntegrityError: not a protobuf message, or cut short.
     """
-    view, at = memoryview(data), 0
-    fields: Fields = []
+    at = 0
     try:
         while at < len(view):
             key, at = _read_varint(view, at)
             number, kind = key >> 3, key & 7
             if kind == 0:
-                value: Value
                 value, at = _read_varint(view, at)
-                fields.append((number, value))
-            elif kind == 2:
+                yield number, value
+                continue
+            if kind == 2:
                 size, at = _read_varint(view, at)
-                if at + size > len(view):
-                    raise IndexError
-                fields.append((number, bytes(view[at : at + size])))
-                at += size
-            elif kind in (1, 5):
-                size = 8 if kind == 1 else 4
-                fields.append((-number, bytes(view[at : at + size])))
-                at += size
             else:
+                size, number = {1: 8, 5: 4}[kind], -number
+            if at + size > len(view):
                 raise IndexError
-    except IndexError:
-        raise IntegrityError("not an ONNX file, or cut short") from None
-    return fields
+            yield number, view[at : at + size]
+            at += size
+    except LookupError:
+        raise IntegrityError("not an ONNX file, or cut short", remedy=AGAIN) from None
+
+
+def parse(data: bytes) -> Fields:
+    """A message's fields in order: varints as int, everything else as bytes (see `fields_of`).
+
+    Raises:
+        IntegrityError: not a protobuf message, or cut short.
+    """
+    return [
+        (number, value if isinstance(value, int) else bytes(value))
+        for number, value in fields_of(memoryview(data))
+    ]
 
 
 def encode(number: int, value: Value | str) -> bytes:
@@ -107,8 +116,15 @@ def message(fields: Iterable[tuple[int, Value | str]]) -> bytes:
 
 
 def text(value: Value) -> str:
-    """A string field."""
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+    """A string field.
+
+    Raises:
+        IntegrityError: not UTF-8.
+    """
+    try:
+        return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+    except UnicodeDecodeError:
+        raise IntegrityError("a name in an ONNX file is not UTF-8", remedy=AGAIN) from None
 
 
 @dataclass(frozen=True)
@@ -143,7 +159,12 @@ class Tensor:
         if self.data_type not in _NUMPY:
             raise ConfigError(f"constant {self.name!r} has a type that cannot be converted")
         data = self.data if self.data is not None else b"".join(self.blocks())
-        return np.frombuffer(data, _NUMPY[self.data_type]).reshape(self.dims)
+        try:
+            return np.frombuffer(data, _NUMPY[self.data_type]).reshape(self.dims)
+        except ValueError as error:
+            raise IntegrityError(
+                f"constant {self.name!r} is not of its shape: {error}", remedy=AGAIN
+            ) from error
 
     def blocks(self) -> Iterator[bytes]:
         """Its bytes, a block at a time."""
@@ -208,11 +229,61 @@ def _rename_graph(graph: bytes, renamed: Callable[[str], str]) -> bytes:
     return message(fields)
 
 
+@dataclass(frozen=True)
+class ExternalData:
+    """Which bytes of which file a tensor's values are."""
+
+    name: str  # of the file, relative to the model's folder
+    offset: int
+    size: int
+
+
+def external_data(entries: Sequence[bytes], folder: Path) -> ExternalData:
+    """Read and check a tensor's `external_data`, whoever wrote it.
+
+    Args:
+        entries: the StringStringEntryProto of each key.
+        folder: of the model file, above which no location may lead.
+
+    Raises:
+        IntegrityError: no location, one that leads elsewhere or to a link or device, one given
+            twice, or bytes beyond the file's end.
+    """
+    known: dict[str, str] = {}
+    for entry in entries:
+        pair = dict(parse(entry))
+        key = text(pair.get(1, b""))
+        if key in known:  # readers differ in which one they take
+            raise IntegrityError(f"external data with two entries {key!r}", remedy=AGAIN)
+        known[key] = text(pair.get(2, b""))
+    name = known.get("location", "")
+    there = plain_size(folder, name)
+    offset = _count(known.get("offset", "0"), name)
+    size = _count(known["length"], name) if "length" in known else there - offset
+    if size < 0 or offset + size > there:
+        raise IntegrityError(
+            f"external data of {offset + size} bytes in a file of {there}",
+            where=str(folder / name),
+            remedy=AGAIN,
+        )
+    return ExternalData(name, offset, size)
+
+
+def _count(words: str, name: str) -> int:
+    if not (words.isascii() and words.isdigit() and len(words) < 20):
+        raise IntegrityError(f"external data at {words[:50]!r} of {name}", remedy=AGAIN)
+    return int(words)
+
+
 def read_tensor(data: bytes, folder: Path) -> Tensor:
-    """A TensorProto; typed data fields become raw bytes, external data stays where it is."""
+    """A TensorProto; typed data fields become raw bytes, external data stays where it is.
+
+    Raises:
+        IntegrityError: not a tensor, or its external data lead elsewhere.
+    """
     dims: list[int] = []
     name, data_type, raw = "", 0, None
-    external: dict[str, str] = {}
+    external: list[bytes] = []
     typed: list[bytes] = []
     for number, value in parse(data):
         if number == 1:
@@ -224,24 +295,25 @@ def read_tensor(data: bytes, folder: Path) -> Tensor:
         elif number == 9 and isinstance(value, bytes):
             raw = value
         elif number == 13 and isinstance(value, bytes):
-            entry = dict(parse(value))
-            external[text(entry[1])] = text(entry[2])
+            external.append(value)
         elif abs(number) in (4, 5, 7, 10, 11):
             typed.append(_typed(abs(number), value, data_type))
     if external:
-        path = folder / external["location"]
-        offset = int(external.get("offset", 0))
-        size = int(external.get("length", path.stat().st_size - offset))
-        return Tensor(name, tuple(dims), data_type, None, path, offset, size)
+        there = external_data(external, folder)
+        path = folder / there.name
+        return Tensor(name, tuple(dims), data_type, None, path, there.offset, there.size)
     content = raw if raw is not None else b"".join(typed)
     return Tensor(name, tuple(dims), data_type, content, size=len(content))
 
 
 def _packed(data: bytes) -> list[int]:
     view, at, numbers = memoryview(data), 0, []
-    while at < len(view):
-        number, at = _read_varint(view, at)
-        numbers.append(number - (1 << 64) if number >> 63 else number)
+    try:
+        while at < len(view):
+            number, at = _read_varint(view, at)
+            numbers.append(number - (1 << 64) if number >> 63 else number)
+    except IndexError:
+        raise IntegrityError("a list of numbers is cut short", remedy=AGAIN) from None
     return numbers
 
 

@@ -18,6 +18,8 @@ from edgeladder.core.manifest import (
     TokenizerRecord,
     TowerRecord,
 )
+from edgeladder.core.onnx_graph import one_node_model
+from edgeladder.core.protobuf import FLOAT
 
 
 def write_bundle(folder: Path, *, weights_bytes: int, width: int = 4) -> Bundle:
@@ -29,7 +31,7 @@ def write_bundle(folder: Path, *, weights_bytes: int, width: int = 4) -> Bundle:
         "up.bias": np.zeros(width, dtype=np.float32),
     }
     save_file(values, str(folder / "ladder" / "init.safetensors"))
-    (folder / "ladder" / "forward.onnx").write_bytes(b"graph")
+    (folder / "ladder" / "forward.onnx").write_bytes(one_node_model("Relu", FLOAT, FLOAT))
     weights = np.random.default_rng(0).bytes(weights_bytes)
     (folder / "backbone" / "weights.bin").write_bytes(weights)
     tower = TowerRecord(segments=[], taps=[], embedding="embedding", digest="0" * 64)
@@ -45,7 +47,7 @@ def write_bundle(folder: Path, *, weights_bytes: int, width: int = 4) -> Bundle:
         groups=[],
         forward="ladder/forward.onnx",
         initial="ladder/init.safetensors",
-        golden="ladder/golden.safetensors",
+        golden="ladder/init.safetensors",
         graphs={},
     )
     manifest = Manifest(
