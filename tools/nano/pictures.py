@@ -12,13 +12,15 @@ import multiprocessing
 import random
 import subprocess
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from onnxruntime import InferenceSession, SessionOptions
 from PIL import Image
+
+from tools.nano.teacher import write_pooled
 
 EMOJI = ("@iconify-json/noto@1.2.9", "@iconify-json/fluent-emoji-flat@1.2.6")
 CLIPART = "openclipart-png"
@@ -29,28 +31,20 @@ LIMIT = 6000  # of 12,545: all of them gain nothing more
 _BATCH = 10
 
 
-def features(
-    downloads: Path, work: Path, write_teacher: Callable[[Path], None], workers: int = 2
-) -> np.ndarray:
-    """(3, n, F) float32: what the teacher pools of each picture at each of `SIDES`.
+def features(work: Path, workers: int = 2) -> np.ndarray:
+    """(3, n, 1280) float32: what the teacher pools of each picture at each of `SIDES`.
 
     Chunks that exist under `work` are not computed again.
-
-    Args:
-        downloads: where the packages of pictures lie, or come to lie.
-        work: of this teacher.
-        write_teacher: writes the teacher, of F features, as an ONNX file.
-        workers: processes.
     """
     folder = work / "features"
     folder.mkdir(parents=True, exist_ok=True)
     chunks = {start: folder / f"{start:06d}.npy" for start in range(0, LIMIT, CHUNK)}
     missing = [start for start, path in chunks.items() if not path.is_file()]
     if missing:
-        fetch(downloads)
+        fetch(work)
         if not (work / "teacher.onnx").is_file():
-            write_teacher(work / "teacher.onnx")
-        listed = sources(downloads)
+            write_pooled(work / "teacher.onnx")
+        listed = sources(work)
         parts = [listed[start : start + CHUNK] for start in missing]
         # a fork of a process in which torch has threads would wait for them for ever
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:

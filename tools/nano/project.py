@@ -46,7 +46,7 @@ def train_projections(
     text: nn.Linear = network.text.text_projection.project
     likely = functional.softmax(classifier(seen[0]), -1)
     with torch.no_grad():
-        _start(image, text, rows, seen[0].mean(0), names[0])
+        write_start(image, text, rows, seen[0].mean(0), names[0])
     parameters = [*image.parameters(), *text.parameters()]
     for parameter in parameters:
         parameter.requires_grad_(True)
@@ -77,8 +77,18 @@ def train_projections(
         parameter.requires_grad_(False)
 
 
-def _start(image: nn.Linear, text: nn.Linear, rows: Tensor, mean: Tensor, names: Tensor) -> None:
-    """The classifier's leading directions, and the ridge regression of texts to its rows."""
+def write_start(
+    image: nn.Linear, text: nn.Linear, rows: Tensor, mean: Tensor, names: Tensor
+) -> None:
+    """The classifier's leading directions, and the ridge regression of texts to its rows.
+
+    Args:
+        image: written, from a picture's features (N, F) to (N, 128).
+        text: written, from a text's vector (N, 128) to (N, 128).
+        rows: (1000, F) the classifier's, centred.
+        mean: (F,) of features of pictures.
+        names: (1000, 128) the classes' vectors.
+    """
     values, directions = torch.linalg.eigh(rows.T @ rows)
     basis = directions[:, values.argsort(descending=True)[: nano.PART]]
     image.weight.copy_(basis.T)

@@ -87,7 +87,7 @@ def main() -> None:
     chosen = {name: value for name, value in chosen.items() if value is not None}
     if given.tower == "vit-tiny":
         settings = replace(vit.SETTINGS, **chosen)
-        vit.write(vit.train(work, given.weights, settings), settings, given.out)
+        vit.write(vit.make(given.weights, settings), settings, given.out)
         return
     settings = replace(Settings(), **chosen)
     network = train(work, settings)

@@ -1,4 +1,4 @@
-"""The teachers: an image tower with its 1,000-class head, and MiniLM's sentence vectors."""
+"""The teachers: image towers with their 1,000-class heads, and MiniLM's sentence vectors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgeladder.host.model import nano_model as nano
 from edgeladder.host.model import nano_vit
 
 
@@ -45,13 +44,12 @@ def vit_tiny(weights: Path) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def write_pooled(path: Path, network: Any, trunk: nano.ImageTrunk) -> None:
-    """The pooled features of a tower as an ONNX file, (n, 3, 224, 224) in 0 to 255 -> (n, F).
+def write_pooled(path: Path) -> None:
+    """EfficientNet's pooled features as an ONNX file, (n, 3, 224, 224) in 0 to 255 -> (n, 1280).
 
-    Three times as fast as torch here. Pooled is the mean over a map, the class token of a
-    transformer.
+    Three times as fast as torch here.
     """
-    mean, deviation = 255 * trunk.mean, 255 * trunk.deviation
+    network: Any = efficientnet()
 
     class Pooled(nn.Module):
         def __init__(self) -> None:
@@ -59,12 +57,11 @@ def write_pooled(path: Path, network: Any, trunk: nano.ImageTrunk) -> None:
             self.network = network
 
         def forward(self, pixels: Tensor) -> Tensor:
-            found: Tensor = self.network.forward_features((pixels - mean) / deviation)
-            return found.mean((2, 3)) if found.ndim == 4 else found[:, 0]
+            return self.network.forward_features((pixels - 127) / 128).mean((2, 3))
 
     program = torch.onnx.export(
         Pooled().eval(),
-        (torch.zeros(2, 3, nano.SIZE, nano.SIZE),),
+        (torch.zeros(2, 3, 224, 224),),
         dynamo=True,
         verbose=False,
         input_names=["pixels"],

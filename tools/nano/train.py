@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import random
 from dataclasses import asdict
@@ -19,7 +18,7 @@ from tools.nano import words as text_data
 from tools.nano.pictures import features
 from tools.nano.project import train_projections
 from tools.nano.settings import Checkpoint, Settings, anneal
-from tools.nano.teacher import efficientnet, write_pooled
+from tools.nano.teacher import efficientnet
 
 
 def targets(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -158,9 +157,7 @@ def train(work: Path, settings: Settings) -> nn.Module:
     train_text(network, work, settings)
     names = class_vectors(work)
     write_heads(network, teacher.classifier, names[0], settings)
-    write = functools.partial(write_pooled, network=teacher, trunk=nano.EFFICIENTNET)
-    pictures = features(work, work, write)
-    train_projections(network, teacher.classifier, work, settings, names, pictures)
+    train_projections(network, teacher.classifier, work, settings, names, features(work))
     done: nn.Module = network.eval()
     return done
 
