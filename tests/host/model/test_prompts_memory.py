@@ -12,8 +12,12 @@ from tests.host.model.rungs import INDEX, RUNGS, TOKENS, WIDTH, climbed, each_sa
 
 def visual(it, sample, entry):
     """P(x): a token of the sample's own taps, the last tap first, projected, times 0.01."""
-    tap = it.pictures[RUNGS - 1 - (entry // TOKENS[0]) % RUNGS]
-    return 0.01 * (tap[entry % TOKENS[0], sample] @ it.p["project"])
+    place = entry // TOKENS[0]
+    if place >= RUNGS:
+        return 0.0
+    token = it.pictures[RUNGS - 1 - place][entry % TOKENS[0], sample]
+    hidden = plain.silu(token @ it.p["reduce"] + it.p["reduce_bias"])
+    return 0.01 * (hidden @ it.p["expand"])
 
 
 def expected(it, condensed, length):

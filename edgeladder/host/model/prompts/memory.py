@@ -25,13 +25,15 @@ from edgeladder.host.model.prompts.base import (
 
 _SCALE = 0.1  # the paper's s
 _VISUAL = 0.01  # times the projection of the picture's features, as in the paper's code
+_NARROW = 4  # the projection's hidden layer is so many times narrower
 
 
 @register("memory")
 class MemoryPrompts(PromptMethod):
     """FFN(x) + s SiLU(x K^T) V, with K = P + E1 and V = P + E2; E1 and E2 are all rungs'.
 
-    P of a picture is its own: m tokens of its taps, projected. P of a class is the rung's.
+    P of a picture is its own: m tokens of its taps through a small projection, two layers with a
+    SiLU between. P of a class is the rung's.
     """
 
     by_place = ("memory_key", "memory_value")
@@ -41,7 +43,10 @@ class MemoryPrompts(PromptMethod):
         super().__init__(config, rungs)
         self.memory_key = nn.Parameter(torch.randn(self.length, self.width) * DEVIATION)  # E1
         self.memory_value = nn.Parameter(torch.zeros(self.length, self.width))  # E2
-        self.project = nn.Parameter(torch.randn(self.width, self.width) * self.width**-0.5)
+        hidden = max(1, self.width // _NARROW)
+        self.reduce = nn.Parameter(torch.randn(self.width, hidden) * self.width**-0.5)
+        self.reduce_bias = nn.Parameter(torch.zeros(hidden))
+        self.expand = nn.Parameter(torch.randn(hidden, self.width) * hidden**-0.5)
 
     def prepare(self, pictures: Sequence[Tensor], tokens: int) -> PreparedPrompts:
         """Keys and values: (m, N, d) of pictures, the same in every rung; (m, d) of classes."""
@@ -58,13 +63,18 @@ class MemoryPrompts(PromptMethod):
     def visual(self, pictures: Sequence[Tensor], tokens: int) -> Tensor:
         """P(x), (m, N, d): m tokens of each picture, those of the last tap first, projected.
 
-        Where the taps have fewer than m, they come again: E1 and E2 tell them apart.
+        Where the taps have fewer than m, P is zero for the rest, as in the paper's code.
         """
-        turns = -(-self.length // tokens)
-        taps = [pictures[-1 - turn % len(pictures)] for turn in range(turns)]
-        rows = joined([tap.reshape(tokens, -1, self.width) for tap in taps])[: self.length]
-        projected = rows.reshape(-1, self.width) @ (self.project * _VISUAL)
-        return projected.reshape(self.length, -1, self.width)
+        read = min(len(pictures), -(-self.length // tokens))
+        taps = [pictures[-1 - place].reshape(tokens, -1, self.width) for place in range(read)]
+        rows = joined(taps)[: self.length]
+        hidden = torch.addmm(self.reduce_bias, rows.reshape(-1, self.width), self.reduce)
+        projected = functional.silu(hidden) @ (self.expand * _VISUAL)
+        projected = projected.reshape(len(rows), -1, self.width)
+        rest = self.length - len(rows)
+        if rest:
+            projected = torch.cat([projected, (projected[:1] * 0.0).expand(rest, -1, -1)])
+        return projected
 
     def beside_feed_forward(
         self, prompts: RungPrompts, inner: Tensor, fed: Tensor, sides: Sequence[int]
