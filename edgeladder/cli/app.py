@@ -23,6 +23,7 @@ from edgeladder.cli import (
     lazy,
     library_commands,
     report_commands,
+    signing_commands,
     train_commands,
 )
 from edgeladder.cli.output import Answer, Output
@@ -32,6 +33,7 @@ from edgeladder.core.failures import known_failure
 _ClickException: type = typer.BadParameter.__mro__[2]  # typer may carry its own copy of click
 _EXTRAS = {  # optional package -> the extra that brings it
     "asyncssh": "fleet",
+    "cryptography": "sign",
     "flwr": "flower",
     "onnx": "host",
     "onnxscript": "host",
@@ -55,6 +57,7 @@ for module in (
     report_commands,
     doctor_command,
     library_commands,
+    signing_commands,
     demo_command,
 ):
     module.register(app)
@@ -64,8 +67,18 @@ for module in (
 def root(
     context: typer.Context,
     version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+    trust_key: list[str] = typer.Option(
+        [],
+        "--trust-key",
+        metavar="KEY",
+        help="Refuse what this publisher did not sign; repeatable.",
+    ),
 ) -> None:
     """Adapt a frozen CLIP to a place, on the device, inside a memory budget."""
+    if trust_key:
+        from edgeladder.core.trusted_keys import parse_or_read, pin
+
+        pin(key for item in trust_key for key in parse_or_read(item))
     if version:
         from edgeladder import __version__
 

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from edgeladder.core.confinement import AGAIN, is_confined
 from edgeladder.core.errors import IntegrityError
 from edgeladder.core.files import building, replacing
-from edgeladder.core.ownership import MANIFEST, require_ours
+from edgeladder.core.ownership import MANIFEST, SIGNATURE, require_ours
 
 
 def is_archive(path: Path) -> bool:
@@ -67,8 +67,8 @@ def unpack(archive: Path) -> Path:
         with tarfile.open(archive, "r:") as tar:  # not compressed: no few bytes become many
             members = _checked(tar, archive, folder)
             manifest = _manifest(tar, members, archive)
-            known = folder / MANIFEST
-            if known.is_file() and known.read_bytes() == manifest:
+            stored = {MANIFEST: manifest, SIGNATURE: _content(tar, members, SIGNATURE)}
+            if all(_known(folder / name) == content for name, content in stored.items()):
                 return folder
             with building(folder, "bundle", option="--bundle") as temporary:
                 for name, member in members.items():
@@ -109,14 +109,23 @@ def _checked(tar: tarfile.TarFile, archive: Path, folder: Path) -> dict[str, tar
 
 
 def _manifest(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo], archive: Path) -> bytes:
-    stream = tar.extractfile(members[MANIFEST]) if MANIFEST in members else None
-    if stream is not None:
-        return stream.read()
+    content = _content(tar, members, MANIFEST)
+    if content is not None:
+        return content
     raise IntegrityError(
         "the archive holds no bundle",
         where=str(archive),
         remedy="`edgeladder export --out NAME.tar` makes one",
     )
+
+
+def _content(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo], name: str) -> bytes | None:
+    stream = tar.extractfile(members[name]) if name in members else None
+    return None if stream is None else stream.read()
+
+
+def _known(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
 
 
 def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:

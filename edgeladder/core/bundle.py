@@ -19,6 +19,8 @@ from edgeladder.core.manifest import SCHEMA_VERSION, FileRecord, Manifest
 from edgeladder.core.old_words import modern_manifest
 from edgeladder.core.ownership import MANIFEST
 from edgeladder.core.records import compact_json, from_json, to_json
+from edgeladder.core.signature import SUFFIX, require_trusted
+from edgeladder.core.trusted_keys import PublicKey, pinned_keys
 
 Side = Literal["image", "text"]
 SIDES: tuple[Side, ...] = ("image", "text")
@@ -32,17 +34,22 @@ class Bundle:
         self.manifest = manifest
 
     @classmethod
-    def open(cls, path: str | Path, *, verify: bool = True) -> Bundle:
+    def open(
+        cls, path: str | Path, *, verify: bool = True, trusted: list[PublicKey] | None = None
+    ) -> Bundle:
         """Open a bundle directory, or unpack a .tar of one beside itself and open that.
 
         Args:
             path: folder with `manifest.json`, or a .tar file.
             verify: hash every file; without it only place, kind, size and graphs are checked.
+            trusted: publishers, one of whom must have signed it, whereupon every file is hashed;
+                empty: anyone or nobody; None: those that are pinned here.
 
         Raises:
             ConfigError: there is no bundle at `path`.
             IntegrityError: another schema version, a missing or changed file, one that is not
-                listed or not inside, or a graph with what no export writes.
+                listed or not inside, a graph with what no export writes, or no signature of a
+                publisher who is pinned.
         """
         from edgeladder.core.archive import is_archive, unpack  # workers open no archives
 
@@ -56,8 +63,10 @@ class Bundle:
                 remedy="make one on a host with `edgeladder export --model ViT-B/16 --out bundle`, "
                 "or name one with --bundle",
             )
+        trusted = pinned_keys() if trusted is None else trusted
+        require_trusted(folder, "bundle", trusted)  # before anything of it is parsed
         bundle = cls(folder, _read_manifest(folder))
-        bundle.check(verify=verify)
+        bundle.check(verify=verify or bool(trusted))
         return bundle
 
     @classmethod
@@ -180,7 +189,7 @@ def _tower_files(
 
 
 def record_files(folder: Path) -> dict[str, FileRecord]:
-    """Size and hash of every file under `folder` but the manifest."""
+    """Size and hash of every file under `folder` but the manifest and its signature."""
     return {
         name: FileRecord(size=path.stat().st_size, sha256=sha256_file(path))
         for name, path in _walk(folder)
@@ -190,7 +199,7 @@ def record_files(folder: Path) -> dict[str, FileRecord]:
 def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and name != MANIFEST:
+        if path.is_file() and name not in (MANIFEST, MANIFEST + SUFFIX):
             yield name, path
 
 

@@ -20,13 +20,15 @@ Kind = Literal[
 ]
 
 MANIFEST = "manifest.json"  # of a bundle, with the size and hash of every file beside it
+SIGNATURE = f"{MANIFEST}.sig"  # of who published it
 PULL_RECORD = "pull.json"  # of what was pulled from one box
 AVERAGE_RECORD = "aggregate.json"  # of an average of adapters
 GENERATOR = '<meta name="generator" content="EdgeLadder">'  # in the head of every page
 _EARLIER_PAGE = "EdgeLadder</title>"  # the head of pages before they had a generator
 _HEAD_BYTES = 1024
 _PRODUCER = re.compile(rb"\x08.\x12.edgeladder ", re.DOTALL)  # ModelProto: ir_version, producer
-_AFTERWARDS = ("evaluation.json", "report.html")  # what later commands write beside an adapter
+# what later commands write beside an adapter
+_AFTERWARDS = ("evaluation.json", "report.html", "adapter.json.sig", "adapter.json.mac")
 _ADAPTER = ("adapter.safetensors", "adapter.json")
 _JOB = ("hosts", "average", "failures.json", "refused.json", "report.html")
 # a run's files, without those that a run stopped while planning leaves (`.lock`, `worker.log`, an
@@ -113,7 +115,7 @@ def _foreign_in_bundle(folder: Path) -> str | None:
     names = manifest_names(manifest.read_bytes()) if manifest.is_file() else None
     if names is None:
         return "the folder is not empty and holds no bundle"
-    return _first(_files_below(folder), {MANIFEST, *names})
+    return _first(_files_below(folder), {MANIFEST, SIGNATURE, *names})
 
 
 def _foreign_in_archive(path: Path) -> str | None:
@@ -128,7 +130,9 @@ def _foreign_in_archive(path: Path) -> str | None:
         return "no tar archive"
     if names is None:
         return "an archive without a bundle"
-    return _first((name for name, m in found.items() if not m.isdir()), {MANIFEST, *names})
+    return _first(
+        (name for name, m in found.items() if not m.isdir()), {MANIFEST, SIGNATURE, *names}
+    )
 
 
 def _foreign_in_model(path: Path) -> str | None:

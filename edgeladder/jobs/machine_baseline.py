@@ -8,6 +8,7 @@ folder, keyed by versions, and measured again when one of them changes.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -19,8 +20,10 @@ from edgeladder.budget import kernel_marks
 from edgeladder.core.errors import EdgeLadderError
 from edgeladder.core.orders import BaselineOrder, Outcome
 from edgeladder.core.plan import MachineBaseline
+from edgeladder.core.trusted_keys import pinned_keys
 from edgeladder.jobs.control import Control
 
+_VERIFIES = "cryptography.hazmat.primitives.asymmetric.ed25519"
 _VERSION = 5  # of what is measured
 _READY, _SETTLED = "ready", "settled"
 _DISTRIBUTIONS = ("numpy", "onnxruntime", "onnxruntime-training-cpu", "onnxruntime-training")
@@ -102,6 +105,7 @@ def _key() -> str:
 
     parts = [f"baseline {_VERSION}", platform.machine(), platform.python_version(), sys.prefix]
     parts += list(platform.libc_ver())
+    parts += ["pinned"] if pinned_keys() else []
     for name in _DISTRIBUTIONS:
         try:
             parts.append(f"{name} {metadata.version(name)}")
@@ -169,6 +173,9 @@ def _become(kind: str) -> Any:
     session = open_plain(model)
     session.run(None, {"x": np.zeros(1, np.float32)})
     kept: list[Any] = [train_phase, evaluate_phase, worker, session]
+    if pinned_keys():  # a signature costs 9 MB to verify; opening says where it cannot be
+        with contextlib.suppress(ImportError):
+            kept.append(importlib.import_module(_VERIFIES))
     if kind == "pictures":
         kept.append(importlib.import_module("edgeladder.jobs.precompute_phase"))
     if kind == "training":

@@ -24,12 +24,14 @@ from edgeladder.core.config import DeviceProfile, Profile
 from edgeladder.core.errors import ConfigError, IntegrityError
 from edgeladder.core.files import write_json
 from edgeladder.core.job import Condensation, Counts, Job, PlanOrder
+from edgeladder.core.made_here import device_secret
 from edgeladder.core.orders import Outcome
 from edgeladder.core.plan import Plan
 from edgeladder.core.prompt_kinds import KINDS
 from edgeladder.core.records import to_json
 from edgeladder.core.request import TrainRequest
 from edgeladder.core.run_config import Environment, RunConfig, read_config, write_config
+from edgeladder.core.trusted_keys import pinned_keys
 from edgeladder.core.yaml_config import load_device, load_profile, override
 from edgeladder.jobs.machine_baseline import machine_baseline
 from edgeladder.jobs.run_directory import RunDirectory
@@ -78,6 +80,8 @@ def prepare(order: PlanOrder, control: Control) -> tuple[Outcome, Job]:
     counts = Counts(train=len(train), test=len(test), classes=len(dataset.classes))
     job = _job(request, bundle.digest, profile, counts, decided, engine)
     if run is not None and order.command != "plan":
+        if pinned_keys():
+            device_secret(make=True)  # now, and not after the training that it marks
         _write_run(run, job, device, dataset)
     return "done", job
 

@@ -26,7 +26,9 @@ from edgeladder.core.adapter_record import (
 )
 from edgeladder.core.errors import ConfigError, IntegrityError
 from edgeladder.core.files import sha256_file
+from edgeladder.core.made_here import mark_made_here, require_trusted_adapter
 from edgeladder.core.prompt_tensors import PackedPrompts
+from edgeladder.core.signature import signature_path
 from edgeladder.core.tensors import TensorFile, write_tensors
 from edgeladder.runtime.prompt_storage import pack, unpack
 
@@ -113,19 +115,23 @@ def save_adapter(folder: Path, adapter: Adapter) -> PackedPrompts | None:
     write_tensors(folder / WEIGHTS, {**packed, **head_arrays})
     digest = sha256_file(folder / WEIGHTS)
     write_adapter_record(folder, replace(adapter.record, prompts=prompts, sha256=digest))
+    signature_path(folder, "adapter").unlink(missing_ok=True)  # it was of what lay here before
+    mark_made_here(folder)
     return prompts
 
 
-def load_adapter(path: Path, bundle: Bundle | None = None) -> Adapter:
+def load_adapter(path: Path, bundle: Bundle | None = None, *, trusted: bool = True) -> Adapter:
     """Read an adapter from a run directory (or one of its two files).
 
     Args:
         path: folder with the two files, or either file.
         bundle: the bundle it shall run on; None leaves that unchecked.
+        trusted: where publishers are pinned, one of them must have signed it, or this machine
+            made it.
 
     Raises:
         ConfigError: there is no adapter.
-        IntegrityError: of another version, changed, or trained on another bundle.
+        IntegrityError: of another version, changed, trained on another bundle, or not trusted.
     """
     folder = Path(path)
     if folder.name in (WEIGHTS, RECORD):
@@ -138,6 +144,8 @@ def load_adapter(path: Path, bundle: Bundle | None = None) -> Adapter:
                 remedy="name a finished run with --run; an interrupted one finishes with "
                 "`edgeladder train --resume RUN`",
             )
+    if trusted:
+        require_trusted_adapter(folder)
     record = read_adapter_record(folder)
     if record.sha256 and sha256_file(folder / WEIGHTS) != record.sha256:
         raise IntegrityError(

@@ -1,0 +1,117 @@
+"""Adapters that were trained on this very machine, known again where publishers are pinned.
+
+A box that pins a publisher still trains its own adapters, which no publisher signs. It marks them
+by a secret of its own (HMAC-SHA256, RFC 2104) that never leaves it:
+
+    adapter.json.mac                                  hexadecimal, of adapter.json's bytes
+    $XDG_CONFIG_HOME/edgeladder/device_secret         32 random bytes, readable by the owner alone
+
+Machines that pin nobody neither make the secret nor ask for the mark.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from edgeladder.core.adapter_record import RECORD
+from edgeladder.core.errors import ConfigError
+from edgeladder.core.failures import known_failure
+from edgeladder.core.files import write_text
+from edgeladder.core.signature import require_trusted
+from edgeladder.core.trusted_keys import pinned_keys
+
+MARK = f"{RECORD}.mac"
+_SECRET_BYTES = 32
+_OTHERS_MAY = 0o077
+
+
+def secret_path() -> Path:
+    """The file of this machine's secret."""
+    base = os.environ.get("XDG_CONFIG_HOME") or Path("~/.config").expanduser()
+    return Path(base) / "edgeladder" / "device_secret"
+
+
+def device_secret(*, make: bool) -> bytes | None:
+    """This machine's secret, made at its first use.
+
+    Args:
+        make: make it where there is none; else None.
+
+    Raises:
+        ConfigError: others can read it, or it is none.
+        StorageError: it cannot be written.
+    """
+    path = secret_path()
+    try:
+        if make and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f".{path.name}.{os.getpid()}")
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(os.urandom(_SECRET_BYTES))
+                stream.flush()
+                os.fsync(stream.fileno())
+            try:
+                os.link(temporary, path)  # whoever is first
+            except FileExistsError:
+                pass
+            finally:
+                temporary.unlink()
+        if not path.exists():
+            return None
+        content, mode = path.read_bytes(), path.stat().st_mode
+    except OSError as error:
+        raise known_failure(error, where=str(path)) or error from error
+    if mode & _OTHERS_MAY or len(content) != _SECRET_BYTES:
+        raise ConfigError(
+            "this machine's secret can be read by others, or is none",
+            where=str(path),
+            remedy="remove it and train again: what it marked was not known to be made here",
+        )
+    return content
+
+
+def mark_made_here(folder: Path) -> None:
+    """Mark an adapter that this process has just written, where publishers are pinned.
+
+    Raises:
+        ConfigError, StorageError: as `device_secret`.
+    """
+    if not pinned_keys():
+        return
+    secret = device_secret(make=True)
+    assert secret is not None  # made just now
+    write_text(folder / MARK, _code(secret, folder) + "\n")
+
+
+def is_made_here(folder: Path) -> bool:
+    """Whether this machine marked the adapter as it lies there."""
+    import hmac
+
+    path = folder / MARK
+    if path.is_symlink() or not path.is_file():
+        return False
+    secret = device_secret(make=False)
+    given = path.read_bytes().strip()
+    return secret is not None and hmac.compare_digest(given, _code(secret, folder).encode())
+
+
+def require_trusted_adapter(folder: Path) -> None:
+    """Refuse an adapter that neither a pinned publisher signed nor this machine made.
+
+    Raises:
+        IntegrityError: so it is.
+        ConfigError: keys are pinned and `cryptography` is missing.
+    """
+    keys = pinned_keys()
+    if keys and not is_made_here(folder):
+        require_trusted(folder, "adapter", keys)
+
+
+def _code(secret: bytes, folder: Path) -> str:
+    import hashlib
+    import hmac
+
+    message = b"edgeladder adapter made here 1\0" + (folder / RECORD).read_bytes()
+    return hmac.new(secret, message, hashlib.sha256).hexdigest()
