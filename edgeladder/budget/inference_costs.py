@@ -14,15 +14,13 @@ from collections.abc import Iterator
 from edgeladder.budget.costs import COSTS, DEPLOYED
 from edgeladder.budget.policy import (
     CLASS_CHUNK,
-    EXACT_PIXELS,
-    FEWEST_PIXELS,
     PREDICT_BATCH,
     PREDICT_GROUP,
     PROBES,
     TOWER_BATCHES,
 )
 from edgeladder.budget.step_costs import activation_bytes, graph_bytes
-from edgeladder.budget.tower_costs import hidden_bytes, tower_bytes
+from edgeladder.budget.tower_costs import hidden_bytes, picture_sizes, tower_bytes
 from edgeladder.budget.workload import InferenceWorkload, phase_of, tap_bytes, value_count
 from edgeladder.core.plan import MachineBaseline, PhasePlan
 
@@ -73,14 +71,13 @@ def _phase(
         + activation_bytes(workload, _GRAPHS[:1], handed_on, 0),
         "towers": towers,
     }
-    room = int((decoding if whole else towers) / COSTS.decoded_pixel)
     return phase_of(
         parts,
         batch=batch,
         chunk=min(CLASS_CHUNK, workload.classes),
         group=None if whole else PREDICT_GROUP,
         whole=whole,
-        max_pixels=min(EXACT_PIXELS, max(room, FEWEST_PIXELS)),
+        **picture_sizes(decoding if whole else towers),
         disk_bytes=0 if whole else PREDICT_GROUP * hidden_bytes(manifest),
     )
 

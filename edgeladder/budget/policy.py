@@ -33,6 +33,7 @@ LEAST_USEFUL_BYTES = 160_000_000  # interpreter, runtime and the smallest useful
 DEMO_BYTES = 160_000_000  # of `edgeladder demo`: what the smallest supported box can spare
 PROBE_LIMIT_BYTES = 512_000_000  # doctor's: any limit will do to see whether the kernel takes one
 BASELINE_WORKER_BYTES = 19_000_000  # of the worker that measures it, beside what it measures
+PICTURE_DEATHS = 2  # workers that end while they decode the same picture, before it is left out
 RETRY_FACTOR = 1.2  # of the peak that was reached, named as the next budget to try
 
 # ---- towers

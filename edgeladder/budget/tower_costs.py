@@ -29,8 +29,15 @@ def precompute_phases(
 def larger_pictures(phase: PhasePlan, room: int) -> PhasePlan:
     """What the budget leaves over lets larger pictures be decoded in full, one at a time."""
     spare = max(0, room - phase.planned_peak_bytes)
-    pixels = (phase.max_pixels or 0) + int(spare / COSTS.decoded_pixel)
-    return replace(phase, max_pixels=min(EXACT_PIXELS, pixels))
+    sizes = picture_sizes((phase.picture_bytes or 0) + spare)
+    return replace(phase, max_pixels=sizes["max_pixels"], picture_bytes=sizes["picture_bytes"])
+
+
+def picture_sizes(room: float) -> dict[str, int]:
+    """The limits of one picture's decoding in so many bytes: what its header is held against."""
+    least = max(room, FEWEST_PIXELS * COSTS.decoded_pixel)
+    pixels = int(least / COSTS.decoded_pixel)
+    return {"max_pixels": min(EXACT_PIXELS, pixels), "picture_bytes": int(least)}
 
 
 def _phase(
@@ -51,13 +58,12 @@ def _phase(
         "backbone": work,
         "cache": COSTS.shard_buffer,
     }
-    room = int((work - towers if whole else work) / COSTS.decoded_pixel)
     return phase_of(
         parts,
         batch=batch,
         group=None if whole else GROUP,
         whole=whole,
-        max_pixels=min(EXACT_PIXELS, max(room, FEWEST_PIXELS)),
+        **picture_sizes(work - towers if whole else work),
         disk_bytes=GROUP * (pixels // 4 + (0 if whole else hidden_bytes(manifest))),
     )
 

@@ -23,6 +23,13 @@ class Progress:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """A picture is about to be decoded; empty: none is. Who ends a worker is known by it."""
+
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointWritten:
     """All work up to this step is on disk."""
 
@@ -95,9 +102,10 @@ class OutOfMemory(EdgeLadderError):  # noqa: N818 - named for what happened, as 
     """An allocation failed inside a worker: at the kernel's limit, or at the system's."""
 
 
-Event = Progress | CheckpointWritten | ChunkChanged | Planned | HighWater | Done | Failed
+Event = Progress | Decoding | CheckpointWritten | ChunkChanged | Planned | HighWater | Done | Failed
 _NAMES: dict[str, type[Event]] = {
     "progress": Progress,
+    "decoding": Decoding,
     "checkpoint": CheckpointWritten,
     "chunk": ChunkChanged,
     "planned": Planned,

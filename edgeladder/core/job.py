@@ -70,6 +70,7 @@ class PhaseOrder:
 
     job: Job
     sizes: PhasePlan = field(default_factory=PhasePlan)
+    avoid: tuple[str, ...] = ()  # precompute: pictures that ended its workers
 
 
 @dataclass(frozen=True, kw_only=True)

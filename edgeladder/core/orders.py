@@ -30,6 +30,7 @@ class FreeOrder:
 
     values: dict[str, Any] = field(default_factory=dict)
     sizes: PhasePlan = field(default_factory=PhasePlan)
+    avoid: tuple[str, ...] = ()  # pictures that ended its workers
 
 
 if TYPE_CHECKING:

@@ -51,6 +51,7 @@ class PhasePlan:
     )
     arena: bool | None = None  # train: whether onnxruntime keeps a heap of its own
     max_pixels: int | None = None  # of pictures decoded in full
+    picture_bytes: int | None = None  # that one picture may take while it is decoded
     keep_bytes: int | None = None  # train: of decoded class activations kept between steps
     hold_bytes: int | None = None  # train, chunked: activations kept for the backward pass
     moments: Literal["fp32", "int8"] | None = None  # train: fp32 or int8

@@ -15,6 +15,7 @@ from edgeladder.core.errors import EdgeLadderError, Interrupted
 from edgeladder.core.events import (
     CheckpointWritten,
     ChunkChanged,
+    Decoding,
     Done,
     Event,
     Failed,
@@ -77,6 +78,8 @@ class Attempt:
         self.phase = phase
         self.limit = limit
         self.cause = ""
+        self.picture = ""  # whose decoding memory ran out in
+        self._decoding = ""
         self.last_step = 0
         self.checkpoint_step = 0
         self.plan: Plan | None = None  # where the worker plans its own phase
@@ -206,6 +209,8 @@ class Attempt:
             self._error = event.error()
         elif isinstance(event, Planned):
             self.plan = event.plan
+        elif isinstance(event, Decoding):
+            self._decoding = event.path
         elif isinstance(event, HighWater):
             self.child.high_water = max(self.child.high_water, event.bytes)
         elif isinstance(event, CheckpointWritten):
@@ -243,6 +248,7 @@ class Attempt:
         if code == RESTART_CODE:
             self.cause = "restarted at 90 % of the budget"
             return "again", None
+        self.picture = self._decoding
         if isinstance(self._error, OutOfMemory):
             self.cause = f"an allocation failed: {self._error.message}"
             return "again", None

@@ -113,4 +113,5 @@ def _sizes(told: PhasePlan) -> InferenceSizes:
         group=told.group or default.group,
         class_chunk=told.chunk or default.class_chunk,
         max_pixels=told.max_pixels or default.max_pixels,
+        picture_bytes=told.picture_bytes,
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgeladder.budget import policy
 from edgeladder.core.bundle import Bundle
-from edgeladder.core.events import Progress
+from edgeladder.core.events import Decoding, Progress
 from edgeladder.core.job import PhaseOrder, PrecomputeResult
 from edgeladder.core.orders import Outcome
 from edgeladder.core.plan import PhasePlan
@@ -62,10 +62,11 @@ def fill(order: PhaseOrder, control: Control) -> tuple[Outcome, PrecomputeResult
             bundle,
             dataset,
             request.cache,
-            Wanted(train, test, request.views or 0, request.cache_dtype),
+            Wanted(train, test, request.views or 0, request.cache_dtype, frozenset(order.avoid)),
             sizes=tower_sizes(order.sizes, job.threads),
             progress=progress,
             on_group=obey,
+            on_decode=lambda path: control.tell(Decoding(path=path)),
         )
     except _LeaveError:
         return ("stop" if "stop" in leave else "restart"), None
@@ -101,4 +102,5 @@ def tower_sizes(sizes: PhasePlan, threads: int) -> PrecomputeSizes:
             whole=whole,
         ),
         max_pixels=sizes.max_pixels or policy.EXACT_PIXELS,
+        picture_bytes=sizes.picture_bytes,
     )

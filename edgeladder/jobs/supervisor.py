@@ -36,7 +36,7 @@ from edgeladder.core.job import (
 from edgeladder.core.memory_record import MemoryAction, MemoryResult, PhaseMemory
 from edgeladder.core.orders import BaselineOrder, FreeOrder
 from edgeladder.core.ownership import require_ours
-from edgeladder.core.plan import MachineBaseline, Plan
+from edgeladder.core.plan import MachineBaseline, PhasePlan, Plan
 from edgeladder.core.records import from_json, to_json
 from edgeladder.core.request import TrainRequest
 from edgeladder.core.result import CacheUse, RunResult, Seconds, Throughput
@@ -300,6 +300,8 @@ class Supervisor:
         """
         planned = plan.phases[name].planned_peak_bytes if plan and name in plan.phases else 0
         causes: list[str] = []
+        suspects: list[str] = []  # pictures whose decoding ended a worker
+        planned_sizes = getattr(order, "sizes", PhasePlan())
         self.progress(name, 0, None, "")
         while True:
             with self._limit(name, plan) as limit:
@@ -316,12 +318,24 @@ class Supervisor:
                     else "run the same command again",
                 )
             causes.append(attempt.cause)
-            if plan is not None and isinstance(order, (PhaseOrder, FreeOrder)):
+            if not isinstance(order, (PhaseOrder, FreeOrder)):
+                pass  # sizes of its own choice
+            elif self._blames(attempt.picture, suspects):
+                # it is the picture, not the sizes: go on without it, with them as planned
+                order = replace(order, avoid=(*order.avoid, attempt.picture), sizes=planned_sizes)
+                del causes[-policy.PICTURE_DEATHS :]
+            elif plan is not None:
                 reached = replace(order.sizes, chunk=attempt.chunk or order.sizes.chunk)
                 order = replace(order, sizes=policy.shrink(plan, name, reached))
             self._record_restart(name, order, attempt, len(causes))
             if len(causes) > self.request.restarts:
                 raise self._gave_up(name, causes, attempt)
+
+    def _blames(self, picture: str, suspects: list[str]) -> bool:
+        """Whether the same picture was being decoded when workers ended, often enough."""
+        if picture:
+            suspects.append(picture)
+        return bool(picture) and suspects.count(picture) >= policy.PICTURE_DEATHS
 
     def _record_restart(self, name: str, order: Order, attempt: Attempt, count: int) -> None:
         sizes = order.sizes.sizes() if isinstance(order, (PhaseOrder, FreeOrder)) else {}

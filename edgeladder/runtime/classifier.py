@@ -55,6 +55,7 @@ class InferenceSizes:
     group: int = 32  # streamed: pictures per opening of the segments
     class_chunk: int = 64  # classes encoded by the ladder at a time
     max_pixels: int = EXACT_PIXELS  # of pictures decoded in full
+    picture_bytes: int | None = None  # of memory for decoding one; None: no limit
     float16: bool = True  # streamed: hidden states wait in float16
 
     @property
@@ -231,7 +232,10 @@ class Classifier:
             UnreadableError: not a picture, truncated, or too large to decode.
         """
         return decode_square(
-            content, self.bundle.manifest.preprocess, max_pixels=self.sizes.max_pixels
+            content,
+            self.bundle.manifest.preprocess,
+            max_pixels=self.sizes.max_pixels,
+            max_bytes=self.sizes.picture_bytes,
         )
 
     def logits(self, squares: Sequence[Array] | Array) -> Array:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from edgeladder.core.errors import DataError
-from edgeladder.core.events import CheckpointWritten, Progress
+from edgeladder.core.events import CheckpointWritten, Decoding, Progress
 
 MB = 1_000_000
 HELD = []
@@ -53,6 +53,20 @@ def leak(order, control):
             save()
     save()
     return "done", {"step": step, "heard": heard}
+
+
+def stumble(order, control):
+    """Decodes pictures one by one; one of them takes more memory than there is."""
+    seen = []
+    for path in order.values["pictures"]:
+        if path in order.avoid:
+            continue
+        control.tell(Decoding(path=path))
+        if path == order.values["bomb"]:
+            hold(4000 * MB)
+        seen.append(path)
+    control.tell(Decoding(path=""))
+    return "done", {"seen": seen, "batch": order.sizes.batch}
 
 
 def explode(order, control):

@@ -14,7 +14,7 @@ from edgeladder.budget import meter
 from edgeladder.budget.watchdog import Watchdog
 from edgeladder.core.errors import BudgetError, ConfigError, DataError, EdgeLadderError, Interrupted
 from edgeladder.core.orders import FreeOrder
-from edgeladder.core.plan import MachineBaseline, Plan
+from edgeladder.core.plan import MachineBaseline, PhasePlan, Plan
 from edgeladder.core.request import TrainRequest
 from edgeladder.jobs.run_directory import MetricsLog, RunDirectory, read_metrics
 from edgeladder.jobs.supervisor import Supervisor, train
@@ -107,6 +107,19 @@ def test_an_explosion_is_stopped_by_the_limit_and_started_again(tmp_path, limit,
             assert max(supervisor.measured.values()) <= supervisor.budget_bytes
     except ConfigError as error:
         pytest.skip(f"this machine has no {limit}: {error}")
+
+
+def test_a_picture_that_ends_its_workers_is_left_out(tmp_path):
+    """Twice the same picture: the phase goes on without it, and its sizes are as planned again."""
+    with make(tmp_path, 300 * MB, restarts=1) as supervisor:
+        order = FreeOrder(
+            values={"pictures": ["a.jpg", "b.jpg", "c.jpg", "d.jpg"], "bomb": "c.jpg"},
+            sizes=PhasePlan(batch=8),
+        )
+        plan = Plan(0, 0, True, {"phases:stumble": order.sizes}, 2, 4, MachineBaseline(*[0] * 7))
+        result = supervisor.run_phase("phases:stumble", order, plan)
+    assert result == {"seen": ["a.jpg", "b.jpg", "d.jpg"], "batch": 8}
+    assert len(records(supervisor, "restart")) == 2
 
 
 def test_exit_3_with_what_was_learnt_after_the_last_restart(tmp_path):

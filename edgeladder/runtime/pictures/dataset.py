@@ -50,9 +50,9 @@ class Picture:
         self._source = source
         self._position = position
 
-    def read(self) -> bytes:
-        """The file's bytes. Raises UnreadableError."""
-        return self._source.read(self._position)
+    def read(self, most: int | None = None) -> bytes:
+        """The file's bytes, at most so many. Raises UnreadableError."""
+        return self._source.read(self._position, most)
 
     def __repr__(self) -> str:
         return f"Picture({self.path!r}, {self.label!r}, {self.split!r})"

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import importlib
 import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
+from edgeladder.runtime.pictures.decode_cost import WIDEST_RESIZED_PIXELS, decode_bytes
 from edgeladder.runtime.pictures.sources import UnreadableError
 
 if TYPE_CHECKING:
     from edgeladder.core.manifest import PreprocessRecord
 
 EXACT_PIXELS = 4096 * 4096  # 67 MB decoded; beyond it a JPEG is decoded at 1/2, 1/4 or 1/8
-_WIDEST_RESIZED_PIXELS = 4096 * 1024  # beyond it only the part that survives the crop is resized
 _SMALLEST_DRAFT = 4  # times the tower's square: a reduced decode keeps at least that many pixels
 RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -35,6 +38,7 @@ _PLUGINS = {
     "AVIF": "PIL.AvifImagePlugin",
     "JPEG2000": "PIL.Jpeg2KImagePlugin",
 }
+_STRIP_PIXELS = 1 << 16  # brought to 8 bits at a time
 _ORIENTATION = 0x0112  # EXIF tag
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -45,6 +49,15 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """Of one picture's decoding."""
+
+    pixels: int
+    bytes: int | None
+    view: bool  # whether a part will be cut out
 
 
 def decode(content: bytes, preprocess: PreprocessRecord) -> np.ndarray:
@@ -58,18 +71,26 @@ def decode(content: bytes, preprocess: PreprocessRecord) -> np.ndarray:
 
 
 def decode_square(
-    content: bytes, preprocess: PreprocessRecord, *, max_pixels: int = EXACT_PIXELS
+    content: bytes,
+    preprocess: PreprocessRecord,
+    *,
+    max_pixels: int = EXACT_PIXELS,
+    max_bytes: int | None = None,
 ) -> np.ndarray:
     """The evaluation view: (S, S, 3) uint8, before normalisation.
 
     Args:
         max_pixels: decoded in full up to here; a larger JPEG is decoded at a lower resolution
             (pixels then differ slightly), a larger picture of another format is refused.
+        max_bytes: of memory that decoding may take, the file's own bytes included; a JPEG is
+            decoded at a lower resolution where that helps, any other picture is refused.
 
     Raises:
         UnreadableError: not a picture, truncated, or too large to decode.
     """
-    with open_picture(content, preprocess.size, max_pixels=max_pixels) as image:
+    with open_picture(
+        content, preprocess.size, max_pixels=max_pixels, max_bytes=max_bytes
+    ) as image:
         return upright(_square(image, preprocess), orientation(image))
 
 
@@ -85,8 +106,20 @@ def normalize(squares: np.ndarray, preprocess: PreprocessRecord) -> np.ndarray:
     return pixels
 
 
-def open_picture(content: bytes, size: int, *, max_pixels: int = EXACT_PIXELS) -> Image.Image:
+def open_picture(
+    content: bytes,
+    size: int,
+    *,
+    max_pixels: int = EXACT_PIXELS,
+    max_bytes: int | None = None,
+    view: bool = False,
+) -> Image.Image:
     """A decoded picture in a mode that resizes smoothly; not yet turned to its EXIF orientation.
+
+    Args:
+        size: side of the tower's square.
+        max_pixels, max_bytes: as `decode_square` has them.
+        view: whether a part will be cut out of it.
 
     Raises:
         UnreadableError: not a picture, truncated, or too large to decode.
@@ -99,7 +132,7 @@ def open_picture(content: bytes, size: int, *, max_pixels: int = EXACT_PIXELS) -
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # checked here, against a budget
     try:
         image: Image.Image = Image.open(io.BytesIO(content), formats=[format_name])
-        _bound(image, size, max_pixels)
+        _bound(image, content, size, _Limits(max_pixels, max_bytes, view))
         image.load()
         return _smooth(image)
     except UnreadableError:
@@ -153,22 +186,40 @@ def _format(content: bytes) -> str | None:
     return None
 
 
-def _bound(image: Image.Image, size: int, max_pixels: int) -> None:
-    """Lower a JPEG's decoding resolution where it is beyond `max_pixels`; refuse other formats."""
-    width, height = image.size
-    if width * height <= max_pixels:
+def _bound(image: Image.Image, content: bytes, size: int, limits: _Limits) -> None:
+    """Lower a JPEG's decoding resolution to what fits the limits; refuse what cannot be made to."""
+    full, scale = image.size, 1
+    needed = partial(decode_bytes, image, content, side=size, view=limits.view)
+    reducible = image.format in ("JPEG", "MPO")
+    while not _fits(full, scale, needed, limits):
+        scale *= 2
+        if not reducible or scale > 8 or min(full) < _SMALLEST_DRAFT * size * scale:
+            break
+    else:
+        if scale > 1:
+            image.draft(None, (full[0] // scale, full[1] // scale))
         return
-    scale = 1
-    if image.format in ("JPEG", "MPO"):
-        while scale < 8 and width * height > max_pixels * scale**2:
-            scale *= 2
-        while scale > 1 and min(width, height) < _SMALLEST_DRAFT * size * scale:
-            scale //= 2
-        image.draft(None, (width // scale, height // scale))
-    if image.size[0] * image.size[1] > max_pixels * 1.01:
+    if full[0] * full[1] > limits.pixels * 1.01 * (scale // 2) ** 2:
         raise UnreadableError(
-            f"{width} x {height} pixels are more than the {max_pixels / 1e6:.0f} million that fit"
+            f"{full[0]} x {full[1]} pixels are more than the {limits.pixels / 1e6:.0f} million "
+            "that fit"
         )
+    raise UnreadableError(
+        f"{full[0]} x {full[1]} pixels of this {image.format} take "
+        f"{needed(_reduced(full, scale // 2)) / 1e6:.0f} MB to decode, more than the "
+        f"{(limits.bytes or 0) / 1e6:.0f} MB that the budget leaves for a picture"
+    )
+
+
+def _fits(full: tuple[int, int], scale: int, needed: Callable[..., int], limits: _Limits) -> bool:
+    size = _reduced(full, scale)
+    most = limits.pixels * 1.01 if scale > 1 else limits.pixels  # reduced sides are rounded up
+    within = size[0] * size[1] <= most
+    return within and (limits.bytes is None or needed(size) <= limits.bytes)
+
+
+def _reduced(full: tuple[int, int], scale: int) -> tuple[int, int]:
+    return -(-full[0] // scale), -(-full[1] // scale)
 
 
 def _smooth(image: Image.Image) -> Image.Image:
@@ -179,14 +230,27 @@ def _smooth(image: Image.Image) -> Image.Image:
         alpha = image.mode == "PA" or "transparency" in image.info
         return _keep_exif(image, image.convert("RGBA" if alpha else "RGB"))
     if image.mode.startswith("I;16"):
-        return _keep_exif(image, Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)))
+        return _keep_exif(image, _grey(image, lambda rows: rows >> 8))
     if image.mode in ("I", "F"):
-        values = np.asarray(image, np.float32)
-        top = float(values.max(initial=0.0))
+        highest: float = image.getextrema()[1]  # type: ignore[assignment]  # one band: two numbers
+        top = max(0.0, float(np.float32(highest)))
         # 16-bit PNG in Pillow's mode I, or floats in 0..1
         scale = 255.0 if top <= 1.0 else 1.0 if top <= 255.0 else 255.0 / max(top, 65535.0)
-        return _keep_exif(image, Image.fromarray(np.clip(values * scale, 0, 255).astype(np.uint8)))
+        return _keep_exif(
+            image, _grey(image, lambda rows: np.clip(rows.astype(np.float32) * scale, 0, 255))
+        )
     return image
+
+
+def _grey(image: Image.Image, scaled: Callable[[np.ndarray], np.ndarray]) -> Image.Image:
+    """A picture of wide values in 8 bits, some rows at a time: numpy's copies would be four."""
+    grey = Image.new("L", image.size)
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        strip = np.asarray(image.crop((0, top, image.width, bottom)))
+        grey.paste(Image.fromarray(scaled(strip).astype(np.uint8)), (0, top))
+    return grey
 
 
 def _keep_exif(image: Image.Image, converted: Image.Image) -> Image.Image:
@@ -212,7 +276,7 @@ def _square(image: Image.Image, preprocess: PreprocessRecord) -> Image.Image:
     longer = int(size * long / short)
     target = (size, longer) if width <= height else (longer, size)
     left, top = round((target[0] - size) / 2.0), round((target[1] - size) / 2.0)
-    if target[0] * target[1] > _WIDEST_RESIZED_PIXELS:
+    if target[0] * target[1] > WIDEST_RESIZED_PIXELS:
         # within one grey level of the long way, at a millionth of its memory
         across, down = width / target[0], height / target[1]
         box = (left * across, top * down, (left + size) * across, (top + size) * down)

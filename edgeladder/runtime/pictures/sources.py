@@ -33,8 +33,8 @@ class Source(Protocol):
     names: list[str]
     folders: list[str]  # every folder met, whether or not anything is in it
 
-    def read(self, position: int) -> bytes:
-        """The content of `names[position]`. Raises UnreadableError."""
+    def read(self, position: int, most: int | None = None) -> bytes:
+        """The content of `names[position]`, at most so many bytes. Raises UnreadableError."""
 
 
 class FolderSource:
@@ -66,9 +66,9 @@ class FolderSource:
             else:
                 self.names.append(name)
 
-    def read(self, position: int) -> bytes:
+    def read(self, position: int, most: int | None = None) -> bytes:
         """One file's bytes."""
-        return read_file(self.root / self.names[position])
+        return read_file(self.root / self.names[position], most)
 
 
 class FileSource:
@@ -80,21 +80,22 @@ class FileSource:
         self.names = paths
         self.folders: list[str] = []
 
-    def read(self, position: int) -> bytes:
+    def read(self, position: int, most: int | None = None) -> bytes:
         """One file's bytes; a relative path starts at `root`."""
-        return read_file(self.root / self.names[position])
+        return read_file(self.root / self.names[position], most)
 
 
-def read_file(path: Path) -> bytes:
+def read_file(path: Path, most: int | None = None) -> bytes:
     """All bytes of a picture's file.
+
+    Args:
+        most: bytes; a larger file is refused before it is read. None: 256 MiB.
 
     Raises:
         UnreadableError: missing, unreadable, empty or absurdly large.
     """
     try:
-        size = path.stat().st_size
-        if size > _LARGEST_PICTURE_BYTES:
-            raise UnreadableError(f"file of {size / 1e6:.0f} MB is too large for a picture")
+        _bound(path.stat().st_size, most)
         content = path.read_bytes()
     except OSError as error:
         raise UnreadableError((error.strerror or str(error)).lower()) from error
@@ -103,6 +104,14 @@ def read_file(path: Path) -> bytes:
     if not content:
         raise UnreadableError("empty file")
     return content
+
+
+def _bound(size: int, most: int | None) -> None:
+    limit = _LARGEST_PICTURE_BYTES if most is None else min(most, _LARGEST_PICTURE_BYTES)
+    if size > limit:
+        raise UnreadableError(
+            f"file of {size / 1e6:.0f} MB is too large for a picture; {limit / 1e6:.0f} MB fit"
+        )
 
 
 class ZipSource:
@@ -145,11 +154,11 @@ class ZipSource:
             self._crcs.append(member.CRC)
             self._methods.append(0xFFFF if member.flag_bits & _ENCRYPTED else member.compress_type)
 
-    def read(self, position: int) -> bytes:
+    def read(self, position: int, most: int | None = None) -> bytes:
         """One member's bytes, its checksum verified."""
         size, method = self._sizes[position], self._methods[position]
-        if size > _LARGEST_PICTURE_BYTES:
-            raise UnreadableError(f"file of {size / 1e6:.0f} MB is too large for a picture")
+        # packed and unpacked bytes are in memory together
+        _bound(size, None if most is None else max(0, most - self._packed[position]))
         if not size:
             raise UnreadableError("empty file")
         if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):

@@ -37,16 +37,19 @@ def view_square(
     view: int,
     *,
     max_pixels: int = EXACT_PIXELS,
+    max_bytes: int | None = None,
 ) -> np.ndarray:
-    """View `view` of a picture: (S, S, 3) uint8.
+    """View `view` of a picture: (S, S, 3) uint8; limits as `decode_square` has them.
 
     Raises:
         UnreadableError: not a picture, truncated, or too large to decode.
     """
     if view == 0:
-        return decode_square(content, preprocess, max_pixels=max_pixels)
+        return decode_square(content, preprocess, max_pixels=max_pixels, max_bytes=max_bytes)
     chances = Chances(content, view)
-    with open_picture(content, preprocess.size, max_pixels=max_pixels) as image:
+    with open_picture(
+        content, preprocess.size, max_pixels=max_pixels, max_bytes=max_bytes, view=True
+    ) as image:
         width, height = image.size
         box = _box(width, height, chances)
         square = (preprocess.size, preprocess.size)

@@ -22,7 +22,7 @@ from edgeladder.runtime.cache.store import remove_working_folder, working_folder
 from edgeladder.runtime.pictures.dataset import Dataset, Picture
 from edgeladder.runtime.pictures.decode import EXACT_PIXELS
 from edgeladder.runtime.towers.class_run import ClassRun
-from edgeladder.runtime.towers.picture_run import PictureRun, Progress, spell_skipped
+from edgeladder.runtime.towers.picture_run import PictureGuard, PictureRun, Progress, spell_skipped
 from edgeladder.runtime.towers.runner import TowerSizes
 from edgeladder.runtime.towers.tokens import DEFAULT_TEMPLATES, class_prompts
 
@@ -38,6 +38,7 @@ class Wanted:
     test: Sequence[Picture]
     views: int = 0  # augmented ones, of training pictures only
     dtype: TapDtype = "fp16"
+    avoid: frozenset[str] = frozenset()  # paths that are passed over like unreadable pictures
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class PrecomputeSizes:
     image: TowerSizes = TowerSizes()
     text: TowerSizes = TowerSizes(group=512, batch=4)
     max_pixels: int = EXACT_PIXELS  # decoded in full; 4 bytes of memory each
+    picture_bytes: int | None = None  # of memory for decoding one; None: no limit
 
 
 @dataclass
@@ -90,11 +92,13 @@ def precompute(
     sizes: PrecomputeSizes = PrecomputeSizes(),
     progress: Progress | None = None,
     on_group: Callable[[], None] | None = None,
+    on_decode: Callable[[str], None] | None = None,
 ) -> PrecomputeResult:
     """Fill the cache with what these pictures and their classes need.
 
     Args:
         progress: told samples done, their number, and of what.
+        on_decode: told the path of each picture before it is decoded, and "" when a tower runs.
         on_group: called when a group's samples are on disk; an exception in it stops the work.
 
     Raises:
@@ -109,7 +113,8 @@ def precompute(
         texts = ClassRun(bundle, folder, dtype, sizes.text, workdir, on_group)
         text_keys = texts.run(class_prompts(dataset.names, templates), progress)
         between = time.perf_counter()
-        images = PictureRun(bundle, folder, dtype, sizes.image, sizes.max_pixels, workdir, on_group)
+        guard = PictureGuard(sizes.max_pixels, sizes.picture_bytes, wanted.avoid, on_decode)
+        images = PictureRun(bundle, folder, dtype, sizes.image, guard, workdir, on_group)
         pictures = [(picture, wanted.views) for picture in wanted.train]
         pictures += [(picture, 0) for picture in wanted.test]
         keys = images.run(pictures, dataset.source, progress)

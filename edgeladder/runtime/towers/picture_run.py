@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from edgeladder.core.errors import DataError
 from edgeladder.runtime.cache.layout import EMBEDDING, TapDtype
 from edgeladder.runtime.cache.store import ActivationCache, sample_key
 from edgeladder.runtime.pictures.dataset import Picture
-from edgeladder.runtime.pictures.decode import normalize
+from edgeladder.runtime.pictures.decode import EXACT_PIXELS, normalize
 from edgeladder.runtime.pictures.sources import UnreadableError
 from edgeladder.runtime.pictures.views import VERSION, view_square
 from edgeladder.runtime.towers.runner import TowerRunner, TowerSizes
@@ -33,6 +34,16 @@ def spell_skipped(skipped: list[dict[str, str]]) -> str:
     named = [f"{item['path']}: {item['reason']}" for item in skipped[:_NAMED]]
     more = len(skipped) - len(named)
     return "; ".join(named) + (f"; and {more} more" if more else "")
+
+
+@dataclass(frozen=True)
+class PictureGuard:
+    """What no picture may do to a run: take more memory than there is, or stop it twice."""
+
+    max_pixels: int = EXACT_PIXELS  # decoded in full
+    max_bytes: int | None = None  # of memory while one is decoded; None: no limit
+    avoid: frozenset[str] = frozenset()  # paths whose decoding ended a worker again and again
+    on_decode: Callable[[str], None] | None = None  # told the path before, and "" after them
 
 
 class _Squares:
@@ -63,7 +74,7 @@ class PictureRun:
         folder: Path,
         dtype: TapDtype,
         sizes: TowerSizes,
-        max_pixels: int,
+        guard: PictureGuard,
         workdir: Path,
         on_group: Callable[[], None] | None,
     ):
@@ -71,7 +82,8 @@ class PictureRun:
         self.new = self.reused = 0
         self._preprocess = bundle.manifest.preprocess
         self._sizes = sizes
-        self._max_pixels = max_pixels
+        self._guard = guard
+        self._decoding = False
         self._workdir = workdir
         self._on_group = on_group or (lambda: None)
         self._cache = ActivationCache.open(folder, bundle, "image", dtype, writable=True)
@@ -110,7 +122,9 @@ class PictureRun:
     def _one(self, picture: Picture, views: int) -> list[bytes]:
         """Hash, look up, decode what is missing."""
         try:
-            content = picture.read()
+            if picture.path in self._guard.avoid:
+                raise UnreadableError("memory ran out each time that it was decoded")
+            content = picture.read(self._guard.max_bytes)
             digest = hashlib.sha256(content).digest()
             keys = [sample_key(digest, view, VERSION) for view in range(views + 1)]
             missing = [
@@ -120,7 +134,14 @@ class PictureRun:
             ]
             # one view at a time: all of them would not fit
             for view in missing:
-                square = view_square(content, self._preprocess, view, max_pixels=self._max_pixels)
+                self._tell_decoding(picture.path)
+                square = view_square(
+                    content,
+                    self._preprocess,
+                    view,
+                    max_pixels=self._guard.max_pixels,
+                    max_bytes=self._guard.max_bytes,
+                )
                 self._add(keys[view], square)
         except UnreadableError as error:
             self.skipped.append({"path": picture.path, "reason": str(error)})
@@ -129,6 +150,11 @@ class PictureRun:
         self.reused += len(keys) - len(missing)
         self._tick(len(keys) - len(missing), picture.path)
         return keys
+
+    def _tell_decoding(self, path: str) -> None:
+        if self._guard.on_decode is not None and (path or self._decoding):
+            self._guard.on_decode(path)
+        self._decoding = bool(path)
 
     def _add(self, key: bytes, square: np.ndarray) -> None:
         if self._group is None:
@@ -141,6 +167,7 @@ class PictureRun:
     def _run_group(self) -> None:
         if self._group is None:
             return
+        self._tell_decoding("")
         keys = self._group_keys
 
         def sink(start: int, outputs: dict[str, np.ndarray]) -> None:
