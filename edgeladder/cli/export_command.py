@@ -40,7 +40,9 @@ def export(
     ] = "fp32",
     calibration: Annotated[
         Path | None,
-        typer.Option("--calibration", help="Labelled pictures for ladder.initialize: fisher."),
+        typer.Option(
+            "--calibration", help="Labelled pictures for ladder.initialize: fisher or directions."
+        ),
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder or .tar to write.")] = options.BUNDLE,
     as_json: options.Json = False,

@@ -76,7 +76,7 @@ class LadderConfig(Strict):
     fuse: Literal["gate", "sum"] = "gate"  # LST's gate, or plain addition
     aggregate: Literal["last", "unipt", "sherl"] = "last"
     project: bool = False  # ProLIP-style anchored change of CLIP's own image projection
-    initialize: Literal["importance", "fisher", "random"] = "importance"
+    initialize: Literal["importance", "fisher", "directions", "random"] = "importance"
     # how text channels enter a shared trunk that was cut from image blocks
     align: Literal["select", "semi_orthogonal", "match", "procrustes", "ridge"] = "select"
     first: Literal["tap", "gated"] = "tap"  # a side's first state: its tap, or LST's gate times it

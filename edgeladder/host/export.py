@@ -24,9 +24,10 @@ from edgeladder.host.compile.artifact import write_ladder
 from edgeladder.host.compile.gate import GateReport, check_ladder
 from edgeladder.host.compile.segments import check_segments, write_segments
 from edgeladder.host.model.backbone import Backbone, load_backbone, resolve_taps
-from edgeladder.host.model.fisher import Importance, calibrate
-from edgeladder.host.model.initialize import TEXTS, initialize
+from edgeladder.host.model.fisher import Importance, fisher, read_calibration
+from edgeladder.host.model.initialize import Probes, initialize
 from edgeladder.host.model.ladder import Ladder
+from edgeladder.host.model.probe import TEXTS
 from edgeladder.host.model.tokenizer import write_tokenizer
 from edgeladder.runtime.towers.tokens import Tokenizer
 
@@ -47,7 +48,7 @@ class ExportOptions:
         engine: `auto` adds onnxruntime-training's artifacts where that is installed, `all` and
             `ort-training` insist on them, `stock` leaves them out. Stock graphs are always there.
         dtype: of the backbone's weights on disk: `fp32`, `fp16` or `int8`.
-        calibration: labelled pictures, where the profile says `ladder.initialize: fisher`.
+        calibration: labelled pictures, for `ladder.initialize: fisher`, and if wanted `directions`.
     """
 
     classes: Sequence[str] = ()
@@ -69,15 +70,15 @@ class ExportOptions:
                 raise ConfigError(
                     f"{value!r} is not one of {', '.join(known)}", where=option, remedy="choose one"
                 )
-        fisher = profile.ladder.initialize == "fisher"
-        if fisher != (self.calibration is not None):
+        kind, given = profile.ladder.initialize, self.calibration is not None
+        if (kind == "fisher" and not given) or (given and kind not in ("fisher", "directions")):
             raise ConfigError(
                 "ladder.initialize: fisher needs pictures to measure on"
-                if fisher
+                if kind == "fisher"
                 else f"ladder.initialize: {profile.ladder.initialize} uses no calibration pictures",
                 where="--calibration",
                 remedy="give a folder of class/picture with --calibration"
-                if fisher
+                if kind == "fisher"
                 else "leave --calibration out, or add --set ladder.initialize=fisher",
             )
 
@@ -137,13 +138,16 @@ def _fill(
 ) -> GateReport:
     towers = _towers(folder, backbone, profile, options.dtype, progress)
     tokenizer = write_tokenizer(backbone, folder)
-    words, importance = Tokenizer.from_record(tokenizer, folder), None
+    words, importance, pixels = Tokenizer.from_record(tokenizer, folder), None, None
     if options.calibration is not None:
-        progress("Fisher information")
-        importance = calibrate(backbone, options.calibration, words)
-    texts = torch.from_numpy(words.encode(list(TEXTS)))
+        calibration = read_calibration(backbone, options.calibration, words)
+        pixels = calibration.pixels
+        if profile.ladder.initialize == "fisher":
+            progress("Fisher information")
+            importance = fisher(backbone, pixels, calibration.labels, calibration.tokens)
+    probes = Probes(torch.from_numpy(words.encode(list(TEXTS))), pixels)
     ladder = build_ladder(
-        *(backbone, profile, towers["image"], towers["text"]), importance=importance, texts=texts
+        *(backbone, profile, towers["image"], towers["text"]), importance=importance, probes=probes
     )
     record = write_ladder(
         ladder,
@@ -206,7 +210,7 @@ def build_ladder(
     text: TowerRecord,
     *,
     importance: Importance | None = None,
-    texts: torch.Tensor | None = None,
+    probes: Probes | None = None,
 ) -> Ladder:
     """The ladder of a profile on a backbone's taps, initialised; see `initialize`.
 
@@ -229,7 +233,7 @@ def build_ladder(
     torch.manual_seed(profile.train.seed)
     width = _pre_width(image)
     ladder = Ladder(profile.ladder, image.taps, text.taps, backbone.embedding_dim, width)
-    initialize(ladder, backbone, importance=importance, texts=texts)
+    initialize(ladder, backbone, importance=importance, probes=probes)
     ladder.copy_attention()
     ladder.eval()
     return ladder

@@ -68,7 +68,14 @@ IMPORTANCE: dict[str, list[str]] = {
     "random, gated": ["ladder.initialize=random", "ladder.first=gated"],
     "random, not shared": ["ladder.initialize=random", "ladder.share=none"],
     "magnitude, not shared": ["ladder.share=none"],
+    "directions": ["ladder.initialize=directions"],
+    "directions of pictures": ["ladder.initialize=directions"],
+    "directions, text procrustes": ["ladder.initialize=directions", "ladder.align=procrustes"],
+    "directions, text ridge": ["ladder.initialize=directions", "ladder.align=ridge"],
+    "directions, gated": ["ladder.initialize=directions", "ladder.first=gated"],
+    "directions, not shared": ["ladder.initialize=directions", "ladder.share=none"],
 }
+CALIBRATED = ("Fisher", "directions of pictures")  # rows that look at pictures
 _BEFORE = ["ladder.align=select", "ladder.first=tap"]
 GROUPS = {"methods": HOST, "importance": {k: [*_BEFORE, *v] for k, v in IMPORTANCE.items()}}
 # name of the row: --set of `edgeladder train`, on any bundle with masks
@@ -93,7 +100,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--group", choices=list(GROUPS), default="methods")
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="A.B=C")
-    parser.add_argument("--calibration", type=Path, help="pictures for the row Fisher")
+    parser.add_argument("--calibration", type=Path, help="pictures for the rows that look at some")
     parser.add_argument("--only", nargs="+", metavar="ROW", help="some rows of the group")
     arguments = parser.parse_args()
     rows = GROUPS[arguments.group]
@@ -107,8 +114,7 @@ def main() -> None:
         folder = arguments.out / name
         if not folder.exists():
             profile = load_profile(arguments.profile, [*arguments.settings, *rows[name]])
-            fisher = profile.ladder.initialize == "fisher"
-            calibration = arguments.calibration if fisher else None
+            calibration = arguments.calibration if name in CALIBRATED else None
             export(
                 *(arguments.model, arguments.pretrained, profile),
                 ExportOptions(engine="stock", dtype=arguments.dtype, calibration=calibration),

@@ -27,44 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from edgeladder.core.config import TapConfig
-from edgeladder.host.model.frozen_tower import Tower
-
 _RIDGE = 0.01  # l, in units of the mean of A^T A's diagonal
-_PROBES = 4  # inputs around which a tower's last part is taken as linear
-
-
-def readout(tower: Tower, batch: Tensor) -> Tensor:
-    """How the mean unit embedding changes with the last hidden state, all tokens moved alike.
-
-    Args:
-        batch: (n, 3, S, S) pixels or (n, context) tokens.
-
-    Returns:
-        (D, W).
-    """
-    *before, last = tower.pieces([], TapConfig())
-    values: dict[str, Tensor] = {tower.source: batch}
-    with torch.no_grad():
-        for piece in before:
-            found = piece(*[values[name] for name in piece.inputs])
-            values |= dict(zip(piece.outputs, found, strict=True))
-    hidden, *more = [values[name] for name in last.inputs]
-
-    def embedded(moved: Tensor) -> Tensor:
-        return functional.normalize(last(hidden + moved, *more)[0], dim=-1).mean(0)
-
-    with torch.enable_grad():
-        found = torch.autograd.functional.jacobian(embedded, torch.zeros(hidden.shape[-1]))
-    slope: Tensor = found
-    return slope
-
-
-def noise(tower: Tower, generator: torch.Generator) -> Tensor:
-    """Pictures of coarse noise, (4, 3, S, S), as normalised pictures spread."""
-    coarse = torch.randn(_PROBES, 3, 8, 8, generator=generator)
-    size = (tower.size, tower.size)
-    return functional.interpolate(coarse, size, mode="bilinear", align_corners=False)
 
 
 def align(kind: str, image: Tensor, text: Tensor) -> Tensor:

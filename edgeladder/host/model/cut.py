@@ -25,7 +25,7 @@ from torch import Tensor
 
 from edgeladder.host.model.rung import Rung
 
-_QUICK_GELU = 1.702  # GELU(x) ~ x sigmoid(1.702 x)
+QUICK_GELU = 1.702  # GELU(x) ~ x sigmoid(1.702 x)
 
 Block = dict[str, Any]  # weights by role, as `Tower.block_weights` gives them
 
@@ -116,8 +116,8 @@ def cut(rung: Rung, block: Block, kept: Tensor) -> None:
     rung.out.copy_(out)
     rung.out_bias.copy_(block["out_bias"][kept] + value_bias @ out)  # attention's rows sum to 1
     up, up_bias = reads(block["fc1_weight"][best], block["fc1_bias"][best], "ln2")
-    rung.up.copy_(up * _QUICK_GELU)
-    rung.up_bias.copy_(up_bias * _QUICK_GELU)
+    rung.up.copy_(up * QUICK_GELU)
+    rung.up_bias.copy_(up_bias * QUICK_GELU)
     back = block["fc2_weight"][kept][:, best].T * _compensation(units, hidden)
-    rung.down.copy_(back / _QUICK_GELU)
+    rung.down.copy_(back / QUICK_GELU)
     rung.down_bias.copy_(block["fc2_bias"][kept])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,17 @@ _WEIGHTS = ("qkv", "fc1")  # what reads the residual stream
 Importance = dict[tuple[str, int], dict[str, Tensor]]  # (side, block) -> role -> like its weight
 
 
-def calibrate(backbone: Backbone, data: Path, tokenizer: Tokenizer) -> Importance:
-    """Fisher information on an image folder (or .zip, or CSV) of labelled pictures.
+@dataclass(frozen=True)
+class Calibration:
+    """Labelled pictures that the towers are measured on."""
+
+    pixels: Tensor  # (n, 3, S, S), normalised
+    labels: Tensor  # (n,) rows of `tokens`
+    tokens: Tensor  # (C, context), one prompt per class
+
+
+def read_calibration(backbone: Backbone, data: Path, tokenizer: Tokenizer) -> Calibration:
+    """At most 64 pictures of an image folder (or .zip, or CSV), classes in turn.
 
     Raises:
         DataError: fewer than two classes, or no picture that can be read.
@@ -62,9 +72,7 @@ def calibrate(backbone: Backbone, data: Path, tokenizer: Tokenizer) -> Importanc
     prompts = class_prompts([dataset.names[k] for k in classes], dataset.templates)
     tokens = tokenizer.encode([texts[0] for texts in prompts])
     pixels = normalize(np.stack(squares), backbone.preprocess)
-    return fisher(
-        backbone, torch.from_numpy(pixels), torch.tensor(labels), torch.from_numpy(tokens)
-    )
+    return Calibration(torch.from_numpy(pixels), torch.tensor(labels), torch.from_numpy(tokens))
 
 
 def fisher(backbone: Backbone, pixels: Tensor, labels: Tensor, tokens: Tensor) -> Importance:

@@ -1,28 +1,60 @@
 """Importance initialisation: rungs begin as CLIP's own blocks, cut to the ladder's width.
 
-After LST (Sung et al., arXiv:2206.06522): keep the channels that matter, cut every weight by the
-same indices. Ours: whole heads are kept together; `down` begins as the selection of the kept
-channels, so that the cut blocks receive the coordinates they were trained on. What a block becomes
-is in `cut.py`; what a text enters a trunk of image blocks as, in `align.py`.
+`importance` and `fisher`, after LST (Sung et al., arXiv:2206.06522): keep the channels that matter,
+cut every weight by the same indices (`cut.py`). `directions`: keep the principal directions of the
+residual stream in place of channels (`directions.py`). `down` begins as the map into what is kept,
+so that rungs receive the coordinates that their weights read. What a text enters a trunk of image
+blocks as is in `align.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from edgeladder.host.model.align import align, noise, readout
+from edgeladder.host.model.align import align
 from edgeladder.host.model.backbone import Backbone
 from edgeladder.host.model.cut import Block, cut, kept_channels
+from edgeladder.host.model.directions import basis, cut_directions, gram
 from edgeladder.host.model.fisher import Importance
 from edgeladder.host.model.ladder import Down, Ladder
+from edgeladder.host.model.probe import noise, readout, residual_tokens, run
 from edgeladder.host.model.rung import Rung
 
 _SIDES = ("image", "text")
-# what the text tower is taken as linear around, where an alignment asks for it
-TEXTS = ("a photo of a dog.", "a photo of a chair.", "a photo of a forest.", "a photo of a bowl.")
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Inputs on which the towers are looked at.
+
+    Args:
+        texts: (n, context) tokens of `probe.TEXTS` or the like.
+        pixels: (n, 3, S, S), normalised pictures; None takes noise.
+    """
+
+    texts: Tensor
+    pixels: Tensor | None = None
+
+    def of(self, backbone: Backbone, side: str) -> Tensor:
+        """The batch for a side's tower."""
+        if side == "text":
+            return self.texts
+        if self.pixels is not None:
+            return self.pixels
+        return noise(backbone.image, torch.Generator().manual_seed(0))
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What a side's rungs keep of its residual stream."""
+
+    into: Tensor  # (W, w): what `down` begins as
+    cut: Callable[[Rung, Block], None]
 
 
 def initialize(
@@ -30,14 +62,14 @@ def initialize(
     backbone: Backbone,
     *,
     importance: Importance | None = None,
-    texts: Tensor | None = None,
+    probes: Probes | None = None,
 ) -> int:
     """Initialise rungs and taps from the backbone's blocks, images' where the trunk is shared.
 
     Args:
         importance: of the weights that read the residual stream, e.g. their empirical Fisher
             information; None takes their magnitude.
-        texts: (n, context) tokens of `TEXTS` or the like; read where `ladder.align` needs them.
+        probes: read by `directions` and by alignments.
 
     Returns:
         Rungs that were initialised; 0 where the towers have no transformer blocks.
@@ -45,24 +77,47 @@ def initialize(
     if ladder.config.initialize == "random":
         return 0
     generator = torch.Generator().manual_seed(0)
-    trunk: Tensor | None = None  # the image's channels that a shared trunk was cut to
+    trunk: Tensor | None = None  # what a shared trunk keeps of the image's residual stream
     count = 0
     with torch.no_grad():
         for which in range(len(_SIDES)):
             blocks = _blocks(ladder, backbone, which, importance)
             if trunk is not None and ladder.config.align != "select":
-                _enter(ladder, backbone, trunk, texts, generator)
+                _enter(ladder, backbone, trunk, probes, generator)
             elif blocks is None:
                 _semi_orthogonal(_down(ladder, which), generator)
             else:
-                kept = kept_channels(blocks, ladder.config.width)
-                _select(_down(ladder, which), kept)
+                kept = _kept(ladder, backbone, which, blocks, probes)
+                _fill(_down(ladder, which), kept.into)
                 rungs = _rungs(ladder, which)
                 for rung, block in zip(rungs, blocks if rungs else (), strict=True):
-                    cut(rung, block, kept)
+                    kept.cut(rung, block)
                 count += len(rungs)
-                trunk = kept if ladder.shared and which == 0 else None
+                trunk = kept.into if ladder.shared and which == 0 else None
     return count
+
+
+def _kept(
+    ladder: Ladder, backbone: Backbone, which: int, blocks: list[Block], probes: Probes | None
+) -> _Kept:
+    """Principal directions where they are asked for and there are enough; else channels."""
+    width, full = ladder.config.width, len(blocks[0]["ln1_weight"])
+    if ladder.config.initialize == "directions" and width <= full:
+        side = _SIDES[which]
+        values = run(backbone.tower(side), _given(probes, "directions").of(backbone, side))
+        tokens = [residual_tokens(values, tap.block) for tap in ladder.sides[which].taps]
+        directions, share = basis(gram(tokens, blocks), width)
+        return _Kept(directions, partial(cut_directions, directions=directions, share=share))
+    channels = kept_channels(blocks, width)
+    selection = torch.zeros(full, width)
+    selection[channels, torch.arange(width)] = 1.0
+    return _Kept(selection, partial(cut, kept=channels))
+
+
+def _given(probes: Probes | None, what: str) -> Probes:
+    if probes is None:
+        raise ValueError(f"{what} needs probes of the towers")
+    return probes
 
 
 def _down(ladder: Ladder, which: int) -> Down:
@@ -97,28 +152,23 @@ def _enter(
     ladder: Ladder,
     backbone: Backbone,
     trunk: Tensor,
-    texts: Tensor | None,
+    probes: Probes | None,
     generator: torch.Generator,
 ) -> None:
-    """The text's taps into a trunk of the image's channels `trunk` (w,), by `ladder.align`."""
-    kind, down = ladder.config.align, ladder.text_down
+    """The text's taps into a trunk that keeps `trunk` (W_i, w) of images, by `ladder.align`."""
+    kind = ladder.config.align
     if kind == "semi_orthogonal":
-        _semi_orthogonal(down, generator)
+        _semi_orthogonal(ladder.text_down, generator)
         return
-    if texts is None:
-        raise ValueError(f"align {kind} needs the tokens of some texts")
-    image = readout(backbone.image, noise(backbone.image, generator))
-    made = align(kind, image[:, trunk], readout(backbone.text, texts))
-    for weight, bias in zip(down.weights, down.bias, strict=True):
-        weight.copy_(made.expand_as(weight))
-        bias.zero_()
+    given = _given(probes, f"align {kind}")
+    image, text = (readout(backbone.tower(s), given.of(backbone, s)) for s in _SIDES)
+    _fill(ladder.text_down, align(kind, image @ trunk, text))
 
 
-def _select(down: Down, kept: Tensor) -> None:
-    """Channels `kept` (w,) as they are."""
+def _fill(down: Down, into: Tensor) -> None:
+    """All taps by one map (W, w)."""
     for weight, bias in zip(down.weights, down.bias, strict=True):
-        weight.zero_()
-        weight[:, kept, torch.arange(len(kept))] = 1.0
+        weight.copy_(into.expand_as(weight))
         bias.zero_()
 
 

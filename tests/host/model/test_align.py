@@ -8,10 +8,11 @@ from torch.nn import functional
 
 from edgeladder.core.config import LadderConfig, TapConfig
 from edgeladder.core.records import from_json
-from edgeladder.host.model.align import align, noise, readout
+from edgeladder.host.model.align import align
 from edgeladder.host.model.backbone import resolve_taps
-from edgeladder.host.model.initialize import initialize
+from edgeladder.host.model.initialize import Probes, initialize
 from edgeladder.host.model.ladder import Ladder
+from edgeladder.host.model.probe import noise, readout
 from tests.host.model.small_models import CONTEXT, WORDS, small_backbone
 
 KINDS = ("match", "procrustes", "ridge")
@@ -102,7 +103,7 @@ def test_ridge_gives_the_coordinates_that_give_the_texts_embedding():
 def test_each_alignment_is_the_texts_map_alone(backbone, texts, kind):
     plain, ladder = build(backbone), build(backbone, align=kind)
     initialize(plain, backbone)
-    assert initialize(ladder, backbone, texts=texts) == 2
+    assert initialize(ladder, backbone, probes=Probes(texts)) == 2
     changed = {
         name
         for name, value in ladder.state_dict().items()

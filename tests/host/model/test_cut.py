@@ -14,6 +14,7 @@ from edgeladder.core.config import LadderConfig
 from edgeladder.core.records import from_json
 from edgeladder.host.model.clip_towers import clip_block_weights
 from edgeladder.host.model.cut import cut, kept_channels
+from edgeladder.host.model.directions import basis, cut_directions, gram
 from edgeladder.host.model.prompts import build_prompts
 from edgeladder.host.model.rung import Rung
 from edgeladder.host.model.timm_towers import timm_block_weights
@@ -46,11 +47,24 @@ def detached(value):
 
 def rung_of(weights, width, heads, hidden):
     """A rung cut from a block, and the channels it kept."""
+    rung, climb = empty_rung(width, heads, hidden)
+    kept = kept_channels([weights], width)
+    cut(rung, weights, kept)
+    return climb, kept
+
+
+def turned_rung(weights, width, heads, hidden):
+    """A rung in a block's principal directions of a sample, and those (W, w)."""
+    rung, climb = empty_rung(width, heads, hidden)
+    directions, share = basis(gram([sample(WIDTH).reshape(-1, WIDTH)], [weights]), width)
+    cut_directions(rung, weights, directions, share)
+    return climb, directions
+
+
+def empty_rung(width, heads, hidden):
     values = {"width": width, "heads": heads, "hidden": hidden, "prompts": {"kind": "none"}}
     config = from_json(LadderConfig, values)
     rung = Rung(config, fused=False).requires_grad_(False)
-    kept = kept_channels([weights], width)
-    cut(rung, weights, kept)
     prompts = build_prompts(config, 1).prepare([], 1).of(0)
 
     def climb(x):
@@ -58,7 +72,7 @@ def rung_of(weights, width, heads, hidden):
         out = rung(None, rows, [TOKENS], [SAMPLES], prompts)
         return out.reshape(TOKENS, SAMPLES, width).transpose(0, 1)
 
-    return climb, kept
+    return rung, climb
 
 
 def sample(width):
@@ -161,3 +175,67 @@ def test_blocks_of_another_make_are_left_alone():
     normed = Block(WIDTH, HEADS, qk_norm=True)
     assert timm_block_weights(normed) is None
     assert timm_block_weights(Block(WIDTH, HEADS, qkv_bias=False)) is not None
+
+
+@pytest.mark.parametrize("make", ["open_clip", "timm"])
+@pytest.mark.parametrize("hidden", [4, 5])
+def test_a_rung_of_full_width_in_directions_is_its_block_turned(make, hidden):
+    block, weights = block_of(make)
+    climb, directions = turned_rung(weights, WIDTH, HEADS, hidden)
+    torch.testing.assert_close(directions.T @ directions, torch.eye(WIDTH), rtol=0, atol=1e-5)
+    x = sample(WIDTH)
+    expected = block(x) @ directions
+    torch.testing.assert_close(climb(x @ directions), expected, rtol=CLOSE, atol=3e-5)
+
+
+def test_directions_keep_what_lies_in_them():
+    """A stream of rank 7 beside its mean passes a rung of width 8 as through the whole block."""
+    block, weights = block_of("open_clip")
+    generator = torch.Generator().manual_seed(1)
+    spread = torch.randn(7, WIDTH, generator=generator)
+    x = torch.randn(SAMPLES, TOKENS, 7, generator=generator) @ spread + 0.3
+    directions, share = basis(gram([x.reshape(-1, WIDTH)], []), 8)
+    assert share == pytest.approx(1.0, abs=1e-4)
+    torch.testing.assert_close(x @ directions @ directions.T, x, rtol=0, atol=1e-4)
+    normed = functional.layer_norm(x, (WIDTH,))
+    again = functional.layer_norm(x @ directions, (8,)) * math.sqrt(WIDTH / 8) @ directions.T
+    torch.testing.assert_close(again, normed, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("width", [16, 8])
+def test_directions_lose_less_of_a_block_than_channels(width):
+    """On a stream that lies mostly in a few directions, as those of trained towers do."""
+    block, weights = block_of("open_clip")
+    generator = torch.Generator().manual_seed(1)
+    turn = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=generator))[0]
+    x = torch.randn(SAMPLES, TOKENS, WIDTH, generator=generator) * 0.8 ** torch.arange(WIDTH)
+    x = 3 * x @ turn
+
+    def missed(climb, into):
+        step = (block(x) - x) @ into
+        return float((climb(x @ into) - x @ into - step).norm() / step.norm())
+
+    rung, turned = empty_rung(width, 4, 4)
+    directions, share = basis(gram([x.reshape(-1, WIDTH)], [weights]), width)
+    cut_directions(rung, weights, directions, share)
+    climb, kept = rung_of(weights, width, 4, 4)
+    assert missed(turned, directions) < 0.9 * missed(climb, torch.eye(WIDTH)[:, kept])
+
+
+def test_a_head_is_the_best_one_of_its_rank():
+    _, weights = block_of("open_clip")
+    rung, _ = empty_rung(16, 8, 4)  # heads of 2 from heads of 8, each twice
+    directions, share = basis(gram([sample(WIDTH).reshape(-1, WIDTH)], [weights]), 16)
+    cut_directions(rung, weights, directions, share)
+    gain = math.sqrt(share * WIDTH / 16)
+    parts = [w * weights["ln1_weight"] @ directions * gain for w in weights["qkv_weight"].split(32)]
+    moved = []
+    for head in range(HEADS):
+        mine = slice(8 * head, 8 * head + 8)
+        full = parts[2][mine].T @ (weights["out_weight"].T @ directions)[mine]
+        u, s, v = torch.linalg.svd(full)
+        moved.append((u[:, :4] * s[:4]) @ v[:4])
+    found = sum(
+        rung.key_value[:, 16 + 2 * k : 18 + 2 * k] @ rung.out[2 * k : 2 * k + 2] for k in range(8)
+    )
+    torch.testing.assert_close(found, sum(moved), rtol=1e-4, atol=1e-4)
