@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
+import itertools
 import sys
 import time
 from dataclasses import replace
@@ -65,8 +66,8 @@ def run(arguments: argparse.Namespace) -> list[Row]:
     arguments.only_ladders, arguments.device_rows = True, None
     ladders = open_ladders(arguments, bundle)
     rows: list[Row] = load(arguments.out)
-    for data in arguments.data:
-        pool = load_pool(
+    pools = [
+        load_pool(
             bundle,
             hold_out(data, arguments.validation_per_class),
             arguments.cache,
@@ -74,19 +75,21 @@ def run(arguments: argparse.Namespace) -> list[Row]:
             seeds=arguments.seeds,
             test_per_class=arguments.test_per_class,
         )
-        for shots in arguments.shots:
-            for seed in range(arguments.seeds):
-                task, done = pool.task(shots, seed), {tuple(map(str, _key(row))) for row in rows}
-                for name, (opened, profile) in ladders.items():
-                    if (pool.name, str(shots), str(seed), name) in done:
-                        continue
-                    started = time.perf_counter()
-                    found = judge(pool, train_ladder(task, opened, profile)[0])
-                    seconds = round(time.perf_counter() - started, 3)
-                    for part, accuracy in found.items():
-                        values = (pool.name, shots, seed, name, part, round(accuracy, 6), seconds)
-                        rows.append(dict(zip(_FIELDS, values, strict=True)))
-                    save(arguments.out, rows)
+        for data in arguments.data
+    ]
+    # seeds last: what is interrupted has compared all ladders on all data
+    for seed, shots, pool in itertools.product(range(arguments.seeds), arguments.shots, pools):
+        task, done = pool.task(shots, seed), {tuple(map(str, _key(row))) for row in rows}
+        for name, (opened, profile) in ladders.items():
+            if (pool.name, str(shots), str(seed), name) in done:
+                continue
+            started = time.perf_counter()
+            found = judge(pool, train_ladder(task, opened, profile)[0])
+            seconds = round(time.perf_counter() - started, 3)
+            for part, accuracy in found.items():
+                values = (pool.name, shots, seed, name, part, round(accuracy, 6), seconds)
+                rows.append(dict(zip(_FIELDS, values, strict=True)))
+            save(arguments.out, rows)
     return rows
 
 
