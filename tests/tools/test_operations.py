@@ -68,4 +68,12 @@ def test_what_prompts_add_to_a_picture():
 def test_prompts_as_rows_are_a_longer_block():
     down = 2 * 12 * 8  # of a token: what projects the taps is no part of the rungs
     base, longer = (operations.cost(ladder("none", 1, tokens)).forward for tokens in (3, 3 + 5))
-    assert (longer - base).products == operations.rows(ladder("none", 1), 5) + 5 * down
+    assert (longer - base).products == operations.as_rows(ladder("none", 1), 5) + 5 * down
+
+
+def test_prompts_in_a_block_of_a_backbone():
+    """Two prompts in a block of three tokens and width 4: 12 d^2 a row; 25 scores for 9, twice."""
+    deep, diffused = 2 * 12 * 16 + 2 * 4 * (25 - 9), 2 * 3 * 2 * 4
+    assert operations.rows(3, 4, 16, 2) == deep
+    line = operations.in_a_block(3, 4, [2])[-1]
+    assert line == f"| 2 | +{deep} | +{diffused} | {100 * (diffused / deep - 1):.1f} % |"

@@ -11,7 +11,7 @@ the prompts, is once a batch and stands apart. Training is forward and backward 
 
 `rows` is what prompts would add as rows of the rung's block, as VPT-deep has them in the backbone:
 they pass through all of its products, and every token attends to them. In the ladder token prompts
-are keys and values alone.
+are keys and values alone. `--block TOKENS WIDTH` compares rows and diffusion in a backbone's block.
 """
 
 from __future__ import annotations
@@ -82,13 +82,28 @@ def per_picture(graph: Graph) -> tuple[Count, Count]:
     return two - one, one + one - two
 
 
-def rows(ladder: Ladder, length: int) -> int:
-    """Multiply-adds of `length` prompts as rows of every rung, for one picture."""
-    config, tokens = ladder.config, ladder.image.tokens
+def rows(tokens: int, width: int, hidden: int, length: int) -> int:
+    """Multiply-adds of `length` prompts as further rows of a transformer block."""
+    own = 4 * width**2 + 2 * width * hidden  # query, key, value, out; feed-forward
+    attended = 2 * width * ((tokens + length) ** 2 - tokens**2)
+    return length * own + attended
+
+
+def as_rows(ladder: Ladder, length: int) -> int:
+    """The same for every rung, for one picture."""
+    config = ladder.config
     hidden = int(config.width * config.hidden)
-    own = 4 * config.width**2 + 2 * config.width * hidden  # query, key, value, out; feed-forward
-    attended = 2 * config.width * ((tokens + length) ** 2 - tokens**2)
-    return len(ladder.image.taps) * (length * own + attended)
+    return len(ladder.image.taps) * rows(ladder.image.tokens, config.width, hidden, length)
+
+
+def in_a_block(tokens: int, width: int, lengths: list[int]) -> list[str]:
+    """Deep prompts against diffusion in a block of a backbone, hidden width four times its own."""
+    lines = ["| prompts in a block | rows | diffusion | less |", "|---|---|---|---|"]
+    for length in lengths:
+        deep, diffused = rows(tokens, width, 4 * width, length), 2 * tokens * length * width
+        less = f"{100 * (diffused / deep - 1):.1f} %"
+        lines.append(f"| {length} | +{deep:,} | +{diffused:,} | {less} |")
+    return lines
 
 
 def build(manifest: Manifest, kind: Kind, length: int) -> Ladder:
@@ -141,18 +156,23 @@ def table(manifest: Manifest, lengths: list[int]) -> list[str]:
                 f"| +{training.products:,} | +{training.others:,} "
                 f"| {100 * (more.products / token - 1):+.0f} % |"
             )
-        as_rows = rows(bare, length)
-        share = f"{100 * (as_rows / token - 1):+.0f} %"
-        lines.append(f"| {length} rows | +{as_rows:,} | | | | | {share} |")
+        deep = as_rows(bare, length)
+        share = f"{100 * (deep / token - 1):+.0f} %"
+        lines.append(f"| {length} rows | +{deep:,} | | | | | {share} |")
     return lines
 
 
 def main() -> None:
     """A table for each bundle."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--bundle", type=Path, nargs="+", required=True)
+    parser.add_argument("--bundle", type=Path, nargs="+", default=[])
     parser.add_argument("--prompts", type=int, nargs="+", default=[4, 16, 64])
+    words = ("TOKENS", "WIDTH")
+    parser.add_argument("--block", type=int, nargs=2, metavar=words, help="of a backbone, too")
     arguments = parser.parse_args()
+    if arguments.block:
+        tokens, width = arguments.block
+        print("\n".join(in_a_block(tokens, width, arguments.prompts)), flush=True)
     for folder in arguments.bundle:
         manifest = Bundle.open(folder).manifest
         ladder = manifest.profile.ladder
