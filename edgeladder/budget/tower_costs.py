@@ -14,6 +14,7 @@ from typing import Any
 from edgeladder.budget.costs import COSTS
 from edgeladder.budget.policy import EXACT_PIXELS, FEWEST_PIXELS, GROUP, TOWER_BATCHES
 from edgeladder.budget.workload import Workload, phase_of
+from edgeladder.core.manifest import rows_at_once
 from edgeladder.core.plan import MachineBaseline, PhasePlan
 
 
@@ -69,14 +70,14 @@ def _phase(
 
 
 def hidden_bytes(manifest: Any) -> int:
-    """Disk of one sample between segments: what goes in and what comes out, both in fp16."""
+    """Disk of one sample between segments: what goes in and what comes out, as it is."""
 
     def most(tower: Any) -> int:
         sizes = [
-            sum(2 * _count(item.shape) for item in [*segment.inputs, *segment.outputs])
+            sum(4 * _count(item.shape) for item in [*segment.inputs, *segment.outputs])
             for segment in tower.segments[1:]
         ]
-        taps = sum(2 * int(tap.tokens * tap.width) for tap in tower.taps)
+        taps = sum(4 * int(tap.tokens * tap.width) for tap in tower.taps)
         return max(sizes, default=0) + taps
 
     return max(most(manifest.image), most(manifest.text))
@@ -103,7 +104,8 @@ def tower_bytes(tower: Any, batch: int, whole: bool, pixels: float | None) -> fl
             # the token table is mapped and only the rows in use are read
             weight, copies = COSTS.token_table * weight, 1.0
         opening = max(opening, (copies - 1) * weight + (0 if whole else weight))
-        activation = COSTS.activation * batch * segment.activation_bytes
+        rows = rows_at_once(tower, segment, batch)
+        activation = COSTS.activation * rows * segment.activation_bytes
         if index == 0:
             activation += pixels or 0
         running = max(running, activation + (0 if whole else weight))

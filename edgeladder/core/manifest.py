@@ -91,6 +91,18 @@ class TowerRecord:
     # activation cache goes by the files instead (`Bundle.tower_key`)
 
 
+def rows_at_once(tower: TowerRecord, segment: SegmentRecord, samples: int) -> int:
+    """Rows that a segment is run on for so many samples: two at least where it gives embeddings.
+
+    There one sample is one row of a matrix product, and a single row is multiplied by a routine of
+    its own, whose sums may differ in the last bit. What a picture gives must depend neither on the
+    batch that a budget allows nor on how many pictures came before it.
+    """
+    embeddings = (tower.embedding, tower.embedding_pre)
+    gives = any(item.name in embeddings for item in segment.outputs)
+    return max(samples, 2) if gives else samples
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelRecord:
     """The frozen model and where it comes from."""

@@ -22,5 +22,4 @@ def deploy(order: InferenceOrder, control: Control) -> tuple[Outcome, Deployment
         order,
         control,
         lambda classifier: write_model(classifier, Path(request.out), dtype),
-        float16=False,  # the file computes in fp32, and is compared to 1e-4
     )

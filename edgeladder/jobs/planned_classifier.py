@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -36,16 +35,9 @@ class _LeaveError(Exception):
 
 
 def with_classifier(
-    order: InferenceOrder,
-    control: Control,
-    work: Callable[[Classifier], Result],
-    *,
-    float16: bool = True,
+    order: InferenceOrder, control: Control, work: Callable[[Classifier], Result]
 ) -> tuple[Outcome, Result | None]:
     """Plan, open the classifier with the plan's sizes, and work.
-
-    Args:
-        float16: streamed hidden states may wait so.
 
     Raises:
         BudgetError: nothing fits; the smallest budget that would is named.
@@ -69,9 +61,7 @@ def with_classifier(
                 raise _LeaveError("stop" if told == "stop" else "restart")
 
     try:
-        with Classifier(
-            run, replace(sizes, float16=float16), threads=request.threads, on_batch=obey
-        ) as classifier:
+        with Classifier(run, sizes, threads=request.threads, on_batch=obey) as classifier:
             return "done", work(classifier)
     except _LeaveError as leave:
         return leave.outcome, None

@@ -42,11 +42,7 @@ OnBatch = Callable[[float], None]
 
 @dataclass(frozen=True)
 class InferenceSizes:
-    """How much of a run is in memory at a time.
-
-    Results depend on it by no more than hidden states in fp16 (streamed) and the rounding of
-    another batch.
-    """
+    """How much of a run is in memory at a time; the towers' activations do not depend on it."""
 
     whole: bool = True  # the image tower: all segments open at once, else one at a time
     batch: int = 4  # pictures or prompts in a tower at a time
@@ -55,7 +51,6 @@ class InferenceSizes:
     class_chunk: int = 64  # classes encoded by the ladder at a time
     max_pixels: int = EXACT_PIXELS  # of pictures decoded in full
     picture_bytes: int | None = None  # of memory for decoding one; None: no limit
-    float16: bool = True  # streamed: hidden states wait in float16
 
     @property
     def at_once(self) -> int:
@@ -214,7 +209,6 @@ class Classifier:
             batch=self.sizes.batch,
             threads=self.threads,
             whole=self.sizes.whole,
-            float16=self.sizes.float16,
         )
         self._tower = TowerRunner(self.bundle, "image", tower, Path(self._work.name))
 

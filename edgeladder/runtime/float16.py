@@ -24,19 +24,8 @@ def to_float16(values: np.ndarray) -> np.ndarray:
     """float32 -> float16, to nearest even, C-contiguous and of the same shape."""
     if values.size < _SMALL:
         return values.astype(np.float16, order="C")
-    return _cast(FLOAT, FLOAT16, values)
-
-
-def from_float16(values: np.ndarray) -> np.ndarray:
-    """float16 -> float32, exact, C-contiguous and of the same shape."""
-    if values.size < _SMALL:
-        return values.astype(np.float32, order="C")
-    return _cast(FLOAT16, FLOAT, values)
-
-
-def _cast(source: int, target: int, values: np.ndarray) -> np.ndarray:
     flat = np.ascontiguousarray(values).reshape(-1)
-    (out,) = _session(source, target).run(None, {"x": flat})
+    (out,) = _session(FLOAT, FLOAT16).run(None, {"x": flat})
     shaped: np.ndarray = out.reshape(values.shape)
     return shaped
 

@@ -31,9 +31,14 @@ def graph(nodes, fixed=0.0, image=0.0, text=0.0, residual=0.0):
 
 def tower(segment, hidden, count=14):
     """Segments that pass hidden states of (tokens, width) on."""
-    shape = [Plain(shape=hidden)]
+    shape = [Plain(name="hidden", shape=hidden)]
     record = Plain(weight_bytes=segment, activation_bytes=8 * MB, inputs=shape, outputs=shape)
-    return Plain(segments=[record] * count, taps=[Plain(tokens=5, width=hidden[1])] * 12)
+    return Plain(
+        segments=[record] * count,
+        taps=[Plain(tokens=5, width=hidden[1])] * 12,
+        embedding="embedding",
+        embedding_pre=None,
+    )
 
 
 def manifest(parameters=3_000_000, segment=28 * MB):
@@ -85,7 +90,7 @@ def test_a_large_budget_takes_the_fastest_way():
 
 def test_disk_between_segments_is_known_beforehand():
     precompute = decide(200 * MB).phases["precompute"]
-    hidden, taps, pixels = 2 * 2 * 197 * 768, 12 * 2 * 5 * 768, 3 * 224 * 224
+    hidden, taps, pixels = 2 * 4 * 197 * 768, 12 * 4 * 5 * 768, 3 * 224 * 224
     assert not precompute.whole
     assert precompute.disk_bytes == precompute.group * (hidden + taps + pixels)
 

@@ -124,7 +124,7 @@ def test_the_smallest_budget_streams_and_says_the_same(run_folder, pictures):
     told = {"paths": [str(pictures)], "top": 3}
     budget = least("predict", run_folder, **told)
     found, memory, lines = ask("predict", run_folder, budget_bytes=budget, **told)
-    close(found, predict(run_folder, [pictures], top=3), 1e-2)
+    close(found, predict(run_folder, [pictures], top=3), 1e-6)
     peak = memory.phases["predict"]
     assert peak.measured_peak_bytes <= budget == memory.budget_bytes
     whole = ask("predict", run_folder, **told)[1].phases["predict"]
@@ -133,10 +133,8 @@ def test_the_smallest_budget_streams_and_says_the_same(run_folder, pictures):
 
 
 def test_streamed_pictures_pass_in_groups(run_folder, pictures):
-    sizes = InferenceSizes(whole=False, batch=2, group=5)
-    close(predict(run_folder, [pictures], sizes=sizes), predict(run_folder, [pictures]), 1e-2)
-    exact = InferenceSizes(whole=False, batch=4, group=32, float16=False)
-    close(predict(run_folder, [pictures], sizes=exact), predict(run_folder, [pictures]), 1e-4)
+    for sizes in (InferenceSizes(whole=False, batch=2, group=5), InferenceSizes(batch=1)):
+        close(predict(run_folder, [pictures], sizes=sizes), predict(run_folder, [pictures]), 1e-6)
 
 
 def test_evaluate_streams(run_folder, pictures):

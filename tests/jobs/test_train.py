@@ -144,6 +144,29 @@ def test_a_budget_too_small_is_refused_with_the_smallest_that_fits(ask):
     assert supervisor.plan(ask(budget_bytes=planned.minimum_budget_bytes + 10 * MB)).fits
 
 
+def cached(folder):
+    """All that is stored of every sample, by store and key."""
+    found = {}
+    for path in Path(folder).rglob("0*.safetensors"):
+        columns = load_file(path)
+        for row, key in enumerate(columns["keys"]):
+            content = {name: values[row].tobytes() for name, values in columns.items()}
+            found[path.parent.name, key.tobytes()] = content
+    return found
+
+
+def test_the_cache_does_not_depend_on_the_budget(ask, tmp_path):
+    ample = ask(cache=str(tmp_path / "ample"))
+    least = supervisor.plan(ample).phases["precompute"].planned_peak_bytes // 2
+    least = max(least, supervisor.plan(ample).minimum_budget_bytes)
+    small = ask(cache=str(tmp_path / "small"), budget_bytes=least)
+    plans = [supervisor.plan(request).phases["precompute"] for request in (ample, small)]
+    assert plans[0].whole and not plans[1].whole
+    for request in (ample, small):
+        supervisor.precompute(request)
+    assert cached(tmp_path / "ample") == cached(tmp_path / "small") != {}
+
+
 def test_the_chunk_does_not_change_the_result(ask):
     supervisor.train(ask("fused", mode="fused"))
     supervisor.train(ask("chunked", mode="chunked", chunk=2))

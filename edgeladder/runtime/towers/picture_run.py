@@ -50,7 +50,7 @@ class _Squares:
     """Decoded pictures of one group, as the image tower's samples."""
 
     def __init__(self, path: Path, preprocess: Any):
-        self._spill = SpillFile(path, float16=False)
+        self._spill = SpillFile(path)
         self._preprocess = preprocess
         self.count = 0
 

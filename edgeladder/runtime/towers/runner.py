@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from edgeladder.core.bundle import Side
+from edgeladder.core.manifest import rows_at_once
 from edgeladder.core.trim import trim_heap
 from edgeladder.runtime.cache.layout import EMBEDDING, EMBEDDING_PRE
 from edgeladder.runtime.towers.spill import SpillFile
@@ -32,13 +33,12 @@ SOURCE_NAMES = {"image": "pixels", "text": "tokens"}
 
 @dataclass(frozen=True)
 class TowerSizes:
-    """How a tower is run; results do not depend on it beyond float16 hidden states."""
+    """How a tower is run; results do not depend on it, to the last bit."""
 
     group: int = 128  # samples per opening of the segments; more: less time opening, more disk
     batch: int = 1  # samples per run of a segment; more: more memory, hardly faster on few cores
     threads: int = 2
     whole: bool = False  # all segments open at once
-    float16: bool = True  # streamed: hidden states wait in float16
     spin: bool = True  # waiting threads spin, a sixth faster; off where other work needs the cores
 
 
@@ -133,7 +133,7 @@ class TowerRunner:
             tensors = {self._source: samples.read(start, stop)}
             outputs: dict[str, np.ndarray] = {}
             for index, segment in enumerate(self._tower.segments):
-                tensors.update(_run(self._sessions[index], segment, tensors))
+                tensors.update(self._outputs(self._sessions[index], segment, tensors))
                 self._collect(tensors, outputs)
                 needed = self._needed_after(index)
                 tensors = {name: array for name, array in tensors.items() if name in needed}
@@ -148,6 +148,19 @@ class TowerRunner:
     def _needed_after(self, index: int) -> set[str]:
         later = self._tower.segments[index + 1 :]
         return {item.name for segment in later for item in segment.inputs}
+
+    def _outputs(
+        self, session: InferenceSession, segment: SegmentRecord, tensors: dict[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """A segment's outputs by name, of the samples in `tensors`."""
+        names = [item.name for item in segment.outputs]
+        feeds = {item.name: tensors[item.name] for item in segment.inputs}
+        count = len(next(iter(feeds.values())))
+        missing = rows_at_once(self._tower, segment, count) - count
+        if missing:
+            feeds = {name: np.concatenate([x, x[-1:]]) for name, x in feeds.items()}
+        found = session.run(names, feeds)
+        return {name: array[:count] for name, array in zip(names, found, strict=True)}
 
     # ---- segment by segment
 
@@ -187,10 +200,9 @@ class TowerRunner:
                     tensors[item.name] = samples.read(group[0] + first, group[0] + last)
                 else:
                     tensors[item.name] = spills.get(item.name).read(first, last)
-            for name, array in _run(session, segment, tensors).items():
+            for name, array in self._outputs(session, segment, tensors).items():
                 if name in kept:
-                    embedding = self._wanted.get(name) in (EMBEDDING, EMBEDDING_PRE)
-                    spills.make(name, float16=self.sizes.float16 and not embedding).append(array)
+                    spills.make(name).append(array)
             tick((last - first) * share)
         del session
         trim_heap(collect=False)  # the block's packed weights go back before the next block's come
@@ -210,11 +222,9 @@ class _SpillFiles:
     def __exit__(self, *_: object) -> None:
         self.discard_all_but(set())
 
-    def make(self, name: str, *, float16: bool) -> SpillFile:
+    def make(self, name: str) -> SpillFile:
         if name not in self._spills:
-            self._spills[name] = SpillFile(
-                self._workdir / f"{self._made:04d}.spill", float16=float16
-            )
+            self._spills[name] = SpillFile(self._workdir / f"{self._made:04d}.spill")
             self._made += 1
         return self._spills[name]
 
@@ -224,14 +234,6 @@ class _SpillFiles:
     def discard_all_but(self, kept: set[str]) -> None:
         for name in set(self._spills) - kept:
             self._spills.pop(name).discard()
-
-
-def _run(
-    session: InferenceSession, segment: SegmentRecord, tensors: dict[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    names = [item.name for item in segment.outputs]
-    feeds = {item.name: tensors[item.name] for item in segment.inputs}
-    return dict(zip(names, session.run(names, feeds), strict=True))
 
 
 def _windows(count: int, size: int) -> Iterator[tuple[int, int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgeladder.runtime.float16 import Float16Block, from_float16, to_float16
+from edgeladder.runtime.float16 import Float16Block, to_float16
 
 
 @pytest.mark.parametrize("shape", [(3,), (5, 1000), (2, 197, 16, 3)])
@@ -17,16 +17,13 @@ def test_same_bits_as_numpy(shape: tuple[int, ...]) -> None:
     for array in (values, values.T):
         assert (to_float16(array) == array.astype(np.float16)).all()
         assert to_float16(array).shape == array.shape and to_float16(array).flags.c_contiguous
-        half = array.astype(np.float16)
-        assert from_float16(half).dtype == np.float32
-        assert (from_float16(half) == half.astype(np.float32)).all()
 
 
 def test_all_halves_come_back() -> None:
     """Each of the 63,488 finite halves."""
     half = np.arange(65536, dtype=np.uint16).view(np.float16)
     half = half[np.isfinite(half)]
-    assert (to_float16(from_float16(half)).view(np.uint16) == half.view(np.uint16)).all()
+    assert (to_float16(half.astype(np.float32)).view(np.uint16) == half.view(np.uint16)).all()
 
 
 def test_a_block_is_converted_in_place() -> None:
