@@ -22,6 +22,7 @@ from edgeladder.core.records import to_json
 from edgeladder.core.sizes import format_size
 
 if TYPE_CHECKING:  # records of a training cost every command start-up time
+    from edgeladder.core.job import Condensed
     from edgeladder.core.plan import Plan
     from edgeladder.core.request import TrainRequest
     from edgeladder.core.result import RunResult
@@ -234,10 +235,24 @@ def trained(result: RunResult, report: Path) -> str:
             f"{name}: peak {format_size(phase.measured_peak_bytes)} "
             f"(planned {format_size(phase.planned_peak_bytes)})"
         )
+    if result.condensed:
+        lines.append(_condensed(result.condensed))
+    lines.append(f"adapter: {format_size(result.adapter_bytes)}")
     lines.append(f"budget {format_size(memory.budget_bytes)}, limit: {memory.enforcement}")
     lines.append(f"run: {result.run} ({result.steps} steps, engine {result.engine})")
     lines.append(f"report: {report}")
     return "\n".join(lines)
+
+
+def _condensed(it: Condensed) -> str:
+    """Prompts and a step's time, before and after."""
+    times = [
+        f"{ms:.1f} ms" if ms is not None else "-" for ms in (it.step_ms_before, it.step_ms_after)
+    ]
+    return (
+        f"condensed: {it.prompts_after} of {it.prompts_before} prompts stay, "
+        f"a step {times[0]} before, {times[1]} after"
+    )
 
 
 def _percent(share: float | None) -> str:

@@ -88,6 +88,16 @@ class PrecomputeResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Condensed:
+    """What condensation left, and what a step takes with it; medians in milliseconds."""
+
+    prompts_before: int
+    prompts_after: int
+    step_ms_before: float | None  # None: neither this run nor the one it began from took a step
+    step_ms_after: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainResult:
     """What training did."""
 
@@ -99,6 +109,7 @@ class TrainResult:
     resumed_from: int | None
     chunk: int | None
     prompts: PackedPrompts | None  # how they are stored; None: as they are
+    condensed: Condensed | None = None  # None: nothing was
     seconds: float
 
 

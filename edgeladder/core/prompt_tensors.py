@@ -27,6 +27,9 @@ class PromptTensors:
     # (m, d), one row per place that all rungs share: left out where no rung keeps the place
     by_place: tuple[str, ...] = ("prompts.memory_key", "prompts.memory_value")
     mask: str = "prompts.mask"  # (L, m): 1 for kept prompts
+    # begins the names of graph inputs (k,) int64, one a rung: places of its kept prompts, which
+    # follow from the mask; graphs of older bundles lack them, and only silence what is dropped
+    kept: str = "prompts.kept"
     dropout: str = "prompts.dropout"  # (2, L, m, d), image and text: what a step multiplies by
     codebook: str = "prompts.codebook"  # (2^bits,), ascending
     live: str = "prompts.live"  # (1,): 1 while mean and deviation are measured, 0 where stored
@@ -36,6 +39,10 @@ class PromptTensors:
     def tokens(self) -> tuple[str, str]:
         """Tensors that may be quantized, in the order of `statistics`."""
         return self.text, self.image
+
+    def kept_inputs(self, rungs: int) -> list[str]:
+        """Names of the inputs that `kept` begins."""
+        return [f"{self.kept}.{rung}" for rung in range(rungs)]
 
     def sets(self, tensors: Mapping[str, Any]) -> list[str]:
         """Those of `tokens` that a ladder has."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from edgeladder.core.job import Accuracy, Counts
+from edgeladder.core.job import Accuracy, Condensed, Counts
 from edgeladder.core.memory_record import MemoryResult
 from edgeladder.core.prompt_tensors import PackedPrompts
 
@@ -53,5 +53,7 @@ class RunResult:
     loss: float | None
     head: dict[str, Any] | None  # its kind and both weights; None: no head
     prompts: PackedPrompts | None  # how they are stored; None: as they are
+    condensed: Condensed | None = None  # None: nothing was
+    adapter_bytes: int = 0  # of adapter.safetensors, a head's arrays among them
     cache: CacheUse
     seconds: Seconds

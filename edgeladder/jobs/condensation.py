@@ -12,11 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgeladder.core.job import Condensed
 from edgeladder.core.prompt_tensors import PromptTensors
+from edgeladder.jobs.run_directory import read_metrics
 from edgeladder.runtime.logits import ClassLogits, class_embeddings, windows
 
 if TYPE_CHECKING:
@@ -174,6 +177,7 @@ class Condense:
                 "step": loop.step,
                 "kept": int(kept.sum()),
                 "of": int(mask.size),
+                "before": int(mask.sum()),
                 "per_rung": kept.sum(axis=1).astype(int).tolist(),
                 "scores": np.round(found, 9).tolist(),
             }
@@ -186,3 +190,35 @@ class Condense:
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from a `state()`."""
         self.done = bool(state["done"])
+
+
+def summary(metrics: Path, started_from: Path | None = None) -> Condensed | None:
+    """What a run's records say of its condensation; None where there was none.
+
+    Args:
+        metrics: the run's `metrics.jsonl`.
+        started_from: that of the run it began from, whose steps are those of before.
+    """
+    event: dict[str, Any] | None = None
+    steps: list[tuple[int, float]] = []
+    for record in read_metrics(metrics):
+        if record["kind"] == "condense":
+            event = record
+        elif record["kind"] == "step":
+            steps.append((record["step"], record["seconds"]))
+    if event is None:
+        return None
+    before = [seconds for step, seconds in steps if step <= event["step"]]
+    if not before and started_from is not None and started_from.is_file():
+        earlier = (r for r in read_metrics(started_from) if r["kind"] == "step")
+        before = [record["seconds"] for record in earlier]
+    return Condensed(
+        prompts_before=event["before"],
+        prompts_after=event["kept"],
+        step_ms_before=_median_ms(before),
+        step_ms_after=_median_ms([s for step, s in steps if step > event["step"]]),
+    )
+
+
+def _median_ms(seconds: list[float]) -> float | None:
+    return round(1000 * sorted(seconds)[len(seconds) // 2], 3) if seconds else None

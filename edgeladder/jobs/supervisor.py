@@ -211,6 +211,8 @@ class Supervisor:
             loss=trained.loss,
             head=evaluated.head,
             prompts=trained.prompts,
+            condensed=trained.condensed,
+            adapter_bytes=RunDirectory(self.request.folder).adapter.stat().st_size,
             cache=CacheUse(new=filled.new, reused=filled.reused),
             seconds=Seconds(
                 precompute=filled.seconds, train=trained.seconds, evaluate=evaluated.seconds

@@ -17,7 +17,7 @@ from edgeladder.core.records import to_json
 from edgeladder.core.trim import release_startup_memory
 from edgeladder.jobs.checkpoint import Checkpoints
 from edgeladder.jobs.codebook import Codebook
-from edgeladder.jobs.condensation import PICTURES, Condense
+from edgeladder.jobs.condensation import PICTURES, Condense, summary
 from edgeladder.jobs.folds import train_folds
 from edgeladder.jobs.loop import Callback, LoopSettings, TrainLoop
 from edgeladder.jobs.prompt_dropout import PromptDropout
@@ -80,6 +80,7 @@ def fit(order: PhaseOrder, control: Control) -> tuple[Outcome, TrainResult | Non
         release_startup_memory()
         stored = save_adapter(run.folder, _adapter(engine, bundle, selection, job))
     metrics.close()
+    source = RunDirectory(request.start).metrics if request.start else None
     return done.outcome, TrainResult(
         engine=engine.name,
         steps=done.step,
@@ -89,6 +90,7 @@ def fit(order: PhaseOrder, control: Control) -> tuple[Outcome, TrainResult | Non
         resumed_from=resumed_from,
         chunk=done.chunk,
         prompts=stored,
+        condensed=summary(run.metrics, source) if job.condense else None,
         seconds=round(time.monotonic() - started, 3),
     )
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgeladder.core.errors import IntegrityError
+from edgeladder.runtime.kept_prompts import kept_places
 from edgeladder.runtime.session import Bound, open_session
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Encoder:
                     remedy="use the bundle that the adapter was trained on",
                 )
         self.values = {name: np.ascontiguousarray(parameters[name]) for name in shapes}
+        self.values |= kept_places(parameters, ladder.prompts)
         self._groups = {
             side: [g.input for g in ladder.groups if g.side == side] for side in ("image", "text")
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from edgeladder.host.compile.graph import Graph
 from edgeladder.host.model.ladder import Ladder, Objective
 
 _EXAMPLE = (3, 5)  # pictures and classes in the example batch
+_COUNT = "M"  # before a rung's number: the symbol of how many prompts it has
 
 
 def decays(ladder: Ladder, name: str, shape: tuple[int, ...]) -> bool:
@@ -77,8 +78,30 @@ def arguments(ladder: Ladder, inputs: dict[str, Tensor]) -> tuple[Any, ...]:
     return (*given, inputs["image_embedding_pre"]) if ladder.project is not None else given
 
 
+class _Chosen(Objective):
+    """The objective with the places of the kept prompts as its first input."""
+
+    def forward(self, *given: Any, **named: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """As the objective's, after the list of places."""
+        rows, *rest = given
+        named["rows"] = rows
+        return super().forward(*rest, **named)
+
+
+def prompt_counts(ladder: Ladder) -> dict[str, int]:
+    """Symbols of the rungs' numbers of prompts, and how many there are before condensation."""
+    prompts = ladder.prompts
+    if not prompts.condensed:
+        return {}
+    return {f"{_COUNT}{rung}": prompts.length for rung in range(prompts.rungs)}
+
+
 def forward_graph(ladder: Ladder, logit_scale: float) -> Graph:
-    """`forward.onnx` as a graph: the whole step's forward pass, sizes B and C symbolic."""
+    """`forward.onnx` as a graph: the whole step's forward pass.
+
+    Sizes B and C are symbolic; where prompts can be condensed, so is each rung's number of them,
+    M0 to M(L-1), and the places of those that are kept are inputs.
+    """
     inputs = examples(ladder, *_EXAMPLE, seed=0)
     batch, classes = (
         torch.export.Dim("B", min=2, max=1 << 20),
@@ -100,14 +123,16 @@ def forward_graph(ladder: Ladder, logit_scale: float) -> Graph:
     ]
     if ladder.project is not None:
         dynamic, names = (*dynamic, {0: batch}), [*names, "image_embedding_pre"]
-    return lower(
-        Objective(ladder, logit_scale).eval(),
-        arguments(ladder, inputs),
-        dynamic,
-        names,
-        ["loss", "image", "text"],
-        "forward",
-    )
+    given, objective = arguments(ladder, inputs), Objective(ladder, logit_scale)
+    counts = prompt_counts(ladder)
+    if counts:
+        # sizes that nothing else has, and not of this ladder: torch takes 0 and 1 as fixed
+        rows = [torch.zeros(17 + rung, dtype=torch.int64) for rung in range(len(counts))]
+        free = [{0: torch.export.Dim(name, min=2, max=1 << 20)} for name in counts]
+        given, dynamic = (rows, *given), ((free, *dynamic),)
+        names = [*ladder.prompts.tensors().kept_inputs(len(rows)), *names]
+        objective = _Chosen(ladder, logit_scale)
+    return lower(objective.eval(), given, dynamic, names, ["loss", "image", "text"], "forward")
 
 
 def write_ladder(
@@ -134,7 +159,7 @@ def write_ladder(
     initial = {n: v.detach().numpy() for n, v in ladder.state_dict().items() if n in forward.inputs}
     stored = {n: np.ascontiguousarray(v) for n, v in initial.items() if n in buffers or v.any()}
     write_tensors(target / "init.safetensors", stored)  # `initial_values` fills in the zeros
-    trained = step.Trained(list(named), list(buffers))
+    trained, counts = step.Trained(list(named), list(buffers)), prompt_counts(ladder)
     built: dict[str, Graph] = {}
     for name, make in _recipes(forward, trained).items():
         progress(f"ladder {name}")
@@ -159,7 +184,7 @@ def write_ladder(
         forward="ladder/forward.onnx",
         initial="ladder/init.safetensors",
         golden="ladder/golden.safetensors",
-        graphs={name: _record(name, graph) for name, graph in built.items()},
+        graphs={name: _record(name, graph, counts) for name, graph in built.items()},
         ort_training=files,
     )
 
@@ -190,11 +215,12 @@ def _recipes(forward: Graph, trained: step.Trained) -> dict[str, Callable[[], Gr
     }
 
 
-def _record(name: str, graph: Graph) -> GraphRecord:
+def _record(name: str, graph: Graph, counts: Mapping[str, int]) -> GraphRecord:
+    """A graph's record; memory as with every prompt there is."""
     if name in ("adamw", "adamw8", "sgd", "norm"):
         peaks: list[tuple[float, float, float]] = []
     else:
-        peaks = step.peak_lines(graph)
+        peaks = step.peak_lines(graph, counts)
     at = max(
         peaks, key=lambda line: line[0] + 32 * line[1] + 100 * line[2], default=(0.0, 0.0, 0.0)
     )
@@ -205,5 +231,7 @@ def _record(name: str, graph: Graph) -> GraphRecord:
         nodes=len(graph.nodes),
         activation_bytes={"fixed": at[0], "per_image": at[1], "per_class": at[2]},
         peaks=peaks,
-        residual_bytes=step.residual_bytes(graph) if name.startswith("forward_saved") else 0.0,
+        residual_bytes=step.residual_bytes(graph, counts)
+        if name.startswith("forward_saved")
+        else 0.0,
     )

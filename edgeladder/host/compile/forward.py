@@ -231,6 +231,12 @@ def _select(lowering: Lowering, node: torch.fx.Node) -> str:
     return lowering.graph.reshape(piece, lowering.shape(node))
 
 
+@rule("index_select")
+def _gather(lowering: Lowering, node: torch.fx.Node) -> str:
+    x, index = lowering.value(node.args[0]), lowering.value(node.args[2])
+    return lowering.emit(node, "Gather", [x, index], axis=lowering.axis(node, int(node.args[1])))
+
+
 @rule("slice")
 def _slice(lowering: Lowering, node: torch.fx.Node) -> str:
     x = lowering.value(node.args[0])

@@ -147,7 +147,7 @@ class Graph:
             to = self.constant(target, "int64", "shape")
         else:
             to = self.extent(shape)
-        return self.emit("Reshape", [value, to], shape)
+        return self.emit("Reshape", [value, to], shape, dtype=self.types[value])
 
     # -- asking -----------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ import numpy as np
 from edgeladder.core.errors import EdgeLadderError
 from edgeladder.host.compile import simplify
 from edgeladder.host.compile.differentiate import Backward
-from edgeladder.host.compile.extent import evaluate
+from edgeladder.host.compile.extent import Extent, Shape, evaluate, symbol
 from edgeladder.host.compile.graph import Graph, Node
 from edgeladder.host.compile.vjp import RULES
 
@@ -174,9 +174,11 @@ def _drop_unused_inputs(graph: Graph) -> None:
     graph.inputs = [name for name in graph.inputs if name in used or name in sizes]
 
 
-def _symbol_inputs(graph: Graph, dims: Sequence[object]) -> list[str]:
-    """The inputs that to_onnx reads symbols from: an embedding is always one of them."""
-    return [n for n in graph.inputs if n in (f"{IMAGE}_embedding", f"{TEXT}_embedding")]
+def _symbol_inputs(graph: Graph, dims: Shape) -> list[str]:
+    """The inputs that to_onnx may read symbols from: embeddings, and places of a rung's prompts."""
+    wanted = {(symbol(name),) for dim in dims if isinstance(dim, Extent) for name, _ in dim.terms}
+    embeddings = (f"{IMAGE}_embedding", f"{TEXT}_embedding")
+    return [n for n in graph.inputs if n in embeddings or graph.shapes[n] in wanted]
 
 
 def _publish(graph: Graph, results: Mapping[str, str]) -> None:
@@ -229,11 +231,17 @@ def check_aliases(graph: Graph, pairs: Mapping[str, str]) -> None:
                 )
 
 
-def peak_lines(graph: Graph, inputs_live: bool = False) -> list[tuple[float, float, float]]:
+def peak_lines(
+    graph: Graph, counts: Mapping[str, int] | None = None
+) -> list[tuple[float, float, float]]:
     """Peak bytes of intermediate values as lines (fixed, per picture, per class).
 
     The peak at (B, C) is the maximum of fixed + B per_picture + C per_class over the lines: the
     upper envelope of what is alive at each node, outputs left out (the engine owns them).
+
+    Args:
+        graph: a training or encoding graph.
+        counts: numbers for the symbols other than B and C.
     """
     last: dict[str, int] = {}
     for place, node in enumerate(graph.nodes):
@@ -243,7 +251,7 @@ def peak_lines(graph: Graph, inputs_live: bool = False) -> list[tuple[float, flo
 
     def line(name: str) -> np.ndarray:
         points = [
-            np.prod(evaluate(graph.shapes[name], {"B": b, "C": c}), dtype=float)
+            np.prod(evaluate(graph.shapes[name], {**(counts or {}), "B": b, "C": c}), dtype=float)
             for b, c in ((0, 0), (1, 0), (0, 1))
         ]
         size = np.dtype(graph.types[name]).itemsize
@@ -272,11 +280,12 @@ def peak_lines(graph: Graph, inputs_live: bool = False) -> list[tuple[float, flo
     return _envelope(lines)
 
 
-def residual_bytes(graph: Graph) -> float:
-    """Bytes of a forward_saved graph's outputs per picture or class."""
+def residual_bytes(graph: Graph, counts: Mapping[str, int] | None = None) -> float:
+    """Bytes of a forward_saved graph's outputs per picture or class; `counts` as `peak_lines`'."""
     total = 0.0
     for name in graph.outputs[1:]:
-        at = [np.prod(evaluate(graph.shapes[name], {"B": n, "C": n}), dtype=float) for n in (0, 1)]
+        sizes = [{**(counts or {}), "B": n, "C": n} for n in (0, 1)]
+        at = [np.prod(evaluate(graph.shapes[name], given), dtype=float) for given in sizes]
         total += float(at[1] - at[0]) * np.dtype(graph.types[name]).itemsize
     return total
 

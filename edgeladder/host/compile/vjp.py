@@ -198,6 +198,27 @@ def _slice(b: Backward, node: Node, gradients: list[Gradient]) -> list[Gradient]
     return [joined, *[None] * (len(node.inputs) - 1)]
 
 
+@rule("Gather")
+def _gather(b: Backward, node: Node, gradients: list[Gradient]) -> list[Gradient]:
+    """y = x[i]: dx = zeros with dy added at the rows i.
+
+    Raises:
+        EdgeLadderError: it gathers along another axis than the first.
+    """
+    x, index = node.inputs
+    if node.attributes.get("axis", 0) != 0:
+        raise EdgeLadderError(
+            "a gather along another axis than the first has no derivative here",
+            where=node.scope or node.outputs[0],
+            remedy="write the ladder with gathers of rows",
+        )
+    (count,) = b.shape(index)
+    shape = b.shape(x)
+    places = b.graph.reshape(index, (count, 1))
+    filled = b.emit("ScatterND", [zeros(b, shape), places, _one(gradients)], shape, reduction="add")
+    return [filled, None]
+
+
 @rule("ReduceSum", "ReduceMean")
 def _reduce(b: Backward, node: Node, gradients: list[Gradient]) -> list[Gradient]:
     """dx = dy (over n, for a mean) along the reduced axes."""

@@ -150,6 +150,7 @@ class Ladder(nn.Module):
         text_taps: Sequence[Tensor],
         text_embedding: Tensor,
         image_embedding_pre: Tensor | None = None,
+        rows: Sequence[Tensor] = (),
     ) -> tuple[Tensor, Tensor]:
         """Tuned embeddings of pictures and classes.
 
@@ -160,6 +161,7 @@ class Ladder(nn.Module):
             text_embedding: (C, D), L2-normalised.
             image_embedding_pre: (B, W), before CLIP's projection, divided by the norm of the
                 embedding after it; only where the ladder projects.
+            rows: places (k,) of each rung's kept prompts; none: as the prompts' mask says.
 
         Returns:
             (B, D) and (C, D), L2-normalised.
@@ -167,6 +169,7 @@ class Ladder(nn.Module):
         counts = (image_embedding.shape[0], text_embedding.shape[0])
         downs = (self.image_down(image_taps), self.text_down(text_taps))
         prompts = self.prompts.prepare(downs[0], self.image.tokens)
+        prompts = prompts.only(rows or self.prompts.kept())
         if self.config.first == "gated":
             for taps, gate in zip(downs, (self.image_gate, self.text_gate), strict=True):
                 taps[0] = begin(taps[0], gate)
@@ -279,10 +282,11 @@ class Objective(nn.Module):
         text_embedding: Tensor,
         targets: Tensor,
         image_embedding_pre: Tensor | None = None,
+        rows: Sequence[Tensor] = (),
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Loss (scalar) and both tuned embeddings; targets: (B, C), rows need not sum to 1."""
         image, text = self.ladder(
-            image_taps, image_embedding, text_taps, text_embedding, image_embedding_pre
+            image_taps, image_embedding, text_taps, text_embedding, image_embedding_pre, rows
         )
         logits = self.logit_scale * (image @ text.transpose(0, 1))
         loss = -(targets * functional.log_softmax(logits, -1)).sum(-1).mean()

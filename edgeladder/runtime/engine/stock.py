@@ -14,6 +14,7 @@ from edgeladder.core.initial import initial_values
 from edgeladder.runtime.engine.optimizer_step import Layout, Optimizer
 from edgeladder.runtime.engine.protocol import StepInputs, StepPlan, StepResult
 from edgeladder.runtime.engine.targets import soft_targets
+from edgeladder.runtime.kept_prompts import kept_places
 from edgeladder.runtime.logits import ClassLogits
 from edgeladder.runtime.session import Bound, open_session
 
@@ -50,6 +51,8 @@ class StockEngine:
                 self._views[name][...] = value
             else:
                 self._buffers[name] = np.ascontiguousarray(value)
+        self._names = ladder.prompts
+        self._places = kept_places(self._buffers, self._names)
         graphs = {name: bundle.path(record.file) for name, record in ladder.graphs.items()}
         self._graphs = graphs
         self._sessions: dict[str, Bound] = {}
@@ -74,7 +77,7 @@ class StockEngine:
                 self._graphs[name], plan.threads, as_written=True, arena=plan.arena
             )
             bound = Bound(session)
-            bound.bind_inputs({**self._views, **self._buffers})
+            bound.bind_inputs({**self._views, **self._buffers, **self._places})
             gradients = self.gradient_views.items()
             bound.bind_inputs({f"sum/{name}": view for name, view in gradients})
             bound.bind_outputs({f"gradient/{name}": view for name, view in gradients})
@@ -248,6 +251,7 @@ class StockEngine:
             if name != "step":
                 value[...] = state[name]
         self.optimizer.step_count = int(state["step"][0])
+        self._choose_prompts()
 
     def parameters(self) -> dict[str, np.ndarray]:
         """Trained tensors by name (copies)."""
@@ -266,6 +270,13 @@ class StockEngine:
         """Replace buffers by name."""
         for name, value in values.items():
             self._buffers[name][...] = value
+        self._choose_prompts()
+
+    def _choose_prompts(self) -> None:
+        """Let the graphs compute with the prompts that the mask keeps."""
+        self._places = kept_places(self._buffers, self._names)
+        for bound in self._sessions.values():
+            bound.bind_inputs(self._places)
 
     def set_chunk(self, chunk: int | None) -> None:
         """Chunk the steps from now on; None: as planned."""

@@ -52,7 +52,7 @@ class OrtTrainingEngine(StockEngine):
         buffers = {
             f"{name}_grad.accumulation.buffer": view for name, view in self.gradient_views.items()
         }
-        bound.bind_inputs({**self._views, **self._buffers, **buffers})
+        bound.bind_inputs({**self._views, **self._buffers, **self._places, **buffers})
         bound.bind_inputs({"lazy_reset_grad": self._reset})
         bound.bind_outputs({"loss": self._loss})
         for output in bound.outputs:

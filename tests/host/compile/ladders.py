@@ -18,16 +18,19 @@ from torch.nn import functional
 from edgeladder.core.config import LadderConfig, PromptConfig
 from edgeladder.core.manifest import TapRecord
 from edgeladder.core.prompt_kinds import KINDS
+from edgeladder.core.prompt_tensors import PromptTensors
 from edgeladder.core.records import from_json
 from edgeladder.host.compile.artifact import forward_graph
 from edgeladder.host.compile.graph import Graph
 from edgeladder.host.compile.step import Trained
 from edgeladder.host.model.ladder import Ladder, Objective
+from edgeladder.runtime.kept_prompts import kept_places
 from edgeladder.runtime.session import open_session
 
 DIM = 12  # of the embeddings
 PRE = 10  # of the picture's embedding before its projection
 SCALE = 10.0  # of the logits
+NAMES = PromptTensors()
 EVEN = ((3, 14), (3, 14))  # taps of a tower: (tokens, width) each
 UNEVEN = ((3, 14), (3, 20))
 SHORT = ((2, 12),)
@@ -254,7 +257,13 @@ def case(recipe: Recipe) -> Case:
 
 
 def execute(graph: Graph, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Run a graph on onnxruntime, in a session set up as the engine's are."""
+    """Run a graph on onnxruntime, in a session set up as the engine's are.
+
+    Args:
+        graph: the graph.
+        feed: its inputs, and more; places of kept prompts that are not given follow from the mask.
+    """
+    feed = {**kept_places(feed, NAMES), **feed}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "graph.onnx"
         graph.save(path)

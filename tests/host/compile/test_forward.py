@@ -15,7 +15,8 @@ from edgeladder.core.config import LadderConfig, PromptConfig
 from edgeladder.core.errors import EdgeLadderError
 from edgeladder.core.prompt_kinds import KINDS
 from edgeladder.host.compile.forward import lower
-from tests.host.compile.ladders import RECIPES, case, execute, relative
+from edgeladder.runtime.kept_prompts import kept_places
+from tests.host.compile.ladders import NAMES, RECIPES, case, execute, relative
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=str)
@@ -34,7 +35,7 @@ def test_lowered_ladder_equals_torch(recipe):
 def test_parameters_and_buffers_stay_inputs(recipe):
     it = case(recipe)
     onnx.checker.check_model(it.forward.to_onnx())
-    assert set(it.forward.inputs) == {*it.names, *it.state()}
+    assert set(it.forward.inputs) == {*it.names, *it.state(), *kept_places(it.state(), NAMES)}
     for name, value in it.state().items():
         assert it.forward.shapes[name] == value.shape, name
 

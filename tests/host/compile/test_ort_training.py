@@ -10,7 +10,8 @@ import pytest
 
 from edgeladder.core.config import TrainConfig
 from edgeladder.host.compile.training_artifacts import available, write_artifacts
-from tests.host.compile.ladders import EVEN, SHORT, Recipe, case, relative
+from edgeladder.runtime.kept_prompts import kept_places
+from tests.host.compile.ladders import EVEN, NAMES, SHORT, Recipe, case, relative
 
 CASES = (
     Recipe("token", image=EVEN, text=SHORT),  # text's prompts of the first rung: read by nobody
@@ -36,7 +37,8 @@ def test_gradients_are_torchs(recipe: Recipe, tmp_path: Path) -> None:
     buffers = {
         f"{name}_grad.accumulation.buffer": np.zeros_like(state[name]) for name in parameters
     }
-    given = {**data, **state, **buffers, "lazy_reset_grad": np.array([True])}
+    given = {**data, **state, **kept_places(state, NAMES), **buffers}
+    given["lazy_reset_grad"] = np.array([True])
     names = [output.name for output in session.get_outputs()]
     wanted = {item.name: given[item.name] for item in session.get_inputs()}
     # the sums lie in the buffers' own memory, which is what the engine relies on too

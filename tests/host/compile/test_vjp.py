@@ -208,6 +208,19 @@ def slice_(draw: Draw) -> Example:
     return Example([whole], build, lambda x: x.narrow(axis, start, stop - start), symbolic=["B"])
 
 
+@covers("Gather")
+def gather(draw: Draw) -> Example:
+    whole = shape(draw)
+    rows = draw(st.lists(st.integers(0, whole[0] - 1), min_size=1, max_size=5))
+
+    def build(graph: Graph, inputs: list[str]) -> str:
+        index = graph.constant(rows, "int64")
+        have = (len(rows), *graph.shapes[inputs[0]][1:])
+        return graph.emit("Gather", [inputs[0], index], have, axis=0)
+
+    return Example([whole], build, lambda x: x.index_select(0, torch.tensor(rows)))
+
+
 def reduction(op: str) -> Callable[[Draw], Example]:
     def make(draw: Draw) -> Example:
         whole = shape(draw)
@@ -438,6 +451,15 @@ def test_a_parameter_that_the_loss_does_not_read_is_named():
     seed = graph.add_input("dy", (2,))
     with pytest.raises(EdgeLadderError, match="does not depend on parameter 'idle'"):
         Backward(graph, ["x", "idle"], vjp.RULES).run({y: seed}, ["x", "idle"])
+
+
+def test_a_gather_of_columns_is_refused():
+    graph = Graph("columns")
+    graph.add_input("x", (2, 3))
+    y = graph.emit("Gather", ["x", graph.constant([0], "int64")], (2, 1), axis=1)
+    seed = graph.add_input("dy", (2, 1))
+    with pytest.raises(EdgeLadderError, match="another axis than the first"):
+        Backward(graph, ["x"], vjp.RULES).run({y: seed}, ["x"])
 
 
 @pytest.mark.parametrize("right", [(4, 5), (1, 4, 5)])

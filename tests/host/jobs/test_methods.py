@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 
 from edgeladder.cli.app import main
@@ -243,6 +245,50 @@ def test_fine_tuning_changes_the_kept_prompts_alone(bundle, tmp_path):
     assert rates[0] == 1e-2 and rates[-1] < rates[0], "the rate begins once more"
 
 
+def masked_bundle(folder: Path, target: Path) -> Bundle:
+    """The bundle as it was exported before graphs took places: they read the mask alone."""
+    shutil.copytree(folder, target)
+    for path in [*target.glob("ladder/*.onnx"), target / "ladder/ort_training/training_model.onnx"]:
+        model = onnx.load(str(path))
+        inputs = [info for info in model.graph.input if info.name.startswith(NAMES.kept)]
+        for info in inputs:
+            model.graph.input.remove(info)
+            whole = np.arange(4)  # prompts of a rung
+            model.graph.initializer.append(onnx.numpy_helper.from_array(whole, info.name))
+        onnx.save(model, str(path))
+    return Bundle.reopen(target)
+
+
+@pytest.mark.parametrize(
+    ("plan", "name"),
+    [
+        (StepPlan(threads=1), "stock"),
+        (StepPlan("recompute", threads=1), "stock"),
+        (StepPlan("chunked", 3, threads=1), "stock"),
+        (StepPlan("chunked", 3, hold_bytes=1 << 30, threads=1), "stock"),
+        (StepPlan(threads=1), "ort-training"),
+    ],
+)
+def test_fewer_prompts_are_as_masked_ones(bundle, folder, tmp_path, plan, name):
+    """A bundle of before computes with all and silences; a new one with those that stay alone."""
+    masked = moved(opened(masked_bundle(folder, tmp_path / "masked"), plan, name))
+    fewer = moved(opened(bundle, plan, name))
+    inputs = problem(bundle)
+    fewer.gradients(inputs)  # sessions are open before the mask changes
+    mask = np.zeros((2, 4), np.float32)
+    mask[1, [0, 2]] = 1  # the first rung keeps none
+    for engine in (masked, fewer):
+        engine.set_buffers({NAMES.mask: mask})
+    assert fewer.gradients(inputs) == pytest.approx(masked.gradients(inputs), rel=1e-6)
+    for parameter, expected in masked.gradient_views.items():
+        found, scale = fewer.gradient_views[parameter], max(1e-3, float(np.abs(expected).max()))
+        np.testing.assert_allclose(found, expected, atol=1e-5 * scale, err_msg=parameter)
+    for rung in (0, 1):
+        for tokens in NAMES.sets(fewer.gradient_views):
+            dropped = fewer.gradient_views[tokens][rung][mask[rung] == 0]
+            assert not dropped.any(), "what is left out has no gradient"
+
+
 @pytest.mark.parametrize(
     ("plan", "name"), [(StepPlan("chunked", 3, threads=1), "stock"), (None, "ort-training")]
 )
@@ -301,15 +347,21 @@ def test_condense_from_the_command_line(folder, picture_folder, tmp_path, capfd,
     result = run(request)
     assert result["prompts"]["kept"] == 2, "0.3 of 8, all in one go"
     assert result["steps"] == 4 + 2
+    told = result["condensed"]
+    assert (told["prompts_before"], told["prompts_after"]) == (8, 2)
+    assert told["step_ms_before"] > 0 and told["step_ms_after"] > 0
     code = main(["condense", "--run", str(first), "--keep", "0.125", "--json"])
     result = json.loads(capfd.readouterr().out)
     assert code == 0, result
     assert result["run"] == f"{first}-condensed" and result["prompts"]["kept"] == 1
     assert result["prompts"]["bytes"] == 2 * 32 // 8
+    told = result["condensed"]
+    assert (told["prompts_before"], told["prompts_after"]) == (2, 1)
+    assert told["step_ms_before"] > 0, "of the run it began from"
     assert result["accuracy"]["split"] == "test" and result["steps"] == 2
     last = Path(result["run"])
     sizes = [(f / "adapter.safetensors").stat().st_size for f in (first, last)]
-    assert sizes[1] < sizes[0]
+    assert sizes[1] < sizes[0] and result["adapter_bytes"] == sizes[1]
     found = evaluate(last)
     assert found.accuracy == result["accuracy"]["tuned"]
     assert deploy(last, tmp_path / "model.onnx").difference < 1e-3

@@ -65,13 +65,14 @@ class RungPrompts:
     """The prepared prompts of one rung, for the sides whose rows it works on."""
 
     method: PromptMethod
-    tokens: tuple[Tensor, ...]  # (m, d) per side; empty where there are none
+    tokens: tuple[Tensor, ...]  # (k, d) per side; empty where there are none
     index: int  # of the rung
     values: tuple[Tensor, ...] = ()  # where `tokens` are but the keys: what they stand for
     which: int = 0  # the first of its sides: 0 image, 1 text
+    rows: Tensor | None = None  # (k,) int64: which of the rung's m prompts they are; None: all
 
     def attended(self) -> Sequence[Tensor]:
-        """Further rows that the rung's self-attention reads, (m, d) per side or nothing."""
+        """Further rows that the rung's self-attention reads, (k, d) per side or nothing."""
         return self.method.attended(self)
 
     def after_attention(self, rung: RungWeights, it: Attention, sides: Sequence[int]) -> Tensor:
@@ -83,7 +84,7 @@ class RungPrompts:
         return self.method.beside_feed_forward(self, inner, fed, sides)
 
     def per_side(self, rows: Tensor, sides: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-        """Each side's rows (R_s, d) with its prompts (m, d)."""
+        """Each side's rows (R_s, d) with its prompts (k, d)."""
         return list(zip(split(rows, sides), self.tokens, strict=True))
 
     @property
@@ -91,16 +92,18 @@ class RungPrompts:
         """Whether single prompts may be left out."""
         return self.method.condensed
 
-    def bias(self) -> Tensor:
-        """(1, m), to add to attention scores: 0 for kept prompts, very negative for others."""
+    def mask(self) -> Tensor:
+        """(1, k): 1 but for the one row that stands in a rung which keeps none."""
         mask = self.method.mask[self.index : self.index + 1]
-        return (1.0 - mask) * _MASKED
+        return mask if self.rows is None else mask.index_select(1, self.rows)
+
+    def bias(self) -> Tensor:
+        """(1, k), to add to attention scores: 0 for kept prompts, very negative for others."""
+        return (1.0 - self.mask()) * _MASKED
 
     def masked(self, scores: Tensor) -> Tensor:
-        """Scores (R, m) with condensed prompts at zero."""
-        if not self.condensed:
-            return scores
-        return scores * self.method.mask[self.index : self.index + 1]
+        """Scores (..., k) with condensed prompts at zero."""
+        return scores * self.mask() if self.condensed else scores
 
 
 @dataclass(frozen=True)
@@ -108,9 +111,27 @@ class PreparedPrompts:
     """Prompts of all rungs as a forward pass uses them: quantized and coupled."""
 
     method: PromptMethod
-    tokens: tuple[tuple[Tensor, ...], ...]  # per side (image, text), per rung: (m, d)
+    tokens: tuple[tuple[Tensor, ...], ...]  # per side (image, text), per rung: (k, d)
     values: tuple[tuple[Tensor, ...], ...] = ()  # likewise, where `tokens` are but the keys
     which: int = 0  # the first of its sides
+    rows: tuple[Tensor, ...] = ()  # per rung: which of its m prompts they are; empty: all
+
+    def only(self, rows: Sequence[Tensor]) -> PreparedPrompts:
+        """Those at the given places alone, so that a rung computes with no more.
+
+        Args:
+            rows: per rung (k,) int64, as `PromptMethod.kept` gives them; empty: all.
+        """
+        if not rows:
+            return self
+        tokens, values = (
+            tuple(
+                tuple(p.index_select(0, kept) for p, kept in zip(side, rows, strict=True))
+                for side in sides
+            )
+            for sides in (self.tokens, self.values)
+        )
+        return replace(self, tokens=tokens, values=values, rows=tuple(rows))
 
     def side(self, which: int) -> PreparedPrompts:
         """Those of one side alone."""
@@ -122,7 +143,8 @@ class PreparedPrompts:
         tokens, values = (
             tuple(side[index] for side in sides if side) for sides in (self.tokens, self.values)
         )
-        return RungPrompts(self.method, tokens, index, values, self.which)
+        rows = self.rows[index] if self.rows else None
+        return RungPrompts(self.method, tokens, index, values, self.which, rows)
 
 
 class PromptMethod(nn.Module):
@@ -173,6 +195,17 @@ class PromptMethod(nn.Module):
             by_place=tuple(f"{_NAME}.{name}" for name in cls.by_place),
             of_pictures=cls.of_pictures,
         )
+
+    def kept(self) -> tuple[Tensor, ...]:
+        """Places of each rung's kept prompts, (k,) int64; none where prompts are not condensed.
+
+        The first place, which the mask silences, stands in a rung that keeps none: no graph meets
+        a tensor without elements, which onnxruntime 1.19 does not multiply.
+        """
+        if not self.condensed:
+            return ()
+        found = (row.nonzero().flatten() for row in self.mask)
+        return tuple(rows if len(rows) else rows.new_zeros(1) for rows in found)
 
     def prepare(self, pictures: Sequence[Tensor], tokens: int) -> PreparedPrompts:
         """Quantise and couple all rungs' prompts at once.

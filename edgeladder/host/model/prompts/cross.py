@@ -108,5 +108,6 @@ class CrossPrompts(PromptMethod):
         scores = torch.matmul(query, keys)
         if prompts.condensed:
             scores = scores + prompts.bias()
-        mixed = torch.matmul(torch.softmax(scores, -1), values)
+        # a rung that keeps none has one row here, whose share is all: the mask takes it away
+        mixed = torch.matmul(prompts.masked(torch.softmax(scores, -1)), values)
         return mixed.transpose(0, 1).reshape(-1, rung.width)
