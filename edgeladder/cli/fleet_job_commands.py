@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable
 from typing import Annotated
 
@@ -17,6 +18,8 @@ from edgeladder.fleet import console, host_pool, pull, pulled, remote_jobs
 from edgeladder.fleet.box.records import TrainOptions
 from edgeladder.fleet.outcomes import FleetOutcome, HostResult
 from edgeladder.fleet.remote_jobs import Progress, Waiting
+
+_MOST_LOOKS = 1000  # at a file without --follow: 250 MB of it
 
 
 def register(app: typer.Typer) -> None:
@@ -137,7 +140,8 @@ async def _follow(
 ) -> FleetOutcome:
     """Show a job's file as it grows: once, or with `follow` until all have ended."""
     known: dict[str, Progress] = {}
-    while True:
+    looks = itertools.count() if follow else range(_MOST_LOOKS)  # a log that never ends is one
+    for _ in looks:
         outcome = await remote_jobs.look(fleet, job, known, follow=name)
         show(known)
         more = any(progress.lines for progress in known.values())
@@ -146,6 +150,7 @@ async def _follow(
             return outcome
         if not more:
             await asyncio.sleep(poll)
+    return outcome
 
 
 def _print_lines(known: dict[str, Progress]) -> None:

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from edgeladder.core.errors import EdgeLadderError
 from edgeladder.fleet.dialer import Dialer
 from edgeladder.fleet.inventory import Host
 from edgeladder.fleet.outcomes import FleetOutcome, HostError, HostResult, failed
@@ -83,7 +82,7 @@ class HostPool:
                 if error.retry and attempt < self.tries:
                     await asyncio.sleep(self.backoff_seconds * 2 ** (attempt - 1))
                     continue
-            except (EdgeLadderError, OSError, ValueError) as error:
+            except Exception as error:  # whatever a box's answer led to is that box's alone
                 result = failed(host.name, error)
             result.tries = attempt
             break

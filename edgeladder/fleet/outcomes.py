@@ -32,6 +32,7 @@ class HostError(FleetError):
         return {**super().to_dict(), "kind": self.kind}
 
 
+_LONGEST = 500  # of what an exception says of a box's answer
 State = Literal["done", "unchanged", "running", "failed"]
 
 
@@ -108,6 +109,6 @@ def failed(host: str, error: Exception) -> HostResult:
     known = (
         error
         if isinstance(error, EdgeLadderError)
-        else HostError(f"{type(error).__name__}: {error}", kind="unexpected")
+        else HostError(f"{type(error).__name__}: {str(error)[:_LONGEST]}", kind="unexpected")
     )
     return HostResult(host, "failed", error=known.to_dict())

@@ -7,11 +7,14 @@ shape against those of the bundle, so that nothing can ride along in it.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import json
 import math
 from pathlib import Path
 
+from edgeladder.core.errors import EdgeLadderError
 from edgeladder.core.files import building, read_json, sha256_file
 from edgeladder.core.manifest import Manifest
 from edgeladder.core.prompt_tensors import PACKED
@@ -27,10 +30,13 @@ from edgeladder.fleet.box.records import (
 from edgeladder.fleet.outcomes import HostError, HostResult
 from edgeladder.fleet.pulled import PullRecord, host_folder
 from edgeladder.fleet.transport import Box
+from edgeladder.report import write_report
 
 ADAPTER_LIMIT_BYTES = 1 << 30
 TEXT_LIMIT_BYTES = 64 << 20
 TORN_LINE_CHARACTERS = 4096
+CONFIG, METRICS = "config.yaml", "metrics.jsonl"
+_PAGE_LIMIT_BYTES = 4 << 20
 
 
 async def pull(box: Box, job: str, out: Path, *, manifest: Manifest | None = None) -> HostResult:
@@ -49,10 +55,11 @@ async def pull(box: Box, job: str, out: Path, *, manifest: Manifest | None = Non
         raise HostError(f"no job {job} here", kind="refused", where=box.host.name)
     offered = {name: answer.files[name] for name in PULLABLE if name in answer.files}
     folder = host_folder(out, job, box.host.name)
-    record = PullRecord(state.state, state.exit_code, offered, state.attempts, answer.kept)
+    kept = tuple(name for name in answer.kept if name in PULLABLE)
+    record = PullRecord(state.state, state.exit_code, offered, state.attempts, kept)
     facts: dict[str, object] = {"job": job, "job_state": state.state, "files": len(offered)}
-    if answer.kept:
-        facts["kept_there"] = list(answer.kept)
+    if kept:
+        facts["kept_there"] = list(kept)
     if PullRecord.read(folder) == record and _intact(folder, offered):
         return HostResult(box.host.name, "unchanged", facts)
     before = box.received_bytes
@@ -61,6 +68,7 @@ async def pull(box: Box, job: str, out: Path, *, manifest: Manifest | None = Non
             target = temporary / name.removeprefix("run/")
             await _fetch(box, SendRequest(job, name), announced, target)
             _check(target, manifest, box.host.name)
+        await asyncio.to_thread(_write_page, temporary, folder)
         record.write(temporary)
     facts.update(received_bytes=box.received_bytes - before)
     return HostResult(box.host.name, "done", facts)
@@ -104,6 +112,20 @@ async def _fetch(box: Box, request: SendRequest, announced: FileRecord, target: 
         )
 
 
+def _write_page(pulled: Path, place: Path) -> None:
+    """The run's page, written here from what was pulled; none where that is no run.
+
+    A box's own page could hold scripts, or say what its records do not.
+    """
+    inputs = [pulled / name for name in (CONFIG, METRICS)]
+    if any(path.is_file() and path.stat().st_size > _PAGE_LIMIT_BYTES for path in inputs):
+        return  # `edgeladder report --run` makes one, with the time and memory that it takes
+    if inputs[0].is_file() and b"*" in inputs[0].read_bytes():
+        return  # an alias of YAML: few bytes that may stand for very many
+    with contextlib.suppress(EdgeLadderError):
+        write_report(pulled, title=place.name)
+
+
 def _check(path: Path, manifest: Manifest | None, host: str) -> None:
     """Raise where a pulled file is not what its name says."""
     try:
@@ -128,7 +150,7 @@ def _check(path: Path, manifest: Manifest | None, host: str) -> None:
 def _check_line(line: str) -> None:
     try:
         json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         if len(line) > TORN_LINE_CHARACTERS:  # less is what a power cut leaves of a record
             raise
 

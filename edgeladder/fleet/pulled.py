@@ -8,7 +8,6 @@ OUT/JOB/refused.json              host -> why its adapter is in no average
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,8 @@ RECORD = PULL_RECORD
 FAILURES = "failures.json"
 REFUSED = "refused.json"
 RESULT = "result.json"
+_LARGEST = 2.0**63
+_LONGEST_TEXT = 2000
 
 
 @dataclass(frozen=True)
@@ -66,21 +67,24 @@ class PulledResult:
     def read(cls, folder: Path) -> PulledResult:
         """Of a host's folder; what is of another kind than it should be is left out."""
         path = folder / RESULT
-        values = _object(read_json(path) if path.is_file() and path.stat().st_size else {})
+        try:
+            values = _object(read_json(path) if path.is_file() else {})
+        except ValueError:
+            values = {}
         accuracy, memory = _object(values.get("accuracy")), _object(values.get("memory"))
         phases = _object(memory.get("phases")).values()
         peaks = [_number(_object(phase).get("measured_peak_bytes")) for phase in phases]
         message = _object(values.get("error")).get("message")
         return cls(
-            tuned=_number(accuracy.get("tuned") if accuracy else values.get("accuracy")),
-            zero_shot=_number(accuracy.get("zero_shot", values.get("zero_shot_accuracy"))),
+            tuned=_share(accuracy.get("tuned") if accuracy else values.get("accuracy")),
+            zero_shot=_share(accuracy.get("zero_shot", values.get("zero_shot_accuracy"))),
             train_count=_number(_object(values.get("counts")).get("train")),
             test_count=_number(values.get("count")),
             steps=_number(values.get("steps")),
             budget_bytes=_number(memory.get("budget_bytes")),
             peak_bytes=max((peak for peak in peaks if peak is not None), default=None),
-            enforcement=str(memory.get("enforcement") or ""),
-            error=str(message) if message else None,
+            enforcement=str(memory.get("enforcement") or "")[:_LONGEST_TEXT],
+            error=str(message)[:_LONGEST_TEXT] if message else None,
         )
 
 
@@ -89,9 +93,14 @@ def _object(value: object) -> Mapping[str, object]:
 
 
 def _number(value: object) -> float | None:
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-        return value
-    return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return value if abs(value) < _LARGEST else None  # NaN is never less
+
+
+def _share(value: object) -> float | None:
+    number = _number(value)
+    return number if number is not None and 0.0 <= number <= 1.0 else None
 
 
 def host_folder(out: Path, job: str, host: str) -> Path:

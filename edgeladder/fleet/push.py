@@ -140,6 +140,12 @@ async def _push(box: Box, tree: Tree, *, verify: bool, switch: bool) -> Pushed:
         there = await box.call(ask, HaveAnswer, timeout_seconds=600 if verify else None)
         damaged += len(there.damaged)
         missing = {sha: offset for sha, offset in there.missing.items() if sha in sizes}
+        if not all(0 <= offset <= sizes[sha] for sha, offset in missing.items()):
+            raise HostError(
+                "the box says that it holds more of a file than there is",
+                kind="integrity",
+                where=box.host.name,
+            )
         if not missing:
             break
         _check_space(sizes, missing, there.free_bytes)

@@ -31,6 +31,11 @@ if TYPE_CHECKING:
     from edgeladder.fleet.box.records import Task
 
 
+_MOST_METRICS = 64  # kept of a job's newest values
+_LONGEST_METRIC = 200  # characters
+_LARGEST = 2.0**63
+
+
 @dataclass(frozen=True)
 class Job:
     """A task for a box under a name, so that asking twice starts it once."""
@@ -166,14 +171,21 @@ def _update(progress: Progress, answer: StatusAnswer, follow: str) -> None:
     progress.silent_since = None
     if follow.endswith(".jsonl"):
         for line in progress.lines:
-            try:
-                values = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(values, dict):
-                progress.latest.update(
-                    {k: v for k, v in values.items() if isinstance(v, (int, float, str))}
-                )
+            _take_metrics(progress.latest, line)
+
+
+def _take_metrics(latest: dict[str, int | float | str], line: str) -> None:
+    """Merge a line's values; a box may write what it likes and fills no memory by it."""
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return
+    for key, value in values.items() if isinstance(values, dict) else ():
+        room = key in latest or (len(latest) < _MOST_METRICS and len(key) <= _LONGEST_METRIC)
+        if isinstance(value, str) and room:
+            latest[key] = value[:_LONGEST_METRIC]
+        elif isinstance(value, (int, float)) and room and abs(value) < _LARGEST:
+            latest[key] = value
 
 
 def _job_error(job: str, progress: Progress) -> HostError:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from edgeladder.core.adapter_record import RECORD as METADATA
 from edgeladder.core.bundle import Bundle
+from edgeladder.core.errors import EdgeLadderError
 from edgeladder.core.files import write_json
 from edgeladder.fleet.aggregate import TooFew, aggregate
 from edgeladder.fleet.averaging import (
@@ -67,7 +68,7 @@ def contributions(
     for name in hosts:
         try:
             found.append(_contribution(host_folder(out, job, name), job, name))
-        except HostError as error:
+        except (EdgeLadderError, OSError, ValueError) as error:
             missing.append(failed(name, error))
     return found, missing
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,6 +24,8 @@ Answer = TypeVar("Answer")
 ANSWER_LIMIT_BYTES = 8 << 20  # of one answer's line: a box may not fill the controller's memory
 BLOCK_BYTES = 1 << 17
 _COMPLAINT_BYTES = 2048
+_SILENCES = 10  # for a whole call, besides what its bytes take at the slowest rate
+_SLOWEST_BYTES_PER_SECOND = 2048.0
 
 
 class Box:
@@ -51,27 +54,28 @@ class Box:
             kind: the record that answers it.
             payload: bytes that follow the request.
             sink: takes the bytes that a `SendAnswer` announces.
-            timeout_seconds: the longest silence; None: the connection's.
+            timeout_seconds: the longest silence; None: the connection's. The whole call may take
+                ten of them, and a second more for every 2 kB that came or went.
 
         Raises:
-            HostError: the box is silent, the connection breaks, or the agent refuses.
+            HostError: the box is silent or too slow, the connection breaks, or the agent refuses.
         """
-        timeout = timeout_seconds or self._timeout
+        clock = _Clock(timeout_seconds or self._timeout)
         with connection_errors(self.host):
             process = await asyncio.wait_for(
                 self._connection.create_process(command(self.host.python), encoding=None),
-                timeout,
+                clock.left(),
             )
             complaint = bytearray()
             listener = asyncio.create_task(_listen(process.stderr, complaint))
             try:
                 line = json.dumps(to_json(Call(self.host.root, request))).encode() + b"\n"
-                feeder = asyncio.create_task(self._feed(process, agent() + line, payload, timeout))
+                feeder = asyncio.create_task(self._feed(process, agent() + line, payload, clock))
                 try:
-                    values, rest = await self._values(process, feeder, timeout)
+                    values, rest = await self._values(process, feeder, clock)
                     answer = _answer(kind, values, self.host)
                     if sink is not None and isinstance(answer, SendAnswer):
-                        await self._pour(process, rest, answer.size, sink, timeout)
+                        await self._pour(process, rest, answer.size, sink, clock)
                 finally:
                     feeder.cancel()
                     await asyncio.gather(feeder, return_exceptions=True)
@@ -86,19 +90,19 @@ class Box:
         return answer
 
     async def _feed(
-        self, process: Any, program: bytes, payload: AsyncIterator[bytes] | None, timeout: float
+        self, process: Any, program: bytes, payload: AsyncIterator[bytes] | None, clock: _Clock
     ) -> None:
         process.stdin.write(program)
-        await asyncio.wait_for(process.stdin.drain(), timeout)
+        await asyncio.wait_for(process.stdin.drain(), clock.left(len(program)))
         if payload is not None:
             async for block in payload:
                 process.stdin.write(block)
                 self.sent_bytes += len(block)
-                await asyncio.wait_for(process.stdin.drain(), timeout)
+                await asyncio.wait_for(process.stdin.drain(), clock.left(len(block)))
         process.stdin.write_eof()
 
     async def _values(
-        self, process: Any, feeder: asyncio.Task[None], timeout: float
+        self, process: Any, feeder: asyncio.Task[None], clock: _Clock
     ) -> tuple[dict[str, object], bytes]:
         """The values of the answer's line, and what came after it in the same packet.
 
@@ -113,7 +117,7 @@ class Box:
                     waiting = {read} if feeder.done() else {read, feeder}
                     done, _ = await asyncio.wait(
                         waiting,
-                        timeout=timeout if feeder.done() else None,
+                        timeout=clock.left() if feeder.done() else None,
                         return_when=asyncio.FIRST_COMPLETED,
                     )
                     if not done:
@@ -129,6 +133,7 @@ class Box:
                 raise _NoAnswer
             line += block
             self.received_bytes += len(block)
+            clock.grant(len(block))
             if len(line) > ANSWER_LIMIT_BYTES and b"\n" not in line:
                 raise HostError("the box's answer is too long", kind="integrity")
         text, _, rest = bytes(line).partition(b"\n")
@@ -136,7 +141,7 @@ class Box:
             answer = json.loads(text)
             if not isinstance(answer, dict):
                 raise ValueError
-        except ValueError:
+        except (ValueError, RecursionError):
             raise HostError(
                 "the box's answer is not the agent's",
                 kind="python",
@@ -146,7 +151,7 @@ class Box:
         return answer, rest
 
     async def _pour(
-        self, process: Any, rest: bytes, size: int, sink: Callable[[bytes], None], timeout: float
+        self, process: Any, rest: bytes, size: int, sink: Callable[[bytes], None], clock: _Clock
     ) -> None:
         left = size
         block = rest
@@ -156,8 +161,10 @@ class Box:
                 sink(block)
                 left -= len(block)
             if left:
-                block = await asyncio.wait_for(process.stdout.read(min(left, BLOCK_BYTES)), timeout)
+                read = process.stdout.read(min(left, BLOCK_BYTES))
+                block = await asyncio.wait_for(read, clock.left())
                 self.received_bytes += len(block)
+                clock.grant(len(block))
                 if not block:
                     raise HostError("the connection broke", kind="lost", where=self.host.name)
 
@@ -173,6 +180,34 @@ class Box:
             remedy=f"see that `{self.host.python} --version` works on the box, or name its "
             "interpreter as `python` in the inventory",
         )
+
+
+class _Clock:
+    """How long a call may still take: a box that drips a byte now and then ends as well."""
+
+    def __init__(self, silence_seconds: float):
+        self._silence = silence_seconds
+        self._end = time.monotonic() + _SILENCES * silence_seconds
+
+    def grant(self, size: int) -> None:
+        """Bytes came or went: they may have taken their time."""
+        self._end += size / _SLOWEST_BYTES_PER_SECOND
+
+    def left(self, size: int = 0) -> float:
+        """Seconds to wait for the next sign of life, `size` bytes being on their way.
+
+        Raises:
+            HostError: the call's whole time is over.
+        """
+        self.grant(size)
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise HostError(
+                "the box answers too slowly to ever end",
+                kind="timeout",
+                remedy="see its load and its network, or give a longer --timeout",
+            )
+        return min(self._silence, left)
 
 
 class _NoAnswer(Exception):
@@ -195,7 +230,7 @@ def _answer(kind: type[Answer], values: dict[str, object], host: Host) -> Answer
         if values.get("is") != Refusal.__name__:
             return from_json(kind, values)
         refusal = from_json(Refusal, values)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise HostError(
             f"the box's answer is not the agent's: {error}", kind="integrity", where=host.name
         ) from None

@@ -173,7 +173,7 @@ def confusion_matrix(names: Sequence[str], counts: Sequence[Sequence[int]], labe
             body.append(
                 f'<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" width="{cell - 1:.1f}" '
                 f'height="{cell - 1:.1f}" fill-opacity="{0.12 + 0.88 * share:.2f}">'
-                f"<title>{escape(names[i])} taken for {escape(names[j])}: {count}</title></rect>"
+                f"<title>{escape(f'{names[i]} taken for {names[j]}: {count}')}</title></rect>"
             )
             if cell >= 18:
                 tone = "on" if share > 0.55 else "cell"

@@ -31,12 +31,13 @@ _MISTAKES = 20
 _EVENTS = 200
 
 
-def write_report(run: Path, out: Path | None = None) -> Path:
+def write_report(run: Path, out: Path | None = None, *, title: str | None = None) -> Path:
     """Write the report of a run directory.
 
     Args:
         run: the run's folder; sections whose data is not there say so.
         out: the page; None: `report.html` in the run.
+        title: None: the run's own name.
 
     Returns:
         The page's path.
@@ -49,7 +50,7 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     path = Path(out) if out is not None else Path(run) / REPORT
     require_ours(path, "page")
     try:
-        text = render(read_run(Path(run)))
+        text = render(read_run(Path(run)), title)
     except (
         ArithmeticError,
         AttributeError,
@@ -67,9 +68,9 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     return path
 
 
-def render(record: RunRecord) -> str:
+def render(record: RunRecord, title: str | None = None) -> str:
     """The page as text."""
-    name = record.folder.resolve().name
+    name = record.folder.resolve().name if title is None else title
     sections = [
         _headline(record),
         _section("Loss", _loss(record)),

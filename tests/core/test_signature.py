@@ -220,7 +220,7 @@ def test_a_device_trains_on_what_is_signed_and_knows_its_own_adapter(
     """From the pinned bundle to a prediction, on the box that trained and on another one."""
     run = tmp_path / "run"
     train = ["train", "--bundle", bundle_copy, "--data", picture_folder, "--run", run]
-    train += ["--cache", tmp_path / "cache", "--set", "train.epochs=1"]
+    train += ["--cache", tmp_path / "cache", "--set", "train.epochs=1", "--engine", "stock"]
     predict = ["predict", picture_folder / "class0" / "picture0.png", "--run", run]
 
     def code(*arguments: object) -> int:

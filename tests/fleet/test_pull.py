@@ -76,7 +76,7 @@ def test_nothing_but_adapters_and_metrics_leaves(
                 "link": {"link": picture},
                 "tensor": {"extra_tensor": picture},
                 "tail": {},
-                "report": {"report": "<html><img src='data:image/jpeg;base64,AAAA'></html>"},
+                "report": {"report": "<html><script>alert(1)</script></html>"},
                 "head": {"extra_tensor": picture, "extra_name": "head:support"},
                 "lines": {},
             }[name]
@@ -94,7 +94,6 @@ def test_nothing_but_adapters_and_metrics_leaves(
     outcome = pull_all(farm, pool_of, bundle, tmp_path / "out")
     assert outcome.names("done") == ["honest", "report", "head"]
     kept_there = {r.host: r.facts.get("kept_there") for r in outcome.results}
-    assert kept_there["report"] == ["run/report.html"]
     assert kept_there["head"] == ["run/adapter.safetensors"]
     errors = {r.host: r.error["message"] for r in outcome.results if r.error}
     assert "no regular file" in errors["link"]
@@ -104,10 +103,11 @@ def test_nothing_but_adapters_and_metrics_leaves(
     kept = sorted(p for p in (tmp_path / "out").rglob("*") if p.is_file())
     assert {p.name for p in kept} == {
         "adapter.json", "adapter.safetensors", "config.yaml", "metrics.jsonl", "pull.json",
-        "result.json",
+        "report.html", "result.json",
     }  # fmt: skip
     assert not any(pieces_of_the_picture(p.read_bytes()) for p in kept)
-    assert not (tmp_path / "out" / "t" / "hosts" / "report" / "report.html").exists()
+    page = tmp_path / "out" / "t" / "hosts" / "report" / "report.html"  # the controller's own
+    assert "<script" not in page.read_text() and "<h1>report</h1>" in page.read_text()
     there, missing = contributions(tmp_path / "out", "t", ["honest", "head", "link"])
     assert [c.name for c in there] == ["honest"]
     reasons = {r.host: (r.error or {}) for r in missing}

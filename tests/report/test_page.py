@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import edgeladder
-from edgeladder.core.errors import ConfigError
+from edgeladder.core.errors import ConfigError, IntegrityError
 from edgeladder.core.memory_record import MemoryAction
 from edgeladder.core.records import to_json
 from edgeladder.report import write_report as write
@@ -215,3 +215,42 @@ def test_ticks_are_few_and_inside(low, high):
     top = high if high > low else low + 1
     assert 2 <= len(ticks) <= 7
     assert all(low - 1e-9 <= t <= top * (1 + 1e-9) for t in ticks)
+
+
+def leaves(values, path=()):
+    """Every path to a value of a tree of JSON, and its keys."""
+    if isinstance(values, (dict, list)):
+        pairs = values.items() if isinstance(values, dict) else enumerate(values)
+        for key, value in pairs:
+            yield from leaves(value, (*path, key))
+    yield path
+
+
+def replaced(values, path, by):
+    if not path:
+        return by
+    copy = dict(values) if isinstance(values, dict) else list(values)
+    copy[path[0]] = replaced(values[path[0]], path[1:], by)
+    return copy
+
+
+@pytest.mark.parametrize(
+    "name", ["result.json", "plan.json", "evaluation.json", "environment.json"]
+)
+def test_no_value_of_a_run_becomes_markup_or_a_crash(tmp_path: Path, name: str) -> None:
+    """A fleet writes pages of what boxes sent: each value in turn is a script, or absurd."""
+    run = a_run(tmp_path / "run", NAMES[:2])
+    accuracy = {"zero_shot": 0.5, "tuned": 0.75, "split": "test"}
+    memory = {"budget_bytes": 10**9, "enforcement": "rlimit", "phases": {"train": {}}}
+    result = {"steps": 3, "engine": "stock", "accuracy": accuracy, "memory": memory}
+    (run / "result.json").write_text(json.dumps(result))
+    values = json.loads((run / name).read_text())
+    script = "<script>alert(1)</script>\x1b[2J\u202e"
+    for path in leaves(values):
+        for by in (script, {script: script}, [script], 10**400, -1, None):
+            (run / name).write_text(json.dumps(replaced(values, path, by)))
+            try:
+                text = write(run, tmp_path / "out.html").read_text(encoding="utf-8")
+            except IntegrityError:
+                continue
+            assert "<script" not in text and "\x1b" not in text and "\u202e" not in text, path

@@ -46,7 +46,8 @@ from edgeladder.fleet.box.store import BLOCK_BYTES, Refused, hash_file
 if TYPE_CHECKING:
     from io import BufferedReader, BufferedWriter
 
-# All that ever leaves a box, besides the probe's facts and the log: adapters, metrics, reports.
+# All that ever leaves a box, besides the probe's facts and the log: adapters and records. Pages do
+# not: the controller writes its own, so that no script or picture of a box is opened there.
 PULLABLE = (
     "run/adapter.safetensors",
     "run/adapter.json",
@@ -54,7 +55,6 @@ PULLABLE = (
     "run/plan.json",
     "run/environment.json",
     "run/config.yaml",
-    "run/report.html",
     "result.json",
 )
 FOLLOWED = ("run/metrics.jsonl", "log")
@@ -315,11 +315,8 @@ def outputs(root: str, request: OutputsRequest) -> OutputsAnswer:
 
 
 def shows_pictures(stream: BufferedReader, name: str) -> bool:
-    """Whether a file holds what stays here: a report's pictures, a closed-form head's features."""
-    if name.endswith(".html"):
-        text = stream.read().lower()
-        found = re.search(rb"data:image/(?!svg)|<img\b", text) is not None
-    elif name.endswith(".safetensors"):
+    """Whether a file holds what stays here: a closed-form head's features."""
+    if name.endswith(".safetensors"):
         length = min(int.from_bytes(stream.read(8), "little"), 1 << 24)
         found = b'"head:' in stream.read(length)
     else:

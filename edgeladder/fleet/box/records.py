@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 Record = TypeVar("Record")
+STATES = ("absent", "running", "done", "failed", "stopped", "lost")
+_LARGEST = 1 << 63  # of a number: no box has more of anything, and a float holds it
 
 
 # What a box is asked to run ------------------------------------------------------------------
@@ -269,13 +271,17 @@ class PruneAnswer:
 
 @dataclass(frozen=True)
 class JobState:
-    """What became of a job: absent, running, done, failed, stopped or lost (its runner died)."""
+    """What became of a job: one of `STATES`; lost: its runner died."""
 
     state: str
     exit_code: int | None = None
     attempts: int = 0
     via: str | None = None
     started: float | None = None  # seconds since the epoch
+
+    def __post_init__(self) -> None:
+        if self.state not in STATES:
+            raise ValueError(f"state is {self.state[:50]!r}, should be one of {', '.join(STATES)}")
 
 
 @dataclass(frozen=True)
@@ -393,6 +399,8 @@ def _take(kind: str, value: object, path: str) -> Any:
         return {str(key): _take(inner, item, f"{path}.{key}") for key, item in value.items()}
     if not isinstance(value, _PLAIN[base]) or (isinstance(value, bool) and base != "bool"):
         raise ValueError(f"{path} is {type(value).__name__}, should be {kind}")
+    if isinstance(value, (int, float)) and not -_LARGEST < value < _LARGEST:  # NaN is not either
+        raise ValueError(f"{path} is no number that can be")
     return value
 
 
