@@ -1,6 +1,7 @@
 """What using a trained run needs: predict, evaluate on pictures, deploy.
 
-peak = supervisor + baseline + adapter + ladder's graphs + class embeddings
+peak = supervisor + baseline + adapter + ladder's graphs + class embeddings (of any number of names:
+       their prompts pass the text tower in groups of whole classes)
      + the larger of the text tower, always segment by segment, and the image tower with pictures
 
 `deploy` asks the file it wrote about a few pictures before it appears under its name, and a file is
@@ -16,6 +17,7 @@ from edgeladder.budget.policy import (
     CLASS_CHUNK,
     PREDICT_BATCH,
     PREDICT_GROUP,
+    PREDICT_TEXT_GROUP,
     PROBES,
     TOWER_BATCHES,
 )
@@ -25,6 +27,7 @@ from edgeladder.budget.workload import InferenceWorkload, phase_of, tap_bytes, v
 from edgeladder.core.plan import MachineBaseline, PhasePlan
 
 _GRAPHS = ("encode_image", "encode_text")
+_CONFUSION_BYTES = 48  # a count: int64, in lists of the worker and of who waits, in JSON between
 _SINK_SAMPLES = 16  # whose taps a streamed tower hands on at a time
 _BATCHES = tuple(size for size in TOWER_BATCHES if size <= PREDICT_BATCH)
 
@@ -36,6 +39,16 @@ def predict_phases(
     for whole in (True, False):
         for batch in _BATCHES:
             yield _phase(workload, baseline, base, batch, whole=whole)
+
+
+def judge_phases(
+    workload: InferenceWorkload, baseline: MachineBaseline, base: int
+) -> Iterator[PhasePlan]:
+    """As predict, with who was taken for whom: every class against every other."""
+    for phase in predict_phases(workload, baseline, base):
+        parts: dict[str, float] = dict(phase.parts)
+        parts["confusion"] = _CONFUSION_BYTES * float(workload.classes) ** 2
+        yield phase_of(parts, **phase.sizes(), disk_bytes=phase.disk_bytes)
 
 
 def deploy_phases(
@@ -83,13 +96,19 @@ def _phase(
 
 
 def _class_bytes(workload: InferenceWorkload) -> float:
-    """Every prompt's taps as the text tower leaves them, their means, and both embeddings."""
+    """A group's taps as the text tower leaves them, their means, and what is kept of every class.
+
+    Kept are both embeddings, once in parts while they are gathered, and every prompt's tokens.
+    """
     manifest = workload.manifest
     taps = tap_bytes(manifest, "text")
-    embeddings = 2 * 4 * workload.classes * int(manifest.model.embedding_dim)
+    prompts = min(workload.prompts, max(PREDICT_TEXT_GROUP, workload.most_prompts))
+    classes = min(workload.classes, prompts)
+    embeddings = 2 * 2 * 4 * workload.classes * int(manifest.model.embedding_dim)
+    tokens = 8 * workload.prompts * int(manifest.tokenizer.context_length)
     chunk = min(CLASS_CHUNK, workload.classes)
     encoding = activation_bytes(workload, _GRAPHS[1:], 0, chunk)
-    return 2.0 * taps * (workload.prompts + workload.classes) + embeddings + encoding
+    return 2.0 * taps * (prompts + classes) + embeddings + tokens + encoding
 
 
 def _file_bytes(workload: InferenceWorkload) -> float:
@@ -97,6 +116,7 @@ def _file_bytes(workload: InferenceWorkload) -> float:
     manifest = workload.manifest
     weights = float(sum(segment.weight_bytes for segment in manifest.image.segments))
     weights += 4.0 * value_count(manifest) + 2.0 * workload.head_bytes
+    weights += 2 * 4.0 * workload.classes * int(manifest.model.embedding_dim)
     largest = float(max(segment.activation_bytes for segment in manifest.image.segments))
     square = float(3 * manifest.preprocess.size**2)
     asking = COSTS.activation * PROBES * largest + 2 * 4 * PROBES * square

@@ -12,7 +12,11 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from edgeladder.budget.inference_costs import deploy_phases, predict_phases
+from edgeladder.budget.inference_costs import (
+    deploy_phases,
+    judge_phases,
+    predict_phases,
+)
 from edgeladder.budget.policy import PLANNED_SHARE
 from edgeladder.budget.step_costs import evaluate_phases, train_phases
 from edgeladder.budget.tower_costs import larger_pictures, precompute_phases
@@ -22,7 +26,12 @@ from edgeladder.core.plan import MachineBaseline, PhasePlan, Plan
 from edgeladder.core.sizes import format_size
 
 _MB = 1_000_000
-INFERENCE_PHASES = ("predict", "evaluate_pictures", "deploy")
+_INFERENCE = {
+    "predict": predict_phases,
+    "evaluate_pictures": judge_phases,
+    "deploy": deploy_phases,
+}
+INFERENCE_PHASES = tuple(_INFERENCE)
 
 
 def plan(
@@ -91,8 +100,7 @@ def plan_inference(
             f"unknown phase {phase!r}", remedy=f"use one of {', '.join(INFERENCE_PHASES)}"
         )
     base = supervisor_bytes or baseline.supervisor_bytes
-    candidates = deploy_phases if phase == "deploy" else predict_phases
-    choices = {phase: candidates(workload, baseline, base)}
+    choices = {phase: _INFERENCE[phase](workload, baseline, base)}
     decided = _choose(choices, baseline, budget_bytes, planning_bytes)
     return replace(decided, classes=workload.classes)
 

@@ -33,6 +33,7 @@ class InferenceWorkload:
     manifest: Any  # bundle.Manifest, or its plain view
     classes: int
     prompts: int  # of all classes, aliases and templates: each passes through the text tower
+    most_prompts: int = 1  # of one class
     head_bytes: int = 0  # of a closed-form head's arrays as the adapter stores them
     files: dict[str, int] = field(default_factory=dict)  # sizes of the graphs' files
     dtype: str = "fp32"  # deploy: of the weights in the file

@@ -14,6 +14,16 @@ from edgeladder.core.sizes import format_size
 
 RunBundle = Annotated[Path | None, typer.Option("--bundle", help="Bundle. [default: the run's]")]
 
+Classes = Annotated[
+    str | None,
+    typer.Option(
+        "--classes",
+        metavar="NAMES",
+        help="Names to choose among, new ones too: a,b,c, a YAML file like classes.yaml, or "
+        "pictures whose class folders are meant. [default: the trained ones]",
+    ),
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
@@ -34,6 +44,7 @@ def evaluate(
         str | None,
         typer.Option("--split", help="train, validation or test. [test if there is one]"),
     ] = None,
+    classes: Classes = None,
     device: options.Device = None,
     budget: options.Budget = None,
     as_json: options.Json = False,
@@ -43,7 +54,13 @@ def evaluate(
     with Progress() as progress:
         values = _answer(
             "evaluate",
-            {**place, "data": _text(data), "cache": _text(cache), "split": split},
+            {
+                **place,
+                "data": _text(data),
+                "cache": _text(cache),
+                "split": split,
+                "classes": classes,
+            },
             progress,
         )
     return Answer(values, lambda: _evaluated(values))
@@ -54,13 +71,15 @@ def predict(
     run: options.Run = None,
     bundle: RunBundle = None,
     top: Annotated[int, typer.Option("--top", min=1, help="Labels per picture.")] = 1,
+    classes: Classes = None,
     device: options.Device = None,
     budget: options.Budget = None,
     as_json: options.Json = False,
 ) -> Answer:
     """Labels and probabilities for pictures."""
     place = _place(run, bundle, device, budget)
-    values = _answer("predict", {**place, "paths": [str(path) for path in paths], "top": top})
+    asked = {"paths": [str(path) for path in paths], "top": top, "classes": classes}
+    values = _answer("predict", {**place, **asked})
     return Answer(values, lambda: _predicted(values))
 
 
@@ -69,13 +88,14 @@ def deploy(
     bundle: RunBundle = None,
     out: Annotated[Path, typer.Option("--out", help="ONNX file to write.")] = Path("model.onnx"),
     dtype: Annotated[str, typer.Option("--dtype", help="Weights: fp32, fp16, int8.")] = "fp32",
+    classes: Classes = None,
     device: options.Device = None,
     budget: options.Budget = None,
     as_json: options.Json = False,
 ) -> Answer:
     """One ONNX file of a run: picture in, probabilities out."""
     place = _place(run, bundle, device, budget)
-    values = _answer("deploy", {**place, "out": str(out), "dtype": dtype})
+    values = _answer("deploy", {**place, "out": str(out), "dtype": dtype, "classes": classes})
     return Answer(values, lambda: _deployed(values))
 
 
@@ -116,6 +136,7 @@ def _evaluated(values: dict[str, Any]) -> str:
             table(["class", "pictures", "accuracy"], rows),
             f"accuracy {100 * values['accuracy']:.1f} % on {values['count']} pictures "
             f"(zero-shot {100 * values['zero_shot_accuracy']:.1f} %)",
+            *_notice(values),
         ]
     )
 
@@ -125,13 +146,27 @@ def _predicted(values: dict[str, Any]) -> str:
     for item in values["predictions"]:
         labels = ", ".join(f"{x['label']} {100 * x['probability']:.1f} %" for x in item["labels"])
         lines.append(f"{item['path']}: {labels or item['error']}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_notice(values)])
 
 
 def _deployed(values: dict[str, Any]) -> str:
-    return (
+    line = (
         f"{values['path']}: {format_size(values['bytes'])}, {values['dtype']}, "
         f"{len(values['classes'])} classes; "
         f"logits differ from predict's by {values['difference']:.1e} at most "
         f"({values['compared']['pictures']} pictures, {values['compared']['origin']})"
     )
+    return "\n".join([line, *_notice(values)])
+
+
+def _notice(values: dict[str, Any]) -> list[str]:
+    """What a person must know of an answer among names that training never saw."""
+    asked = values["asked"]
+    if asked is None or not asked["new"]:
+        return []
+    some = ", ".join(asked["new"][:3]) + (", .." if len(asked["new"]) > 3 else "")
+    part = "orders the others among themselves" if asked["head"] == "own" else "says nothing here"
+    return [
+        f"{len(asked['new'])} of {asked['count']} names were never trained ({some}): the ladder "
+        f"decides; a closed-form head {part}"
+    ]

@@ -32,6 +32,7 @@ class InferenceRequest:
     data: str | None = None  # evaluate; None: what the run trained on
     cache: str | None = None  # evaluate; None: the run's
     split: str | None = None  # evaluate: train, validation or test; None: what was held out
+    classes: str | None = None  # names, or where they are found; None: those it was trained on
     out: str = "model.onnx"  # deploy: the file
     dtype: str = "fp32"  # deploy: of the weights in the file
     budget_bytes: int | None = None  # None: the device's default, else a share of what is available
@@ -50,6 +51,15 @@ class InferenceOrder:
     supervisor_bytes: int  # of the process that waits
     sizes: PhasePlan | None = None  # after memory ran out; None: as planned
     only_plan: bool = False  # refuse, or say what was decided: nothing runs
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskedClasses:
+    """What was chosen among, where it was not the classes that the run was trained on."""
+
+    count: int
+    new: list[str]  # that training never saw: by their names alone
+    head: Literal["all", "own", "none"]  # of which the closed-form head speaks; own: not of `new`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +84,7 @@ class Predictions:
     """The `predict` JSON of the design."""
 
     predictions: list[Prediction]
+    asked: AskedClasses | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +116,7 @@ class Evaluation:
     per_class: dict[str, ClassAccuracy]
     confusion: list[list[int]]  # true, predicted
     skipped: list[Skipped] = field(default_factory=list)
+    asked: AskedClasses | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +149,7 @@ class Deployment:
     weights: int  # stored small
     difference: float  # the largest between the file's logits and predict's
     compared: Compared
+    asked: AskedClasses | None = None
 
 
 InferenceResult = Predictions | Evaluation | Deployment

@@ -43,7 +43,8 @@ def with_classifier(
         BudgetError: nothing fits; the smallest budget that would is named.
     """
     request = order.request
-    run = OpenedRun.open(Path(request.run), Path(request.bundle) if request.bundle else None)
+    bundle = Path(request.bundle) if request.bundle else None
+    run = OpenedRun.open(Path(request.run), bundle, request.classes)
     plan = decide(order, run)
     control.tell(Planned(plan=plan))
     if run.adapter.record.is_unhashed:
@@ -73,10 +74,12 @@ def decide(order: InferenceOrder, run: OpenedRun) -> Plan:
         BudgetError: nothing fits.
     """
     adapter, manifest = run.adapter, run.bundle.manifest
+    prompts = [len(texts) for texts in run.vocabulary.prompts()]
     workload = InferenceWorkload(
         manifest=manifest,
-        classes=len(adapter.record.classes),
-        prompts=sum(len(texts) for texts in run.prompts()),
+        classes=len(prompts),
+        prompts=sum(prompts),
+        most_prompts=max(prompts),
         head_bytes=sum(array.nbytes for array in adapter.head_arrays.values()),
         files={name: record.size for name, record in manifest.files.items()},
         dtype=order.request.dtype,

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,23 +20,21 @@ import numpy as np
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.errors import ConfigError
 from edgeladder.core.files import read_json
-from edgeladder.core.inference import Label
+from edgeladder.core.inference import AskedClasses, Label
 from edgeladder.runtime.adapter import Adapter, check_bundle, load_adapter
 from edgeladder.runtime.cache.layout import EMBEDDING, EMBEDDING_PRE, l2_normalize
-from edgeladder.runtime.heads.closed_form import with_stored_head
+from edgeladder.runtime.class_encoder import encode_classes, grouped
+from edgeladder.runtime.heads.closed_form import head_from, of_classes, with_stored_head
 from edgeladder.runtime.ladder_encoder import Encoder
-from edgeladder.runtime.logits import Activations, ClassEmbeddings, ClassLogits, softmax
-from edgeladder.runtime.pictures.class_names import ClassName
+from edgeladder.runtime.logits import Activations, ClassLogits, softmax
 from edgeladder.runtime.pictures.decode import EXACT_PIXELS, decode_square, normalize
-from edgeladder.runtime.towers.runner import ArraySamples, TowerRunner, TowerSizes
-from edgeladder.runtime.towers.tokens import Tokenizer, class_prompts
+from edgeladder.runtime.towers.runner import TowerRunner, TowerSizes
+from edgeladder.runtime.vocabulary import Vocabulary, asked_classes
 
 if TYPE_CHECKING:
     from edgeladder.core.manifest import PreprocessRecord
 
 Array = np.ndarray
-
-_TEXT_GROUP = 256  # prompts per opening of the text segments
 
 OnBatch = Callable[[float], None]
 """Called with the samples' worth of tower work done since the last call; may raise to stop."""
@@ -49,6 +47,7 @@ class InferenceSizes:
     whole: bool = True  # the image tower: all segments open at once, else one at a time
     batch: int = 4  # pictures or prompts in a tower at a time
     group: int = 32  # streamed: pictures per opening of the segments
+    text_group: int = 256  # prompts, of whole classes, per opening of the text segments
     class_chunk: int = 64  # classes encoded by the ladder at a time
     max_pixels: int = EXACT_PIXELS  # of pictures decoded in full
     picture_bytes: int | None = None  # of memory for decoding one; None: no limit
@@ -61,18 +60,25 @@ class InferenceSizes:
 
 @dataclass(frozen=True)
 class OpenedRun:
-    """A run's adapter on the bundle it was trained on."""
+    """A run's adapter on the bundle it was trained on, and what it is asked about."""
 
     folder: Path
     bundle: Bundle
     adapter: Adapter
+    vocabulary: Vocabulary
 
     @classmethod
-    def open(cls, run: Path, bundle: Bundle | Path | None = None) -> OpenedRun:
+    def open(
+        cls, run: Path, bundle: Bundle | Path | None = None, classes: str | None = None
+    ) -> OpenedRun:
         """Open a run directory, or a folder with an adapter (or one of its two files).
 
+        Args:
+            classes: to choose among (`vocabulary.asked_classes`); None: those it was trained on.
+
         Raises:
-            ConfigError: no adapter, or no bundle.
+            ConfigError: no adapter, no bundle, or no such vocabulary.
+            DataError: what the vocabulary is read from cannot be read.
             IntegrityError: the adapter belongs to another bundle, or a file was changed.
         """
         run = Path(run)
@@ -80,17 +86,33 @@ class OpenedRun:
         adapter = load_adapter(folder)  # first: a missing adapter is the clearer error
         opened = open_bundle(folder, bundle)
         check_bundle(adapter, opened, where=str(folder))
-        return cls(folder, opened, adapter)
+        record = adapter.record
+        vocabulary = Vocabulary.of_run(record)
+        if classes is not None:
+            vocabulary = asked_classes(classes, record)
+        return cls(folder, opened, adapter, vocabulary)
 
-    def prompts(self) -> list[list[str]]:
-        """For each class its name and aliases in every template."""
-        record = self.adapter.record
-        names, aliases = record.class_names, record.text.get("aliases") or []
-        described = [
-            ClassName(name, tuple(aliases[k]) if k < len(aliases) else ())
-            for k, name in enumerate(names)
-        ]
-        return class_prompts(described, record.templates or None)
+    def formula(self) -> ClassLogits:
+        """The logits of the vocabulary, beside what the run's head can say of it."""
+        plain = ClassLogits.of(self.bundle.manifest.model)
+        stored, asked = self.adapter.record.head, self.vocabulary
+        if asked.own:
+            return with_stored_head(plain, stored, self.adapter.head_arrays)
+        places = [place for place in asked.trained if place is not None]
+        if stored is None or not places:
+            return plain
+        head = of_classes(head_from(self.adapter.head_arrays, stored.rule), places)
+        known = [column for column, place in enumerate(asked.trained) if place is not None]
+        return replace(
+            plain.with_head(head, stored.head_weight, stored.ladder_weight),
+            head_columns=None if len(known) == len(asked.classes) else tuple(known),
+        )
+
+    def asked(self) -> AskedClasses | None:
+        """What the answer says of its vocabulary; None where it is the run's own."""
+        if self.vocabulary.own:
+            return None
+        return self.vocabulary.asked(head=self.adapter.record.head is not None)
 
 
 def run_request(run: Path) -> dict[str, Any]:
@@ -167,17 +189,21 @@ class Classifier:
         self.run = run
         self.bundle, self.adapter = run.bundle, run.adapter
         self.sizes = sizes or InferenceSizes()
-        self.classes = self.adapter.record.classes
+        self.classes = run.vocabulary.classes
         self.threads = threads or len(os.sched_getaffinity(0))
         self._on_batch = on_batch
         self.encoder = Encoder(self.bundle, self.adapter.parameters, self.threads)
-        self.formula = with_stored_head(
-            ClassLogits.of(self.bundle.manifest.model),
-            self.adapter.record.head,
-            self.adapter.head_arrays,
-        )
+        self.formula = run.formula()
         self._work = tempfile.TemporaryDirectory(prefix="edgeladder-", dir=_work_folder())
-        self.class_embeddings = self._class_embeddings()
+        self.class_embeddings = encode_classes(
+            self.bundle,
+            self.encoder,
+            run.vocabulary.prompts(),
+            TowerSizes(group=self.sizes.text_group, batch=self.sizes.batch, threads=self.threads),
+            self.sizes.class_chunk,
+            Path(self._work.name),
+            on_batch,
+        )
         tower = TowerSizes(
             group=self.sizes.group,
             batch=self.sizes.batch,
@@ -194,14 +220,10 @@ class Classifier:
         *,
         threads: int | None = None,
         sizes: InferenceSizes | None = None,
+        classes: str | None = None,
     ) -> Classifier:
-        """Open a run directory (or an adapter's folder) for prediction.
-
-        Raises:
-            ConfigError: no adapter, or no bundle.
-            IntegrityError: the adapter belongs to another bundle, or a file was changed.
-        """
-        return cls(OpenedRun.open(run, bundle), sizes, threads=threads)
+        """Open a run directory (or an adapter's folder) for prediction; raises as `OpenedRun`."""
+        return cls(OpenedRun.open(run, bundle, classes), sizes, threads=threads)
 
     def __enter__(self) -> Classifier:
         return self
@@ -254,52 +276,13 @@ class Classifier:
         if "image_embedding_pre" in self.bundle.manifest.ladder.image_inputs:
             length = np.linalg.norm(raw, axis=-1, keepdims=True)
             extra["image_embedding_pre"] = np.ascontiguousarray(outputs[EMBEDDING_PRE] / length)
-        return self.judge(Activations(self._grouped("image", outputs), l2_normalize(raw), extra))
+        return self.judge(
+            Activations(grouped(self.bundle.manifest, "image", outputs), l2_normalize(raw), extra)
+        )
 
     def judge(self, given: Activations) -> tuple[Array, Array]:
         """Tuned and zero-shot logits (n, C) of activations as the cache holds them."""
         return self.formula.classify(self.encoder, given, self.class_embeddings)
-
-    def _grouped(self, side: str, outputs: dict[str, Array]) -> list[Array]:
-        """Taps by name (n, T, W) -> one (L, T, n, W) per tap group."""
-        tower = getattr(self.bundle.manifest, side)
-        return [
-            np.ascontiguousarray(
-                np.stack([outputs[tower.taps[k].name].swapaxes(0, 1) for k in group.taps])
-            )
-            for group in self.bundle.manifest.ladder.groups
-            if group.side == side
-        ]
-
-    def _class_embeddings(self) -> ClassEmbeddings:
-        """Prompts through the text tower, averaged over templates."""
-        prompts = self.run.prompts()
-        tokens = Tokenizer.from_bundle(self.bundle).encode([p for ps in prompts for p in ps])
-        counts = [len(texts) for texts in prompts]
-        sizes = TowerSizes(group=_TEXT_GROUP, batch=self.sizes.batch, threads=self.threads)
-        runner = TowerRunner(self.bundle, "text", sizes, Path(self._work.name))
-        parts: list[dict[str, Array]] = []
-        runner.run(
-            ArraySamples(tokens),
-            lambda start, outputs: parts.append(dict(outputs)),
-            self._on_batch,
-        )
-        runner.close()
-        outputs: dict[str, Array] = {}
-        for name in parts[0]:
-            whole = np.concatenate([part[name] for part in parts])
-            if name == EMBEDDING:
-                whole = l2_normalize(np.asarray(whole, np.float32))
-            outputs[name] = _means(whole, counts)
-        zero_shot = l2_normalize(outputs[EMBEDDING])
-        taps = self._grouped("text", outputs)
-        tuned = [
-            self.encoder.encode_text(
-                [np.ascontiguousarray(g[:, :, window]) for g in taps], zero_shot[window]
-            )
-            for window in _windows(len(zero_shot), self.sizes.class_chunk)
-        ]
-        return ClassEmbeddings(zero_shot, np.concatenate(tuned))
 
 
 class _Squares:
@@ -318,22 +301,6 @@ def _work_folder() -> str | None:
     """Where hidden states wait: on a disk, because `/tmp` is memory on many small boxes."""
     on_disk = "/var/tmp"  # noqa: S108 - a folder of our own is made in it
     return None if "TMPDIR" in os.environ or not os.access(on_disk, os.W_OK) else on_disk
-
-
-def _means(values: Array, counts: Sequence[int]) -> Array:
-    """Means over each class's prompts: (sum of counts, ..) -> (C, ..) float32."""
-    ends = np.cumsum(counts)
-    return np.stack(
-        [
-            np.asarray(values[end - count : end], np.float32).mean(axis=0)
-            for count, end in zip(counts, ends, strict=True)
-        ]
-    )
-
-
-def _windows(count: int, size: int) -> Iterator[slice]:
-    for start in range(0, count, size):
-        yield slice(start, min(start + size, count))
 
 
 def probabilities(logits: Array) -> Array:

@@ -91,18 +91,41 @@ def _logits(
 ) -> str:
     """`ClassLogits.classify` as operators."""
     tuned = ""
-    if formula.head is None or formula.ladder_weight:
+    if formula.head is None or formula.ladder_weight or formula.head_columns is not None:
         encoded = _ladder(graph, bundle, parameters)
         tuned = _similarity(graph, encoded, classes.tuned, formula, "tuned")
     if formula.head is None:
         return tuned
     zero_shot = _similarity(graph, "image_embedding", classes.zero_shot, formula, "zero_shot")
+    own = tuned
+    if formula.head_columns is not None:
+        place = graph.constant("head/columns", np.array(formula.head_columns, np.int64))
+        zero_shot, own = (
+            graph.add("Gather", [rows, place], attributes={"axis": 1})
+            for rows in (zero_shot, tuned)
+        )
     beside = _head(graph, formula.head, features, zero_shot)
     weight = graph.constant("head/eta", np.array(formula.head_weight, np.float32))
-    beside = graph.add("Mul", [beside, weight])
-    if not tuned:
-        return beside
-    return graph.add("Add", [_times(graph, tuned, formula.ladder_weight), beside])
+    both = graph.add("Mul", [beside, weight])
+    if formula.ladder_weight:
+        both = graph.add("Add", [_times(graph, own, formula.ladder_weight), both])
+    if formula.head_columns is None:
+        return both
+    return _among_others(graph, tuned, own, both, formula.head_columns, len(classes.tuned))
+
+
+def _among_others(
+    graph: Graph, tuned: str, own: str, both: str, columns: Sequence[int], count: int
+) -> str:
+    """The head's classes in its order at the ladder's height, the others as the ladder has them."""
+    last = graph.constant("axes/last", np.array([-1], np.int64))
+    height, best = (graph.add("ReduceMax", [rows, last]) for rows in (own, both))
+    moved = graph.add("Add", [graph.add("Sub", [both, best]), height])
+    joined = graph.add("Concat", [moved, tuned], attributes={"axis": 1})
+    order = len(columns) + np.arange(count, dtype=np.int64)
+    order[list(columns)] = np.arange(len(columns))
+    place = graph.constant("head/order", order)
+    return graph.add("Gather", [joined, place], attributes={"axis": 1})
 
 
 def _times(graph: Graph, logits: str, weight: float) -> str:

@@ -40,6 +40,7 @@ def deploy(
     dtype: str = "fp32",
     threads: int | None = None,
     sizes: InferenceSizes | None = None,
+    classes: str | None = None,
 ) -> Deployment:
     """Write a run's classifier as one ONNX file and compare it with `predict`, in this process.
 
@@ -50,6 +51,8 @@ def deploy(
         dtype: of the weights in the file: fp32, fp16 or int8 (arithmetic is fp32 in each).
         threads: of onnxruntime; None: all cores.
         sizes: None: the image tower whole.
+        classes: that the file chooses among (`vocabulary.asked_classes`); None: those it was
+            trained on.
 
     Raises:
         ConfigError: no run, no bundle, unknown dtype, more than one file can hold, or `out` is a
@@ -59,7 +62,7 @@ def deploy(
         StorageError: no space left.
     """
     narrow = checked_dtype(out, dtype)
-    with Classifier.open(run, bundle, threads=threads, sizes=sizes) as classifier:
+    with Classifier.open(run, bundle, threads=threads, sizes=sizes, classes=classes) as classifier:
         return write_model(classifier, Path(out), narrow)
 
 
@@ -95,17 +98,18 @@ def write_model(classifier: Classifier, out: Path, dtype: Dtype) -> Deployment:
                 where=str(out),
                 remedy="report this with the bundle's manifest.json; nothing was written",
             )
-    side, classes = classifier.bundle.manifest.preprocess.size, classifier.classes
+    side, labels = classifier.bundle.manifest.preprocess.size, classifier.classes
     return Deployment(
         path=str(out),
         bytes=size,
         dtype=dtype,
-        classes=classes,
+        classes=labels,
         input=Port(name=PICTURE, shape=["N", side, side, 3], dtype="uint8"),
-        output=Port(name=PROBABILITIES, shape=["N", len(classes)], dtype="float32"),
+        output=Port(name=PROBABILITIES, shape=["N", len(labels)], dtype="float32"),
         weights=small,
         difference=found,
         compared=Compared(pictures=len(expected), origin=pictures.origin),
+        asked=classifier.run.asked(),
     )
 
 
@@ -136,10 +140,11 @@ def _candidate(out: Path) -> Iterator[Path]:
 def _metadata(classifier: Classifier) -> dict[str, str]:
     """What a user of the file must know, as the file's own metadata."""
     manifest = classifier.bundle.manifest
+    names = [item.name for item in classifier.run.vocabulary.names]
     return {
         "edgeladder": __version__,
         "classes": json.dumps(classifier.classes, ensure_ascii=False),
-        "class_names": json.dumps(classifier.adapter.record.class_names, ensure_ascii=False),
+        "class_names": json.dumps(names, ensure_ascii=False),
         "model": f"{manifest.model.name} {manifest.model.pretrained}",
         "licence": manifest.model.licence,
         "bundle_digest": classifier.bundle.digest,

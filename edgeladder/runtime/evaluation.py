@@ -58,6 +58,7 @@ def evaluate(
     threads: int | None = None,
     sizes: InferenceSizes | None = None,
     progress: Progress | None = None,
+    classes: str | None = None,
 ) -> Evaluation:
     """Judge a run on labelled pictures, in this process.
 
@@ -68,17 +69,19 @@ def evaluate(
         threads: of onnxruntime; None: all cores.
         sizes: None: the image tower whole.
         progress: told of pictures done.
+        classes: to choose among (`vocabulary.asked_classes`), which every picture's label must be
+            one of; None: those it was trained on.
 
     Returns:
         Accuracies by class and together, zero-shot's beside them, and what was skipped. Those of
-        the run's own held-out pictures are kept in its folder for the report.
+        the run's own held-out pictures among its own classes are kept in its folder for the report.
 
     Raises:
         ConfigError: no adapter, bundle or such split.
         DataError: no pictures, unknown labels, or more than 5 % unreadable.
         IntegrityError: the adapter belongs to another bundle.
     """
-    with Classifier.open(run, bundle, threads=threads, sizes=sizes) as classifier:
+    with Classifier.open(run, bundle, threads=threads, sizes=sizes, classes=classes) as classifier:
         return judge_pictures(classifier, judged or Judged(), progress)
 
 
@@ -108,8 +111,13 @@ def judge_pictures(
         store.abandon()
     _check_skipped(skipped, len(pictures), str(where))
     found = from_json(Evaluation, score.to_dict(name))
-    found = replace(found, skipped=skipped)
-    if own and judged.split is None and (run / "config.yaml").is_file():
+    found = replace(found, skipped=skipped, asked=classifier.run.asked())
+    if (
+        own
+        and classifier.run.vocabulary.own
+        and judged.split is None
+        and (run / "config.yaml").is_file()
+    ):
         write_json(run / EVALUATION, to_json(found))
     return found
 
@@ -132,10 +140,14 @@ def _choose(
         if not pictures:
             raise DataError(f"there are no {side} pictures", where=dataset.source)
         return pictures, side
-    if own or dataset.has_splits:
+    for side in ("test", "validation"):  # data that are only judged need no train/
+        held_out = [p for p in dataset.pictures if p.split == side]
+        if held_out:
+            return held_out, side
+    if own and not dataset.has_splits:
         held_out = split(dataset, request.get("shots"), int(request.get("seed") or 0))[1]
         if held_out:
-            return held_out, held_out[0].split or "test"
+            return held_out, "test"
     return dataset.pictures, "all"
 
 

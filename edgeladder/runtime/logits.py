@@ -5,6 +5,16 @@
     tuned            = similarity(the ladder's picture embedding, the ladder's class embedding)
     logits           = ladder_weight * tuned + head_weight * head(features, zero-shot)
 
+A head knows the classes that it was fitted on and no others. Where names are asked about that
+training never saw, it orders its own classes among themselves and says nothing of the rest: with
+K its classes and `both` the last line above,
+
+    logits_c = tuned_c                                         for a class c outside K
+    logits_k = both_k - max over K of both + max over K of tuned    for k in K
+
+so whether a picture shows a class of K at all is left to the ladder, which embeds all names alike.
+Added as it is, a head of weight 32 would outvote every name that it does not know.
+
 `deploy_graph` writes the same formula as ONNX operators. Nothing heavier than numpy is imported
 here, because the training and evaluation workers count inside the budget.
 """
@@ -84,6 +94,8 @@ class ClassLogits:
         bias: SigLIP's; 0 for CLIP.
         head: a closed-form head that counts beside the ladder.
         head_weight, ladder_weight: of the two; a ladder of weight 0 leaves the head alone.
+        head_columns: places of the head's classes among those asked about, in its order; None:
+            they are the same.
     """
 
     scale: float
@@ -91,6 +103,7 @@ class ClassLogits:
     head: Head | None = None
     head_weight: float = 1.0
     ladder_weight: float = 1.0
+    head_columns: tuple[int, ...] | None = None
 
     @classmethod
     def of(cls, model: ModelRecord) -> ClassLogits:
@@ -117,9 +130,21 @@ class ClassLogits:
         tuned = self.tuned(encoder, given, classes.tuned)
         zero_shot = self.similarity(given.embedding, classes.zero_shot)
         if self.head is not None:
-            beside = self.head.logits(given.features(), zero_shot)
-            tuned = np.asarray(self.ladder_weight * tuned + self.head_weight * beside)
+            tuned = self._beside_head(self.head, tuned, zero_shot, given)
         return tuned, zero_shot
+
+    def _beside_head(self, head: Head, tuned: Array, zero_shot: Array, given: Activations) -> Array:
+        """Ladder and head together, (n, C)."""
+        if self.head_columns is None:
+            beside = head.logits(given.features(), zero_shot)
+            return np.asarray(self.ladder_weight * tuned + self.head_weight * beside)
+        own = list(self.head_columns)
+        beside = head.logits(given.features(), zero_shot[:, own])
+        both = self.ladder_weight * tuned[:, own] + self.head_weight * beside
+        best = tuned[:, own].max(axis=1, keepdims=True)
+        logits = np.array(tuned, np.result_type(tuned, both))
+        logits[:, own] = both - both.max(axis=1, keepdims=True) + best
+        return logits
 
 
 def softmax(logits: Array) -> Array:

@@ -29,6 +29,7 @@ def predict(
     top: int = 1,
     threads: int | None = None,
     sizes: InferenceSizes | None = None,
+    classes: str | None = None,
 ) -> Predictions:
     """Labels and probabilities for every picture, in the order given, in this process.
 
@@ -39,18 +40,19 @@ def predict(
         top: labels per picture; at most the number of classes.
         threads: of onnxruntime; None: all cores.
         sizes: None: the image tower whole.
+        classes: to choose among (`vocabulary.asked_classes`); None: those it was trained on.
 
     Returns:
         One prediction per picture. One that cannot be read has no labels and its reason as
         `error`; the others are not affected.
 
     Raises:
-        ConfigError: no adapter or bundle, or no path was given.
+        ConfigError: no adapter or bundle, no path was given, or no such classes.
         DataError: a folder or archive without pictures, or not one picture could be read.
         IntegrityError: the adapter belongs to another bundle.
     """
     pictures = wanted_pictures(paths, top)
-    with Classifier.open(run, bundle, threads=threads, sizes=sizes) as classifier:
+    with Classifier.open(run, bundle, threads=threads, sizes=sizes, classes=classes) as classifier:
         return classify(classifier, pictures, top)
 
 
@@ -73,7 +75,7 @@ def classify(
             where=found[0].path,
             remedy="name JPEG or PNG files",
         )
-    return Predictions(predictions=found)
+    return Predictions(predictions=found, asked=classifier.run.asked())
 
 
 def wanted_pictures(paths: Sequence[str | Path], top: int) -> list[Picture]:

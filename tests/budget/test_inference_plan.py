@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 
 from edgeladder.budget.planner import check, plan_inference
-from edgeladder.budget.policy import PLANNED_SHARE, PREDICT_GROUP
+from edgeladder.budget.policy import PLANNED_SHARE, PREDICT_GROUP, PREDICT_TEXT_GROUP
 from edgeladder.budget.workload import InferenceWorkload
 from edgeladder.core.errors import BudgetError, ConfigError
+from edgeladder.runtime.classifier import InferenceSizes
 from tests.budget.test_plan import BASELINE, MB, manifest
 
 WORK = InferenceWorkload(manifest=manifest(), classes=100, prompts=700, head_bytes=MB)
@@ -53,6 +54,26 @@ def test_more_prompts_classes_and_pictures_at_a_time_need_more():
     sizes = [p for p in (decide("predict", b).phases["predict"] for b in (150, 210, 2_000))]
     peaks = [size.planned_peak_bytes for size in sizes]
     assert peaks == sorted(peaks)
+
+
+def test_new_names_cost_their_embeddings_and_not_their_activations():
+    """Prompts pass in groups, so that ten times the names are not ten times the memory."""
+    parts = {
+        count: decide("predict", 2_000, classes=count, prompts=5 * count, most_prompts=5)
+        .phases["predict"]
+        .parts["classes"]
+        for count in (1_000, 10_000)
+    }
+    kept = 8 * (2 * manifest().model.embedding_dim + 5 * manifest().tokenizer.context_length)
+    assert parts[10_000] - parts[1_000] == 9_000 * kept
+    assert InferenceSizes().text_group == PREDICT_TEXT_GROUP  # the runtime's own is the plan's
+
+
+def test_judging_many_names_counts_who_was_taken_for_whom():
+    many = {"classes": 4_000, "prompts": 20_000}
+    judged = decide("evaluate_pictures", 4_000, **many).phases["evaluate_pictures"]
+    asked = decide("predict", 4_000, **many).phases["predict"]
+    assert judged.planned_peak_bytes - asked.planned_peak_bytes > 8 * 4_000**2
 
 
 def test_an_unknown_phase_is_refused():

@@ -47,6 +47,7 @@ def manifest(parameters=3_000_000, segment=28 * MB):
     return Plain(
         model=Plain(embedding_dim=512),
         preprocess=Plain(size=224),
+        tokenizer=Plain(context_length=77),
         image=tower(segment, [197, 768]),
         text=tower(12 * MB, [77, 512]),
         ladder=Plain(

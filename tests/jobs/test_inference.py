@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -15,17 +16,19 @@ import yaml
 
 import edgeladder
 from edgeladder.core.bundle import Bundle
-from edgeladder.core.errors import BudgetError, EdgeLadderError
+from edgeladder.core.errors import BudgetError, DataError, EdgeLadderError
 from edgeladder.core.events import Failed
 from edgeladder.core.inference import RESULT_OF, InferenceRequest
+from edgeladder.core.initial import initial_values
 from edgeladder.core.memory_record import MemoryResult
 from edgeladder.core.records import from_json, to_json
 from edgeladder.jobs import attempt
 from edgeladder.jobs.inference import run_inference
-from edgeladder.runtime.adapter import save_adapter
+from edgeladder.runtime.adapter import adapter_of, save_adapter
 from edgeladder.runtime.classifier import InferenceSizes
 from edgeladder.runtime.evaluation import Judged, evaluate
 from edgeladder.runtime.prediction import predict
+from edgeladder.runtime.towers.tokens import DEFAULT_TEMPLATES
 from tests.conftest import make_pictures
 from tests.runtime.infer.conftest import an_adapter
 
@@ -216,3 +219,23 @@ def test_ctrl_c_ends_with_130(run_folder, pictures, tmp_path):
     said = process.communicate(timeout=120)[0]
     assert process.returncode == 130
     assert json.loads(said)["error"]["type"] in ("Interrupted", "EdgeLadderError")
+
+
+def test_a_garment_that_was_never_trained_is_told_by_its_name(tmp_path):
+    """Real pictures, the shipped model, a ladder of other garments that has not moved yet."""
+    bundle = Bundle.open(NANO / "bundle")
+    words = {"class_names": ["hat", "dress"], "templates": list(DEFAULT_TEMPLATES)}
+    values = dict(initial_values(bundle))
+    save_adapter(tmp_path, adapter_of(bundle, values, classes=["hat", "dress"], **words))
+    with zipfile.ZipFile(NANO / "pictures.zip") as archive:
+        for name in archive.namelist():
+            if name.startswith(("test/pants/", "test/shoes/")):
+                archive.extract(name, tmp_path / "new")
+    told = {"data": str(tmp_path / "new"), "bundle": str(bundle.folder)}
+    found, memory, _ = ask("evaluate", tmp_path, classes="hat,dress,pants,shoes", **told)
+    assert (found.count, found.asked.new) == (24, ["pants", "shoes"])
+    assert found.accuracy == found.zero_shot_accuracy > 0.5
+    peak = memory.phases["evaluate"]
+    assert peak.measured_peak_bytes <= peak.planned_peak_bytes
+    with pytest.raises(DataError, match="label 'pants' is not among the 2 known classes"):
+        ask("evaluate", tmp_path, **told)

@@ -6,11 +6,12 @@ What is left out is what changes no number: supervisor, plan, checkpoints while 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tempfile
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,8 +23,9 @@ from edgeladder.core.request import TrainRequest
 from edgeladder.core.yaml_config import override
 from edgeladder.jobs.control import Control
 from edgeladder.jobs.train_phase import _loop, begin, open_engine_named
-from edgeladder.runtime.cache.inputs import CacheBatches
+from edgeladder.runtime.cache.inputs import CacheBatches, CacheReader
 from edgeladder.runtime.cache.sampler import Sampler
+from edgeladder.runtime.engine.protocol import Engine
 from edgeladder.runtime.logits import Activations as Cached
 from edgeladder.runtime.logits import ClassLogits, class_embeddings
 from tools.bench.task import Activations, Task
@@ -74,9 +76,10 @@ def job_of(task: Task, bundle: Bundle, profile: Profile, threads: int) -> Job:
     )
 
 
-def train_ladder(
+@contextlib.contextmanager
+def trained_ladder(
     task: Task, bundle: Bundle, profile: Profile, *, threads: int = 1
-) -> tuple[Array, int]:
+) -> Iterator[tuple[Engine, int]]:
     """Train on the support set as `edgeladder train` would.
 
     Args:
@@ -84,8 +87,8 @@ def train_ladder(
         bundle: whose ladder; the tower must be the task's.
         profile: training recipe; the ladder's shape is the bundle's.
 
-    Returns:
-        Logits of the test pictures (m, C) by the ladder alone, and the steps taken.
+    Yields:
+        The engine with what it learnt, closed afterwards, and the steps taken.
     """
     job = job_of(task, bundle, profile, threads)
     order = PhaseOrder(job=job)
@@ -98,14 +101,29 @@ def train_ladder(
         loop = _loop(order, engine, bundle, batches, Path(folder), lambda record: None, Control())
         done = loop.run()
     loop.apply_average()
-    text = class_embeddings(engine, next(reader.windows("train", 1)), _CHUNK).tuned
-    wanted = bundle.manifest.ladder.image_inputs
-    tested = encode(engine, task, task.test, text, wanted)
-    engine.close()
-    return tested, done.step
+    try:
+        yield engine, done.step
+    finally:
+        engine.close()
 
 
-def encode(engine: Any, task: Task, images: Activations, text: Array, wanted: list[str]) -> Array:
+def train_ladder(
+    task: Task, bundle: Bundle, profile: Profile, *, threads: int = 1
+) -> tuple[Array, int]:
+    """Logits of the test pictures (m, C) by the ladder alone, and the steps it took."""
+    with trained_ladder(task, bundle, profile, threads=threads) as (engine, steps):
+        text = tuned_classes(engine, task.reader(bundle))
+        return encode(engine, task, task.test, text, bundle.manifest.ladder.image_inputs), steps
+
+
+def tuned_classes(engine: Engine, reader: CacheReader) -> Array:
+    """Every class of a reader as the ladder embeds it, (C, D)."""
+    return class_embeddings(engine, next(reader.windows("test", 1)), _CHUNK).tuned
+
+
+def encode(
+    engine: Engine, task: Task, images: Activations, text: Array, wanted: list[str]
+) -> Array:
     """Tuned logits (n, C)."""
     formula, logits = ClassLogits.of(task.bundle.manifest.model), []
     for start in range(0, len(images.labels), _CHUNK):

@@ -5,7 +5,7 @@ Activations come from the same cache a device trains from; nothing here runs the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -100,6 +100,34 @@ class Pool:
             self.readers[bundle.folder] = open_reader(bundle, self.cache, self.selection)
         return self.readers[bundle.folder]
 
+    def of_classes(self, start: int, stop: int) -> Pool:
+        """The same pool of some classes alone: a ladder trained on it hears of no others."""
+        train = np.flatnonzero((self.train.labels >= start) & (self.train.labels < stop))
+        test = np.flatnonzero((self.test.labels >= start) & (self.test.labels < stop))
+        told = self.selection
+        selection = replace(
+            told,
+            train_keys=told.train_keys[:, train],
+            train_labels=told.train_labels[train] - start,
+            test_keys=told.test_keys[test],
+            test_labels=told.test_labels[test] - start,
+            text_keys=told.text_keys[start:stop],
+            classes=told.classes[start:stop],
+            class_names=told.class_names[start:stop],
+            aliases=told.aliases[start:stop],
+        )
+        place = {int(row): number for number, row in enumerate(train)}
+        text = self.text.part(np.arange(start, stop))
+        return replace(
+            self,
+            train=_relabelled(self.train.part(train), start),
+            test=_relabelled(self.test.part(test), start),
+            text=_relabelled(text, start),
+            rows={path: place[row] for path, row in self.rows.items() if row in place},
+            selection=selection,
+            readers={},
+        )
+
     def task(self, shots: int, seed: int) -> Task:
         """The task of `shots` pictures per class chosen by `seed`."""
         chosen, _ = split(self.dataset, shots, seed)
@@ -171,6 +199,10 @@ def load_pool(
     )
     reader.close()
     return pool
+
+
+def _relabelled(pictures: Activations, start: int) -> Activations:
+    return replace(pictures, labels=pictures.labels - start)
 
 
 def _sizes(threads: int) -> PrecomputeSizes:

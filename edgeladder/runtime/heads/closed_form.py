@@ -9,7 +9,7 @@ projection.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -284,6 +284,23 @@ def with_stored_head(
         return logits
     head = head_from(arrays, stored.rule)
     return logits.with_head(head, stored.head_weight, stored.ladder_weight)
+
+
+def of_classes(head: Head, classes: Sequence[int]) -> Head:
+    """The head as it speaks of some of its classes, in the order given.
+
+    Every class's logit is of its own column, so what is left says the same.
+    """
+    if isinstance(head, Blend):
+        return Blend([_part_of(part, list(classes)) for part in head.heads])
+    return _part_of(head, list(classes))
+
+
+def _part_of(head: Gda | Kernel, classes: list[int]) -> Gda | Kernel:
+    if isinstance(head, Gda):
+        matrix, bias = head.matrix[:, classes], head.bias[classes]
+        return replace(head, matrix=matrix, bias=bias, held_out=None)
+    return replace(head, alpha=head.alpha[:, classes], held_out=None)
 
 
 def _wide(array: Array) -> Array:

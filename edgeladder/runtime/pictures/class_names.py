@@ -50,6 +50,23 @@ def parse_names(
     Raises:
         DataError: not YAML, of another form, or about a class that does not exist.
     """
+    names, templates = read_names(text, where=where)
+    for key in names:
+        if key not in classes:
+            raise DataError(
+                f"{key!r} is not a class of these pictures",
+                where=where,
+                remedy=f"{suggestion(key, classes)}correct or remove the line",
+            )
+    return [names.get(name) or readable(name) for name in classes], templates
+
+
+def read_names(text: str, *, where: str) -> tuple[dict[str, ClassName], list[str] | None]:
+    """All that such a file says: names by class folder, in its order, and templates if it has any.
+
+    Raises:
+        DataError: not YAML, or of another form.
+    """
     import yaml  # a megabyte that most data sets do not need
 
     try:
@@ -63,15 +80,7 @@ def parse_names(
     templates = None
     if isinstance(values.get(_TEMPLATES), list):
         templates = [_template(item, where) for item in values.pop(_TEMPLATES)]
-    names = {key: _entry(key, value, where) for key, value in values.items()}
-    for key in names:
-        if key not in classes:
-            raise DataError(
-                f"{key!r} is not a class of these pictures",
-                where=where,
-                remedy=f"{suggestion(key, classes)}correct or remove the line",
-            )
-    return [names.get(name) or readable(name) for name in classes], templates
+    return {key: _entry(key, value, where) for key, value in values.items()}, templates
 
 
 def _template(value: Any, where: str) -> str:

@@ -93,8 +93,8 @@ class Dataset:
                 raise DataError(
                     f"label {picture.label!r} is not among the {len(known)} known classes",
                     where=f"{self.source}: {picture.path}",
-                    remedy=f"{suggestion(picture.label, known)}rename the folder or label, or "
-                    "train with these classes",
+                    remedy=f"{suggestion(picture.label, known)}rename the folder or label, train "
+                    "with these classes, or name those to choose among with --classes",
                 )
             found.append(position[picture.label])
         return np.array(found, np.int32)
