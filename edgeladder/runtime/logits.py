@@ -130,11 +130,11 @@ class ClassLogits:
         tuned = self.tuned(encoder, given, classes.tuned)
         zero_shot = self.similarity(given.embedding, classes.zero_shot)
         if self.head is not None:
-            tuned = self._beside_head(self.head, tuned, zero_shot, given)
+            tuned = self.joined(self.head, tuned, zero_shot, given)
         return tuned, zero_shot
 
-    def _beside_head(self, head: Head, tuned: Array, zero_shot: Array, given: Activations) -> Array:
-        """Ladder and head together, (n, C)."""
+    def joined(self, head: Head, tuned: Array, zero_shot: Array, given: Activations) -> Array:
+        """Ladder and head together, (n, C), from the logits of both embeddings, (n, C) each."""
         if self.head_columns is None:
             beside = head.logits(given.features(), zero_shot)
             return np.asarray(self.ladder_weight * tuned + self.head_weight * beside)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tools.bench import baselines, figures
+from tools.bench.task import Activations
 
 Array = np.ndarray
 
@@ -98,3 +99,16 @@ def test_differences_are_paired_by_seed():
     text = figures.differences(rows, "plain")
     assert "| more | +15.0 ± 5.0 |" in text and "plain |" not in text
     assert "| 8" not in text  # nothing there to compare with
+
+
+def test_pooled_taps_are_means_over_tokens_at_unit_length():
+    draw = np.random.default_rng(0)
+    taps = [draw.normal(size=(2, 5, 3, 4)), draw.normal(size=(1, 5, 3, 6))]  # (L, T, n, W)
+    embedding = draw.normal(size=(3, 8))
+    embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
+    found = Activations(embedding, np.arange(3), taps, {}).pooled()
+    for picture in range(3):
+        parts = [taps[0][0][:, picture], taps[0][1][:, picture], taps[1][0][:, picture]]
+        means = [sum(tokens) / 5 for tokens in parts]
+        whole = [*(mean / np.sqrt((mean**2).sum()) for mean in means), embedding[picture]]
+        np.testing.assert_allclose(found[picture], np.concatenate(whole) / 2, atol=1e-6)

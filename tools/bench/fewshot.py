@@ -3,13 +3,13 @@
 
     tools/bench/fewshot.py --bundle bundle --data pictures.zip --data other.zip --out bench
 
-Rows: zero-shot; linear probe, LP++, Tip-Adapter-F, TaskRes, CLAP, ProLIP, GDA, ProKeR; the
-multi-tap leave-one-out kernel; the bundle's own head alone, its ladder alone, and both as
-`edgeladder train` gives them (`default`); and further ladders from bundles of the same backbone,
-`--ladder NAME=BUNDLE[,A.B=C..]`, `--ladders FOLDER` (one per bundle in it, see variants.py) and
-`--device-rows` (what needs no bundle of its own). Settings are fixed or chosen on the support set;
-the test pictures are used once, to count. Writes results.csv after every task (run it again and it
-goes on where it stopped), table.md (means and standard errors) and plot.svg.
+Rows: zero-shot; linear probe, the same on pooled taps, LP++, Tip-Adapter-F, TaskRes, CLAP, ProLIP,
+GDA, ProKeR; the multi-tap leave-one-out kernel; the bundle's own head alone, its ladder alone, and
+both as `edgeladder train` gives them (`default`); and further ladders from bundles of the same
+backbone, `--ladder NAME=BUNDLE[,A.B=C..]`, `--ladders FOLDER` (one per bundle in it, see
+variants.py) and `--device-rows` (what needs no bundle of its own). Settings are fixed or chosen on
+the support set; the test pictures are used once, to count. Writes results.csv after every task
+(run it again and it goes on where it stopped), table.md (means and standard errors) and plot.svg.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import csv
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -39,7 +40,7 @@ from edgeladder.runtime.heads.closed_form import (
     Kind as HeadKind,
 )
 from edgeladder.runtime.heads.fit_head import fixed_head_weight  # noqa: E402
-from tools.bench.baselines import METHODS, Method, Support  # noqa: E402
+from tools.bench.baselines import METHODS, Method, Support, linear_probe  # noqa: E402
 from tools.bench.figures import plot, table  # noqa: E402
 from tools.bench.ladder_row import train_ladder  # noqa: E402
 from tools.bench.task import Task, load_pool  # noqa: E402
@@ -48,6 +49,7 @@ from tools.bench.variants import DEVICE  # noqa: E402
 Array = np.ndarray
 Row = dict[str, object]
 Ladders = dict[str, tuple[Bundle, Profile]]
+POOLED = "linear probe, pooled taps"
 _CHUNK = 256
 _FIELDS = ["dataset", "shots", "seed", "method", "accuracy", "seconds"]
 _HEADS: dict[HeadKind, str] = {"gda": "GDA", "proker": "ProKeR", "kernel": "multi-tap kernel"}
@@ -90,9 +92,16 @@ def head_logits(task: Task, kind: HeadKind) -> Array:
 Work = Callable[[], Array]
 
 
-def _judge(method: Method, support: Support, task: Task, before: Array | None) -> Array:
-    logits: Array = method(support)(task.test.embedding, before)
+def _judge(method: Method, support: Support, embedding: Array, before: Array | None) -> Array:
+    logits: Array = method(support)(embedding, before)
     return logits
+
+
+def pooled_probe(task: Task, support: Support) -> Array:
+    """The linear probe on every tap's mean over its tokens, beside the embedding."""
+    return _judge(
+        linear_probe, replace(support, embedding=task.support.pooled()), task.test.pooled(), None
+    )
 
 
 def _joined(ladder: Work, head: Work, weight: float) -> Array:
@@ -105,7 +114,8 @@ def works(task: Task, ladders: Ladders, parts: set[str]) -> Iterator[tuple[str, 
     support, before = support_of(task), task.test.extra.get("image_embedding_pre")
     if "heads" in parts:
         for name, method in METHODS.items():
-            yield name, partial(_judge, method, support, task, before)
+            yield name, partial(_judge, method, support, task.test.embedding, before)
+        yield POOLED, partial(pooled_probe, task, support)
         for closed, name in _HEADS.items():
             yield name, partial(head_logits, task, closed)
     kept: dict[str, Array] = {}

@@ -48,6 +48,19 @@ class Activations:
         extra = {name: values[start:stop] for name, values in self.extra.items()}
         return Cached(taps, self.embedding[start:stop], extra).features()
 
+    def pooled(self) -> Array:
+        """Every tap's mean over its tokens and the embedding, side by side: (n, sum of widths).
+
+        Each at unit length, and all of them together: none counts more for being wider or longer.
+        """
+        means = [
+            np.asarray(tap, np.float32).mean(axis=0) for group in self.taps for tap in group
+        ]  # a tap is (T, n, W)
+        parts = [row / np.linalg.norm(row, axis=1, keepdims=True) for row in means]
+        return np.asarray(
+            np.concatenate([*parts, self.embedding], axis=1) / np.sqrt(len(parts) + 1), np.float32
+        )
+
 
 @dataclass
 class Task:
