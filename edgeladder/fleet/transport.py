@@ -137,18 +137,7 @@ class Box:
             if len(line) > ANSWER_LIMIT_BYTES and b"\n" not in line:
                 raise HostError("the box's answer is too long", kind="integrity")
         text, _, rest = bytes(line).partition(b"\n")
-        try:
-            answer = json.loads(text)
-            if not isinstance(answer, dict):
-                raise ValueError
-        except (ValueError, RecursionError):
-            raise HostError(
-                "the box's answer is not the agent's",
-                kind="python",
-                where=self.host.name,
-                remedy="its login scripts may print something: they must not for ssh commands",
-            ) from None
-        return answer, rest
+        return read_line(text, self.host), rest
 
     async def _pour(
         self, process: Any, rest: bytes, size: int, sink: Callable[[bytes], None], clock: _Clock
@@ -218,6 +207,26 @@ async def _listen(stream: Any, complaint: bytearray) -> None:
     while block := await stream.read(_COMPLAINT_BYTES):
         complaint.extend(block)
         del complaint[:-_COMPLAINT_BYTES]
+
+
+def read_line(text: bytes, host: Host) -> dict[str, object]:
+    """The values of an answer's line.
+
+    Raises:
+        HostError: it is no JSON object, or nested deeper than one of ours.
+    """
+    try:
+        answer = json.loads(text)
+        if not isinstance(answer, dict):
+            raise ValueError
+    except (ValueError, RecursionError):
+        raise HostError(
+            "the box's answer is not the agent's",
+            kind="python",
+            where=host.name,
+            remedy="its login scripts may print something: they must not for ssh commands",
+        ) from None
+    return answer
 
 
 def _answer(kind: type[Answer], values: dict[str, object], host: Host) -> Answer:
