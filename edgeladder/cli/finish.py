@@ -11,8 +11,7 @@ from pathlib import Path
 from edgeladder.cli.app import explain
 from edgeladder.cli.output import Output
 from edgeladder.cli.train_commands import finished
-from edgeladder.core.files import read_json
-from edgeladder.core.records import from_json
+from edgeladder.core.records import read_record
 from edgeladder.core.result import RunResult
 
 
@@ -22,7 +21,7 @@ def main() -> int:
     with Output("--json" in flags) as output:
         try:
             path = Path(run) / "result.json"
-            output.answer(finished(from_json(RunResult, read_json(path), where=str(path))))
+            output.answer(finished(read_record(RunResult, path)))
             return 0
         except Exception as error:
             failure, code = explain(error)

@@ -12,10 +12,12 @@ import dataclasses
 import functools
 import json
 import types
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from edgeladder.core.bounds import Bound
 from edgeladder.core.errors import IntegrityError
+from edgeladder.core.files import read_json
 
 Record = TypeVar("Record")
 
@@ -61,6 +63,19 @@ def from_json(
     except ValueError as error:
         raise IntegrityError(str(error), where=where or kind.__name__, remedy=_AGAIN) from error
     return found
+
+
+def read_record(kind: type[Record], path: Path, *, others_keys: bool = False) -> Record:
+    """The record in a JSON file.
+
+    Raises:
+        IntegrityError: not JSON, or not this record.
+    """
+    try:
+        values = read_json(path)
+    except ValueError as error:
+        raise IntegrityError(f"not JSON: {error}", where=str(path), remedy=_AGAIN) from error
+    return from_json(kind, values, where=str(path), others_keys=others_keys)
 
 
 @functools.cache
@@ -149,7 +164,10 @@ def _sequence(origin: Any, arguments: tuple[Any, ...], value: Any, path: str, ot
 
 def _plain(kind: Any, value: Any, path: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError(f"a number of {len(str(value))} digits @ {path}") from None
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"expected {kind.__name__}, got {type(value).__name__} @ {path}")
     return value

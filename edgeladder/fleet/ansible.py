@@ -39,6 +39,8 @@ _SETTINGS = {
 }
 _TIMEOUT_SECONDS = 300  # a dynamic inventory may ask a cloud
 
+_DEEPEST = 50  # groups within groups
+
 Values = dict[str, object]
 
 
@@ -48,7 +50,7 @@ def looks_like(path: Path) -> bool:
         return True  # hosts, hosts.ini: Ansible's habit; ours is always YAML by name
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Tolerant)
-    except (yaml.YAMLError, UnicodeDecodeError):
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
         return False  # the YAML reader says what is wrong
     return (
         isinstance(values, dict)
@@ -61,7 +63,7 @@ def looks_like(path: Path) -> bool:
     )
 
 
-class _Tolerant(yaml.SafeLoader):
+class _Tolerant(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # libyaml's, where built with it
     """Reads over Ansible's own tags (!vault, !unsafe): only the keys matter here."""
 
 
@@ -112,7 +114,7 @@ def _listed(path: Path) -> Values:
             timeout=_TIMEOUT_SECONDS,
         )
         values = json.loads(done.stdout) if done.returncode == 0 else None
-    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+    except (OSError, ValueError, RecursionError, subprocess.TimeoutExpired) as error:
         raise ConfigError(
             f"ansible-inventory gave no list: {type(error).__name__}",
             where=str(path),
@@ -135,16 +137,22 @@ def _groups(listed: Values) -> dict[str, list[str]]:
     """Host -> its groups, parents first; hosts in the inventory's order."""
     found: dict[str, list[str]] = {}
 
-    def walk(group: str, above: list[str]) -> None:
+    def walk(group: str, above: list[str], depth: int) -> None:
+        if depth > _DEEPEST:
+            raise ConfigError(
+                f"groups of an Ansible inventory nest {_DEEPEST} deep, or in a circle",
+                where=group,
+                remedy="no group may be among its own children",
+            )
         own = [*above, group] if group not in ("all", "ungrouped") else above
         entry = _object(listed.get(group))
         for host in _words(entry.get("hosts")):
             known = found.setdefault(host, [])
             known += [name for name in own if name not in known]
         for child in _words(entry.get("children")):
-            walk(child, own)
+            walk(child, own, depth + 1)
 
-    walk("all", [])
+    walk("all", [], 0)
     return found
 
 

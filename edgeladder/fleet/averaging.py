@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgeladder.core.errors import ConfigError
-from edgeladder.core.files import read_json
-from edgeladder.core.records import from_json
+from edgeladder.core.records import read_record
 
 ADAPTER = "adapter.safetensors"
 RESULT = "aggregate.json"
@@ -76,4 +75,4 @@ class AggregateResult:
         path = folder / RESULT
         if not path.is_file():
             return None
-        return from_json(cls, read_json(path), where=str(path), others_keys=True)
+        return read_record(cls, path, others_keys=True)

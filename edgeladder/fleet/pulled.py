@@ -14,7 +14,7 @@ from pathlib import Path
 
 from edgeladder.core.files import read_json, write_json
 from edgeladder.core.ownership import PULL_RECORD, require_ours
-from edgeladder.core.records import from_json, to_json
+from edgeladder.core.records import read_record, to_json
 from edgeladder.fleet.box.records import FileRecord
 from edgeladder.fleet.outcomes import FleetOutcome
 
@@ -46,7 +46,7 @@ class PullRecord:
         path = folder / RECORD
         if not path.is_file():
             return None
-        return from_json(cls, read_json(path), where=str(path), others_keys=True)
+        return read_record(cls, path, others_keys=True)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,11 @@ def require_own_folders(out: Path, job: str, hosts: Iterable[str]) -> None:
 def reasons(out: Path, job: str, name: str) -> dict[str, str]:
     """Host -> why, of `FAILURES` or `REFUSED` of a job."""
     path = out / job / name
-    return {str(host): str(why) for host, why in read_json(path).items()} if path.is_file() else {}
+    try:
+        said = read_json(path) if path.is_file() else {}
+    except ValueError:
+        said = {}  # a note for people, written anew at the next pull
+    return {str(host): str(why) for host, why in _object(said).items()}
 
 
 def remember_failures(out: Path, job: str, outcome: FleetOutcome) -> None:

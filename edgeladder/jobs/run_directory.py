@@ -59,7 +59,7 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
         for line in stream:
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(record, dict):
                 yield record

@@ -8,14 +8,18 @@ from typing import Any
 from unittest import mock
 
 from edgeladder.core.bundle import Bundle
+from edgeladder.core.initial import initial_values
 from edgeladder.core.records import to_json as plain
+from edgeladder.core.tensors import write_tensors
 from edgeladder.fleet import ansible, transport
 from edgeladder.fleet.box import records
 from edgeladder.fleet.box.records import FileRecord, JobState, to_json
 from edgeladder.fleet.inventory import Host, Inventory
+from edgeladder.fleet.outcomes import HostError
 from edgeladder.fleet.pull import _check
 from edgeladder.fleet.pulled import PulledResult, PullRecord
 from edgeladder.fleet.remote_jobs import Progress, _update
+from tools.fuzz.file_targets import scratch
 from tools.fuzz.targets import Target
 
 _INVENTORY = b"""defaults: {user: pi, key: ~/.ssh/fleet, budget: 1GB}
@@ -55,8 +59,8 @@ def _ansible(content: bytes, folder: Path) -> Any:
     path.write_bytes(b"")
     done = mock.Mock(returncode=0, stdout=content.decode("utf-8", "replace"), stderr="")
     with (
-        mock.patch.object(ansible.subprocess, "run", lambda *_, **__: done),
-        mock.patch.object(ansible.shutil, "which", lambda *_, **__: "ansible-inventory"),
+        mock.patch("subprocess.run", lambda *_, **__: done),
+        mock.patch("shutil.which", lambda *_, **__: "ansible-inventory"),
     ):
         found = Inventory.open(path)
     return [[plain(host) for host in found.hosts], found.notes]
@@ -87,7 +91,12 @@ def _answer(content: bytes, folder: Path) -> Any:
     host = Host("barn", "10.0.0.1")
     values = transport.read_line(content, host)
     kind = _KINDS.get(str(values.get("is")), records.StatusAnswer)
-    found: Any = transport._answer(kind, values, host)
+    try:
+        found: Any = transport._answer(kind, values, host)
+    except HostError as error:
+        if error.kind != "disk":  # the refusal among the seeds
+            raise
+        return error.message
     if isinstance(found, records.StatusAnswer):
         progress = Progress("barn")
         _update(progress, found, "run/metrics.jsonl")
@@ -116,7 +125,9 @@ _bundles: dict[str, Bundle] = {}
 
 def _tensor_seeds(bundle: Path) -> list[bytes]:
     _bundles["bundle"] = Bundle.open(bundle, verify=False)
-    return [(bundle / "ladder/init.safetensors").read_bytes()]
+    path = scratch(bundle, "pulled") / "adapter.safetensors"
+    write_tensors(path, dict(initial_values(_bundles["bundle"])))
+    return [path.read_bytes()]
 
 
 def _pulled_adapter(content: bytes, folder: Path) -> Any:

@@ -1,10 +1,10 @@
 """Damaged and crafted inputs: what a bad disk, a typing error or an attacker makes of a good file.
 
-Two kinds of change. Of bytes: flipped bits, pieces cut, repeated or taken from another file, numbers
-replaced. Of structure, for formats whose bytes are mostly refused at the first check: values of a
-JSON or YAML tree, of a safetensors header, of protobuf fields, members of archives are replaced by
-what breaks programs (wrong types, 400 digits, NaN, lone surrogates, deep nesting, paths that climb).
-The same seed gives the same input.
+Two kinds of change. Of bytes: flipped bits, pieces cut, repeated or taken from another file,
+numbers replaced. Of structure, for formats whose bytes are mostly refused at the first check:
+values of a JSON or YAML tree, of a safetensors header, of protobuf fields, members of archives are
+replaced by what breaks programs (wrong types, 400 digits, NaN, lone surrogates, deep nesting, paths
+that climb). The same seed gives the same input.
 """
 
 from __future__ import annotations
@@ -180,7 +180,22 @@ def _json_lines(content: bytes, chance: random.Random, seeds: list[bytes]) -> by
     return b"\n".join(lines)
 
 
+def _bomb(tree: Any, chance: random.Random) -> bytes:
+    """Aliases of aliases: a few hundred bytes that are ten to the ninth values when written out."""
+    keys = list(tree) if isinstance(tree, dict) and tree else ["a"]
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    for level in range(1, 9):
+        lines.append(f"a{level}: &a{level} [{', '.join(['*a' + str(level - 1)] * 10)}]")
+    lines.append(f"{chance.choice(keys)}: {chance.choice(('*a8', '[*a8]', '{aliases: *a8}'))}")
+    if chance.random() < 0.5:  # all on one key, in case unknown ones are refused at once
+        rows = [line.split(": ", 1)[1] for line in lines[:-1]]
+        lines = [f"{chance.choice(keys)}: [{', '.join(rows)}]"]
+    return "\n".join(lines).encode()
+
+
 def _yaml(content: bytes, chance: random.Random, seeds: list[bytes]) -> bytes:
+    if chance.random() < 0.01:
+        return _bomb(yaml.safe_load(content), chance)
     return _dumped(_tree(yaml.safe_load(content), chance), chance)  # JSON is YAML
 
 
@@ -252,13 +267,17 @@ def _zip(content: bytes, chance: random.Random, seeds: list[bytes]) -> bytes:
                     member.create_system = 3
                     data = chance.choice((data, b"", b"\0" * 1_000_000, b"/etc/passwd"))
                 new.writestr(member, data)
-    data = bytearray(out.getvalue())
-    at = data.find(b"PK\x01\x02", chance.randrange(len(data)))
+    whole = bytearray(out.getvalue())
+    at = whole.find(b"PK\x01\x02", chance.randrange(len(whole)))
     if at >= 0 and chance.random() < 0.6:  # a record of the central directory
-        offset, width = chance.choice(((8, 2), (10, 2), (16, 4), (20, 4), (24, 4), (28, 2), (42, 4)))
+        offset, width = chance.choice(
+            ((8, 2), (10, 2), (16, 4), (20, 4), (24, 4), (28, 2), (42, 4))
+        )
         value = chance.choice((0, 1, 0x41, 0xFFFF, 0xFFFFFFFF, 0x7FFFFFFF))
-        data[at + offset : at + offset + width] = (value % (1 << 8 * width)).to_bytes(width, "little")
-    return bytes(data)
+        whole[at + offset : at + offset + width] = (value % (1 << 8 * width)).to_bytes(
+            width, "little"
+        )
+    return bytes(whole)
 
 
 def _tar(content: bytes, chance: random.Random, seeds: list[bytes]) -> bytes:

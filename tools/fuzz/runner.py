@@ -15,7 +15,6 @@ import resource
 import shutil
 import signal
 import struct
-import sys
 import tempfile
 import time
 import traceback
@@ -39,7 +38,6 @@ class Finding:
     target: str
     number: int  # of the input; -1: of the corpus
     signature: str  # where and how: findings of one signature are one defect
-    detail: str
 
 
 def corpus(target: Target, folder: Path) -> list[bytes]:
@@ -98,8 +96,8 @@ def signature(error: BaseException) -> str:
     """Type and innermost place in the package: what one defect's findings have in common."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if "/edgeladder/" in frame.filename]
-    place = (own or frames or [None])[-1]
-    where = f"{Path(place.filename).name}:{place.name}" if place else "nowhere"
+    place = (own or frames)[-1]
+    where = f"{Path(place.filename).name}:{place.name}"
     return f"{type(error).__name__} in {where}"
 
 
@@ -155,20 +153,25 @@ class Runner:
         how = "it hangs" if hung else f"the process died of signal {status & 0x7F}"
         if not hung and not status & 0x7F:
             how = f"the process ended with code {status >> 8}"
-        found(Finding(self.target.name, number, how, ""))
+        found(Finding(self.target.name, number, how))
         return int(number) + 1
 
     def _work(self, first: int, last: int, writing: int) -> None:
         """The child: never returns."""
-        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - dies
-        _limit_memory()
-        with os.fdopen(writing, "wb", buffering=0) as stream:
+        code = 3
+        try:
+            nowhere = os.open(os.devnull, os.O_WRONLY)  # C libraries write to the descriptors
+            os.dup2(nowhere, 1)
+            os.dup2(nowhere, 2)
+            _limit_memory()
             for number in range(first, last):
                 self._shared[:] = struct.pack("<qd", number, time.monotonic())
                 wrong = judge(self.target, self.content(number), self.right, self.place)
                 if wrong is not None:
-                    stream.write(json.dumps([number, wrong, ""]).encode() + b"\n")
-        os._exit(0)
+                    os.write(writing, json.dumps([number, wrong]).encode() + b"\n")
+            code = 0
+        finally:
+            os._exit(code)  # nothing of the parent's is undone here
 
     def _wait(self, child: int) -> tuple[int, bool]:
         while True:

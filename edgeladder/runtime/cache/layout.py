@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from edgeladder.core.bundle import Side
+from edgeladder.core.errors import IntegrityError
 from edgeladder.runtime.float16 import to_float16
 
 if TYPE_CHECKING:
@@ -162,5 +163,11 @@ def _pre_width(tower: TowerRecord) -> int | None:
     for segment in tower.segments:
         for output in segment.outputs:
             if output.name == tower.embedding_pre:
-                return output.shape[-1]
+                if len(output.shape) != 1:
+                    raise IntegrityError(
+                        f"{output.name} is {list(output.shape)}, should be one vector a picture",
+                        where="manifest.json",
+                        remedy="copy or export the bundle again",
+                    )
+                return output.shape[0]
     return None

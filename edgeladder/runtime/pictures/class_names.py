@@ -71,7 +71,7 @@ def read_names(text: str, *, where: str) -> tuple[dict[str, ClassName], list[str
 
     try:
         # BaseLoader leaves every scalar a string, so that a class called `no` stays `no`
-        values = yaml.load(text, Loader=yaml.BaseLoader) or {}
+        values = yaml.load(text, Loader=getattr(yaml, "CBaseLoader", yaml.BaseLoader)) or {}
     except (yaml.YAMLError, RecursionError, TypeError) as error:
         why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise DataError(f"not YAML: {why}", where=where, remedy="correct the file") from error
@@ -86,7 +86,9 @@ def read_names(text: str, *, where: str) -> tuple[dict[str, ClassName], list[str
 def _template(value: Any, where: str) -> str:
     if not isinstance(value, str) or value.count("{}") != 1:
         raise DataError(
-            f"template {value!r} needs exactly one {{}}",
+            f"template {str(value)[:80]!r} needs exactly one {{}}"
+            if isinstance(value, str)
+            else f"expected text under `{_TEMPLATES}`",
             where=where,
             remedy="write it like `a photo of a {}.`",
         )

@@ -24,7 +24,13 @@ from edgeladder.runtime.pictures.class_names import (
     readable,
     suggestion,
 )
-from edgeladder.runtime.pictures.sources import FileSource, FolderSource, Source, ZipSource
+from edgeladder.runtime.pictures.sources import (
+    FileSource,
+    FolderSource,
+    Source,
+    UnreadableError,
+    ZipSource,
+)
 from edgeladder.runtime.pictures.tables import SUFFIXES, encodable, read_rows
 
 SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
@@ -211,7 +217,7 @@ def _arrange(source: FolderSource | ZipSource, *, names_beside: list[Path]) -> D
     listing = ""
     for position, name in enumerate(source.names):
         if name == prefix + FILE and isinstance(source, ZipSource):
-            listing = source.read(position).decode("utf-8", "replace")
+            listing = _listing(source, position)
         parts = name[len(prefix) :].split("/")
         part = SPLITS.get(parts[0].lower()) if len(parts) > 1 else None
         inner = parts[1:] if part else parts
@@ -227,6 +233,18 @@ def _arrange(source: FolderSource | ZipSource, *, names_beside: list[Path]) -> D
             listing, where = path.read_text(encoding="utf-8", errors="replace"), str(path)
     names, templates = parse_names(listing, classes, where=where)
     return Dataset(source.where, classes, pictures, names, templates, ignored)
+
+
+def _listing(source: ZipSource, position: int) -> str:
+    """The text of an archive's own classes.yaml."""
+    try:
+        return source.read(position).decode("utf-8", "replace")
+    except UnreadableError as error:
+        raise DataError(
+            f"cannot read {source.names[position]}: {error}",
+            where=source.where,
+            remedy="copy the .zip again; it may be damaged",
+        ) from error
 
 
 def _wrapper(source: Source) -> str:

@@ -7,6 +7,7 @@ compact, because a data set of 50,000 pictures is held by a process that counts 
 from __future__ import annotations
 
 import os
+import stat
 import struct
 import zipfile
 import zlib
@@ -95,7 +96,10 @@ def read_file(path: Path, most: int | None = None) -> bytes:
         UnreadableError: missing, unreadable, empty or absurdly large.
     """
     try:
-        _bound(path.stat().st_size, most)
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise UnreadableError("no plain file")  # a device never ends, a pipe waits
+        _bound(found.st_size, most)
         content = path.read_bytes()
     except OSError as error:
         raise UnreadableError((error.strerror or str(error)).lower()) from error
@@ -159,6 +163,7 @@ class ZipSource:
         size, method = self._sizes[position], self._methods[position]
         # packed and unpacked bytes are in memory together
         _bound(size, None if most is None else max(0, most - self._packed[position]))
+        _bound(self._packed[position], most)
         if not size:
             raise UnreadableError("empty file")
         if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):

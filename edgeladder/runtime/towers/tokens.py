@@ -97,18 +97,17 @@ class Tokenizer:
             import tokenizers
 
             library = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exceptions
-            raise IntegrityError(
-                f"cannot load the tokenizer: {error}",
-                where=str(path),
-                remedy="copy or export the bundle again",
-            ) from error
+        except BaseException as error:  # the library raises bare Exceptions
+            raise _broken(error, path) from error
         library.no_padding()
         library.no_truncation()
         special = bool(options.get("special", False))
 
         def encode(text: str) -> list[int]:
-            ids: list[int] = library.encode(text, add_special_tokens=special).ids
+            try:
+                ids: list[int] = library.encode(text, add_special_tokens=special).ids
+            except BaseException as error:
+                raise _broken(error, path) from error
             return ids
 
         return cls(encode, record.context_length, options)
@@ -129,6 +128,17 @@ class Tokenizer:
                     ids[-1] = last
             row[: len(ids)] = ids
         return out
+
+
+def _broken(error: BaseException, path: Path) -> BaseException:
+    """What to raise for what the library raised: a panic of its Rust is no Exception in Python."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        return error  # Ctrl-C
+    return IntegrityError(
+        f"cannot load the tokenizer, or what it loaded is broken: {error}",
+        where=str(path),
+        remedy="copy or export the bundle again",
+    )
 
 
 def _whitespace(text: str) -> str:
