@@ -15,6 +15,12 @@ from edgeladder.core.config import Profile
 from edgeladder.core.prompt_tensors import PromptTensors
 
 SCHEMA_VERSION = 1
+# graphs that every export writes: a plan compares ways to train by all of them
+_GRAPHS = frozenset({"fused", "recompute", "loss", "norm"}) | {
+    f"{name}_{side}"
+    for name in ("encode", "backward", "forward_saved", "backward_saved")
+    for side in ("image", "text")
+}
 
 Size = Annotated[int, Ge(1), Le(2**31 - 1)]  # of a dimension
 Bytes = Annotated[int, Ge(0), Le(2**42)]
@@ -203,6 +209,9 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        lacking = sorted(_GRAPHS - self.ladder.graphs.keys())
+        if lacking:
+            raise ValueError(f"the ladder lacks the graph {lacking[0]}")
         for group in self.ladder.groups:
             taps = self.image.taps if group.side == "image" else self.text.taps
             for index in group.taps:

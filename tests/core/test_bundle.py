@@ -47,6 +47,7 @@ NONSENSE = {
     "memory negative": at("image", "segments", 1, "activation_bytes", value=-(10**12)),
     "weights negative": at("text", "segments", 0, "weight_bytes", value=-1),
     "weights of a continent": at("text", "segments", 0, "weight_bytes", value=10**18),
+    "no graph": at("ladder", "graphs", value={}),
     "graph negative": at("ladder", "graphs", "fused", "activation_bytes", "fixed", value=-1e12),
     "graph nan": at("ladder", "graphs", "fused", "activation_bytes", "per_image", value=NAN),
     "peak infinite": at("ladder", "graphs", "fused", "peaks", 0, 1, value=INFINITY),
