@@ -24,8 +24,7 @@ import numpy as np
 from edgeladder.core.bundle import Side
 from edgeladder.core.errors import ConfigError, IntegrityError, StorageError
 from edgeladder.core.files import storage_errors
-from edgeladder.core.ownership import require_ours
-from edgeladder.core.tensors import TensorFile, write_tensors
+from edgeladder.runtime.cache.index import KeyIndex, read_index
 from edgeladder.runtime.cache.layout import (
     CHECKS,
     KEY_BYTES,
@@ -52,13 +51,19 @@ if TYPE_CHECKING:
 SHARD_BYTES = 4 << 20  # held in memory until written; a power cut costs at most this
 INDEX = "index" + SUFFIX
 _LOCK = ".lock"
-_SPILLED = ("*.spill", "*.stage")  # in a working folder; the second: before version 0.2
 _MERGE_SAMPLES = 4096
 _BLOCK_BYTES = 256 << 10  # of stored taps converted at a time: stays in a small core's cache
 
 
-def sample_key(content_digest: bytes, view: int = 0, version: str = "") -> bytes:
-    """A sample's key: its content's SHA-256, and the view with its augmentation's version."""
+def sample_key(content_digest: bytes, view: int = 0, version: str = "", *, scale: int = 1) -> bytes:
+    """A sample's key: its content's SHA-256, and the view with its augmentation's version.
+
+    Args:
+        scale: by what a picture's sides were divided to decode it within a budget: it gives
+            slightly other activations than the whole one, and is never taken for it.
+    """
+    if scale > 1:
+        content_digest += f"1:{scale} ".encode()
     if view:
         content_digest += f"{view}/{version}".encode()
     return hashlib.sha256(content_digest).digest()[:KEY_BYTES]
@@ -75,6 +80,7 @@ class ActivationCache:
         self._writable = writable
         self._pending: dict[str, list[np.ndarray]] = {}
         self._pending_keys: dict[bytes, None] = {}
+        self._index = KeyIndex()
         self._recent: dict[bytes, int] = {}  # flushed, not yet in the sorted arrays
         self._lock_descriptor: int | None = None
         self._blocks: dict[str, Float16Block] = {}  # by field: where taps are converted
@@ -133,7 +139,7 @@ class ActivationCache:
     def _load_index(self) -> None:
         """Keys and locations, sorted by key, from the index and from shards it does not know."""
         counts = self._shards()
-        keys, locations = self._read_index()
+        keys, locations = read_index(self.folder / INDEX)
         shards, rows = locations >> ROW_BITS, locations & ((1 << ROW_BITS) - 1)
         known = np.unique(shards)
         # a shard counts as indexed only with all its rows, at the size it has now
@@ -149,7 +155,7 @@ class ActivationCache:
             found_keys.append(shard_keys)
             found_locations.append((shard << ROW_BITS) + np.arange(len(shard_keys)))
         self._next_shard = max(counts, default=-1) + 1
-        self._set_index(np.concatenate(found_keys), np.concatenate(found_locations))
+        self._index.set(np.concatenate(found_keys), np.concatenate(found_locations))
         self._stale = len(indexed) != len(counts) or len(known) != len(counts)
 
     def _read_shards(self) -> None:
@@ -157,7 +163,7 @@ class ActivationCache:
         shards = [(shard, self.reader.keys(shard)) for shard in sorted(self._shards())]
         keys = [np.empty((0, KEY_BYTES), np.uint8), *(keys for _, keys in shards)]
         places = [(shard << ROW_BITS) + np.arange(len(keys)) for shard, keys in shards]
-        self._set_index(np.concatenate(keys), np.concatenate([np.empty(0, np.int64), *places]))
+        self._index.set(np.concatenate(keys), np.concatenate([np.empty(0, np.int64), *places]))
         self._recent, self._stale = {}, True
 
     def _shards(self) -> dict[int, int]:
@@ -175,26 +181,6 @@ class ActivationCache:
                     os.unlink(entry.path)
         return counts
 
-    def _read_index(self) -> tuple[np.ndarray, np.ndarray]:
-        nothing = np.empty((0, KEY_BYTES), np.uint8), np.empty(0, np.int64)
-        try:
-            stored = TensorFile(self.folder / INDEX)
-            if not stored.intact():
-                return nothing
-            keys, locations = stored["keys"], stored["locations"]
-        except (IntegrityError, KeyError):
-            return nothing
-        if keys.shape != (len(locations), KEY_BYTES) or locations.dtype != np.int64:
-            return nothing
-        return keys, locations
-
-    def _set_index(self, keys: np.ndarray, locations: np.ndarray) -> None:
-        heads = np.ascontiguousarray(keys).view(np.dtype(">u8")).reshape(-1, KEY_BYTES // 8)
-        order = np.lexsort((locations, heads[:, 1], heads[:, 0]))
-        self._keys = np.ascontiguousarray(keys[order])  # (n, KEY_BYTES) uint8, sorted
-        self._heads = heads[order, 0].astype(np.uint64)  # their first halves, for the search
-        self._locations = locations[order]
-
     def find(self, keys: np.ndarray) -> np.ndarray:
         """Locations (n,) int64 of keys (n, KEY_BYTES) uint8; -1 where none is written yet.
 
@@ -208,11 +194,11 @@ class ActivationCache:
         return self._checked(keys)
 
     def _checked(self, keys: np.ndarray) -> np.ndarray:
-        found = self._search(keys)
+        found = self._index.search(keys)
         if self._agrees(keys, found):
             return found
         self._read_shards()
-        return self._search(keys)
+        return self._index.search(keys)
 
     def _agrees(self, keys: np.ndarray, locations: np.ndarray) -> bool:
         """Whether the shards have these keys at these places."""
@@ -226,23 +212,6 @@ class ActivationCache:
             raise
         return bool((there == keys.reshape(-1, KEY_BYTES)[order]).all())
 
-    def _search(self, keys: np.ndarray) -> np.ndarray:
-        keys = np.ascontiguousarray(keys, np.uint8).reshape(-1, KEY_BYTES)
-        found = np.full(len(keys), -1, np.int64)
-        if not len(self._keys) or not len(keys):
-            return found
-        heads = keys.view(np.dtype(">u8"))[:, 0].astype(np.uint64)
-        at = np.searchsorted(self._heads, heads)
-        pending = np.arange(len(keys))
-        while len(pending):  # one round, unless first halves clash
-            inside = pending[at[pending] < len(self._keys)]
-            inside = inside[self._heads[at[inside]] == heads[inside]]
-            same = (self._keys[at[inside]] == keys[inside]).all(axis=1)
-            found[inside[same]] = self._locations[at[inside[same]]]
-            pending = inside[~same]
-            at[pending] += 1
-        return found
-
     def __contains__(self, key: bytes) -> bool:
         if key in self._pending_keys or key in self._recent:
             return True
@@ -254,12 +223,12 @@ class ActivationCache:
     @property
     def flushed_count(self) -> int:
         """Samples on disk, that a power cut cannot take."""
-        return len(self._keys) + len(self._recent)
+        return len(self._index) + len(self._recent)
 
     def forget_index(self) -> None:
         """Free the keys; locations already found stay valid. For a trainer that counts bytes."""
         self._recent = {}
-        self._set_index(np.empty((0, KEY_BYTES), np.uint8), np.empty(0, np.int64))
+        self._index = KeyIndex()
 
     # ---- writing
 
@@ -314,9 +283,7 @@ class ActivationCache:
         keys = np.frombuffer(b"".join(self._recent), np.uint8).reshape(-1, KEY_BYTES)
         locations = np.fromiter(self._recent.values(), np.int64, len(self._recent))
         self._recent = {}
-        self._set_index(
-            np.concatenate([self._keys, keys]), np.concatenate([self._locations, locations])
-        )
+        self._index.add(keys, locations)
 
     def close(self) -> None:
         """Flush, write the index and let other writers in.
@@ -354,7 +321,7 @@ class ActivationCache:
 
     def _write_index(self) -> None:
         self._merge()
-        write_tensors(self.folder / INDEX, {"keys": self._keys, "locations": self._locations})
+        self._index.write(self.folder / INDEX)
         self._stale = False
 
     # ---- reading
@@ -418,29 +385,3 @@ class ActivationCache:
         scales = self.reader.read(locations, field.scales)
         taps = from_int8(stored, scales if whole else scales[:, places])
         return taps.transpose(1, 2, 0, 3)
-
-
-def working_folder(cache_folder: Path) -> Path:
-    """A fresh folder for hidden states, after removing those of processes that are gone.
-
-    Raises:
-        ConfigError: the cache is no folder.
-        StorageError: the folder cannot be made.
-    """
-    require_ours(cache_folder, "cache", option="--cache")
-    with storage_errors(cache_folder):
-        for path in cache_folder.glob("work-*"):
-            owner = path.name.removeprefix("work-")
-            if owner.isdigit() and not Path(f"/proc/{owner}").exists():
-                remove_working_folder(path)
-        folder = cache_folder / f"work-{os.getpid()}"
-        folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def remove_working_folder(folder: Path) -> None:
-    """Remove hidden states and their folder; anything else in it, and so the folder, stays."""
-    with contextlib.suppress(OSError):
-        for path in [path for pattern in _SPILLED for path in folder.glob(pattern)]:
-            path.unlink()
-        folder.rmdir()

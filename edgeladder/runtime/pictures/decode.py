@@ -7,9 +7,10 @@ chance (palettes, 16-bit, EXIF rotation, pictures that would fill the memory) is
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -124,6 +125,29 @@ def open_picture(
     Raises:
         UnreadableError: not a picture, truncated, or too large to decode.
     """
+    with _header(content) as image:
+        scale = _scale(image, content, size, _Limits(max_pixels, max_bytes, view))
+        if scale > 1:
+            image.draft(None, (image.width // scale, image.height // scale))
+        image.load()
+        return _smooth(image)
+
+
+def decoding_scale(
+    content: bytes, size: int, *, max_pixels: int, max_bytes: int | None, view: bool
+) -> int:
+    """1, or by what `open_picture` divides a JPEG's sides within these limits.
+
+    Raises:
+        UnreadableError: not a picture, or too large to decode.
+    """
+    with _header(content) as image:
+        return _scale(image, content, size, _Limits(max_pixels, max_bytes, view))
+
+
+@contextlib.contextmanager
+def _header(content: bytes) -> Iterator[Image.Image]:
+    """A picture of which only the header is read; what goes wrong inside is an UnreadableError."""
     format_name = _format(content)
     if format_name is None:
         raise UnreadableError("not a picture of a known format")
@@ -131,10 +155,7 @@ def open_picture(
         importlib.import_module(_PLUGINS[format_name])
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # checked here, against a budget
     try:
-        image: Image.Image = Image.open(io.BytesIO(content), formats=[format_name])
-        _bound(image, content, size, _Limits(max_pixels, max_bytes, view))
-        image.load()
-        return _smooth(image)
+        yield Image.open(io.BytesIO(content), formats=[format_name])
     except UnreadableError:
         raise
     except MemoryError:
@@ -186,8 +207,8 @@ def _format(content: bytes) -> str | None:
     return None
 
 
-def _bound(image: Image.Image, content: bytes, size: int, limits: _Limits) -> None:
-    """Lower a JPEG's decoding resolution to what fits the limits; refuse what cannot be made to."""
+def _scale(image: Image.Image, content: bytes, size: int, limits: _Limits) -> int:
+    """By what a JPEG's sides are divided to fit the limits; refuses what cannot be made to."""
     full, scale = image.size, 1
     needed = partial(decode_bytes, image, content, side=size, view=limits.view)
     reducible = image.format in ("JPEG", "MPO")
@@ -196,9 +217,7 @@ def _bound(image: Image.Image, content: bytes, size: int, limits: _Limits) -> No
         if not reducible or scale > 8 or min(full) < _SMALLEST_DRAFT * size * scale:
             break
     else:
-        if scale > 1:
-            image.draft(None, (full[0] // scale, full[1] // scale))
-        return
+        return scale
     if full[0] * full[1] > limits.pixels * 1.01 * (scale // 2) ** 2:
         raise UnreadableError(
             f"{full[0]} x {full[1]} pixels are more than the {limits.pixels / 1e6:.0f} million "

@@ -18,7 +18,7 @@ import numpy as np
 from edgeladder.core.errors import DataError
 from edgeladder.runtime.cache.layout import TapDtype
 from edgeladder.runtime.cache.selection import Selection, stack_keys
-from edgeladder.runtime.cache.store import remove_working_folder, working_folder
+from edgeladder.runtime.cache.working_folder import remove_working_folder, working_folder
 from edgeladder.runtime.pictures.dataset import Dataset, Picture
 from edgeladder.runtime.pictures.decode import EXACT_PIXELS
 from edgeladder.runtime.towers.class_run import ClassRun

@@ -14,7 +14,7 @@ from edgeladder.core.errors import DataError
 from edgeladder.runtime.cache.layout import EMBEDDING, TapDtype
 from edgeladder.runtime.cache.store import ActivationCache, sample_key
 from edgeladder.runtime.pictures.dataset import Picture
-from edgeladder.runtime.pictures.decode import EXACT_PIXELS, normalize
+from edgeladder.runtime.pictures.decode import EXACT_PIXELS, decoding_scale, normalize
 from edgeladder.runtime.pictures.sources import UnreadableError
 from edgeladder.runtime.pictures.views import VERSION, view_square
 from edgeladder.runtime.towers.runner import TowerRunner, TowerSizes
@@ -126,12 +126,8 @@ class PictureRun:
                 raise UnreadableError("memory ran out each time that it was decoded")
             content = picture.read(self._guard.max_bytes)
             digest = hashlib.sha256(content).digest()
-            keys = [sample_key(digest, view, VERSION) for view in range(views + 1)]
-            missing = [
-                view
-                for view, key in enumerate(keys)
-                if key not in self._cache and key not in self._group_keys
-            ]
+            keys = [self._key(content, digest, view) for view in range(views + 1)]
+            missing = [view for view, key in enumerate(keys) if not self._has(key)]
             # one view at a time: all of them would not fit
             for view in missing:
                 self._tell_decoding(picture.path)
@@ -150,6 +146,28 @@ class PictureRun:
         self.reused += len(keys) - len(missing)
         self._tick(len(keys) - len(missing), picture.path)
         return keys
+
+    def _key(self, content: bytes, digest: bytes, view: int) -> bytes:
+        """Of the whole picture where that is there or fits; else of what the budget makes of it.
+
+        Raises:
+            UnreadableError: not a picture, or too large for the budget at any scale.
+        """
+        whole = sample_key(digest, view, VERSION)
+        if self._has(whole):
+            return whole
+        guard, size = self._guard, self._preprocess.size
+        scale = decoding_scale(
+            content,
+            size,
+            max_pixels=guard.max_pixels,
+            max_bytes=guard.max_bytes,
+            view=view > 0,
+        )
+        return sample_key(digest, view, VERSION, scale=scale)
+
+    def _has(self, key: bytes) -> bool:
+        return key in self._cache or key in self._group_keys
 
     def _tell_decoding(self, path: str) -> None:
         if self._guard.on_decode is not None and (path or self._decoding):

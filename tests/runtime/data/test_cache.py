@@ -22,7 +22,8 @@ from edgeladder.core.errors import ConfigError, IntegrityError, StorageError
 from edgeladder.runtime.cache.layout import Layout, from_int8, to_int8
 from edgeladder.runtime.cache.selection import stack_keys
 from edgeladder.runtime.cache.shards import HEADER_BYTES
-from edgeladder.runtime.cache.store import INDEX, ActivationCache, sample_key, working_folder
+from edgeladder.runtime.cache.store import INDEX, ActivationCache, sample_key
+from edgeladder.runtime.cache.working_folder import working_folder
 
 
 def key(number: int) -> bytes:

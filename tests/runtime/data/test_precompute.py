@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -178,6 +179,32 @@ def test_sizes_do_not_change_what_is_cached(
     assert (small.selection.text_keys == large.selection.text_keys).all()
     left, right = cached(tmp_path / "a"), cached(tmp_path / "b")
     assert left == right and len(left) == 27 + 3
+
+
+def test_a_picture_that_was_reduced_for_a_budget_is_not_taken_for_the_whole_one(
+    tiny: TinyBundle, make_folder: Make, tmp_path: Path
+) -> None:
+    """Each budget finds its own samples; a small one takes whole ones where they are there."""
+    large = encode(noise(400, 300, seed=9), "JPEG", quality=90)
+    files = {f"{part}/{name}.jpg": large for part, name in (("train", "a/0"), ("test", "a/1"))}
+    folder = make_folder({**files, "train/b/0.png": None})
+    small = dataclasses.replace(SIZES, max_pixels=40_000)
+    first = fill(tiny, folder, tmp_path / "cache", sizes=small, views=1)
+    again = fill(tiny, folder, tmp_path / "cache", sizes=small, views=1)
+    assert again.new == 0 and (again.selection.train_keys == first.selection.train_keys).all()
+    whole = fill(tiny, folder, tmp_path / "cache", views=1)
+    alone = fill(tiny, folder, tmp_path / "alone", views=1)
+    assert (
+        whole.new == 2
+        and (whole.selection.train_keys[:, 0] != first.selection.train_keys[:, 0]).any()
+    )
+    for keys in (whole.selection.train_keys, whole.selection.test_keys):
+        wanted = {key.tobytes() for key in keys.reshape(-1, keys.shape[-1])}
+        there, fresh = cached(tmp_path / "cache"), cached(tmp_path / "alone")
+        assert all(there[name] == fresh[name] for name in fresh if name[1] in wanted)
+    assert (alone.selection.train_keys == whole.selection.train_keys).all()
+    richer = fill(tiny, folder, tmp_path / "cache", sizes=small, views=1)
+    assert (richer.selection.train_keys == whole.selection.train_keys).all() and richer.new == 0
 
 
 def cached(folder: Path) -> dict[tuple[str, bytes], bytes]:
