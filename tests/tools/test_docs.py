@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import edgeladder
+from tools.bench import figures
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("tools/**/*.md")])
@@ -55,3 +56,34 @@ def test_the_readmes_tree_is_true():
     assert [name for name in package if not (house / name).exists()] == []
     rooms = {p.parent.name for p in house.glob("*/__init__.py")}
     assert rooms <= set(package)
+
+
+MEASURED = ["docs/few-shot.md", "docs/notes/few-shot.md"]
+_TABLE = re.compile(r"(?:^\|.*\n)+", re.MULTILINE)
+_SHARE = re.compile(r"\d+\.\d (?:±|%|\|)")
+
+
+@pytest.mark.parametrize("page", MEASURED)
+def test_a_table_of_measurements_names_its_file_of_results(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    found = 0
+    for table in _TABLE.finditer(text):
+        if not _SHARE.search(table.group()):
+            continue
+        found += 1
+        below = text[table.end() :].lstrip().split("\n\n")[0]
+        named = re.search(r"`(tools/bench/results/[\w.-]+\.csv)`", below)
+        assert named and (ROOT / named[1]).is_file(), f"no file below: {table.group()[:80]}"
+    assert found
+
+
+def test_the_few_shot_tables_are_what_the_file_of_results_gives():
+    rows = figures.read(ROOT / "tools/bench/results/few-shot.csv")
+    large = [row for row in rows if row["dataset"] == "tinyimagenet"]
+    small = [row for row in rows if row["dataset"] != "tinyimagenet"]
+    made = f"{figures.table(small)}\n{figures.table(large)}".replace("**", "").splitlines()
+    text = (ROOT / "docs/notes/few-shot.md").read_text(encoding="utf-8")
+    part = text.split("### Mean of flowers5")[1].split("### Against the targets")[0]
+    told = [line for line in part.splitlines() if "±" in line]
+    assert [line for line in told if line not in made] == []
+    assert len(told) == len([line for line in made if "±" in line])

@@ -148,12 +148,18 @@ def works(task: Task, ladders: Ladders, parts: set[str]) -> Iterator[tuple[str, 
 
 
 def run_task(
-    task: Task, ladders: Ladders, parts: set[str], done: set[tuple[str, ...]]
+    task: Task,
+    ladders: Ladders,
+    parts: set[str],
+    done: set[tuple[str, ...]],
+    only: list[str] | None = None,
 ) -> list[Row]:
-    """Every method that is not done yet; one row each."""
+    """Every method that is not done yet, of `only` those; one row each."""
     rows: list[Row] = []
     for method, work in works(task, ladders, parts):
         if (task.name, str(task.shots), str(task.seed), method) in done:
+            continue
+        if only is not None and method not in only:
             continue
         started = time.perf_counter()
         given = work()
@@ -190,6 +196,7 @@ def parse_arguments() -> argparse.Namespace:
         help="further ladders from --bundle by what a device may change; all of them without names",
     )
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="A.B=C")
+    parser.add_argument("--methods", nargs="+", help="these rows alone")
     parser.add_argument("--only-ladders", action="store_true", help="the further ladders alone")
     parser.add_argument("--cache", type=Path, default=Path("cache"))
     parser.add_argument("--dtype", default="fp16", choices=["fp16", "int8"], help="of the cache")
@@ -250,7 +257,8 @@ def main() -> None:
         for shots in arguments.shots:
             for seed in range(arguments.seeds):
                 done = {tuple(str(row[key]) for key in _FIELDS[:4]) for row in rows}
-                rows += run_task(pool.task(shots, seed), ladders, parts, done)
+                task = pool.task(shots, seed)
+                rows += run_task(task, ladders, parts, done, arguments.methods)
                 save(arguments.out, rows)
             print(f"{pool.name}, {shots} shots: done", file=sys.stderr, flush=True)
     print(table(rows))

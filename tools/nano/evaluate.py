@@ -10,6 +10,7 @@ looks at the other side, for choosing anything; the test split is for the table 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import sys
 from collections.abc import Iterator
@@ -108,6 +109,16 @@ def _parts(pictures: list[Any], size: int) -> Iterator[list[Any]]:
         yield pictures[start : start + size]
 
 
+def append(path: Path, model: str, row: dict[str, Any]) -> None:
+    """A row of `tools/bench/results/zero-shot.csv`."""
+    new = not path.is_file()
+    with path.open("a", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        if new:
+            writer.writerow(["model", "dataset", "split", "pictures", "accuracy"])
+        writer.writerow([model, *(row[key] for key in ("data", "split", "pictures", "accuracy"))])
+
+
 def main() -> None:
     """One row of the table for each data set."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -116,10 +127,13 @@ def main() -> None:
     parser.add_argument("--split", choices=("test", "train"), default="test")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="with every class, as JSON lines")
+    parser.add_argument("--csv", type=Path, help="a file of results to append the rows to")
     given = parser.parse_args()
     bundle = Bundle.open(given.bundle)
     for data in given.data:
         row = measure(bundle, data, side=given.split, threads=given.threads)
+        if given.csv:
+            append(given.csv, bundle.manifest.model.name, row)
         share = 100 * row["accuracy"]
         print(json.dumps(row) if given.json else
               f"| {row['data']} | {row['pictures']} | {share:.1f} % |", flush=True)  # fmt: skip
