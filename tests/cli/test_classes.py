@@ -1,4 +1,4 @@
-"""`--classes` of predict, evaluate and deploy: what the worker is asked, and what a person reads."""
+"""`--classes` of predict, evaluate, deploy: what the worker is asked, and what a person reads."""
 
 from __future__ import annotations
 
