@@ -14,7 +14,7 @@ from edgeladder.cli.fleet_options import OUT, Job, JobId, Out, Patience, Poll, a
 from edgeladder.cli.gathered import gathered
 from edgeladder.cli.output import Answer
 from edgeladder.core.bundle import Bundle
-from edgeladder.fleet import console, host_pool, pull, pulled, remote_jobs
+from edgeladder.fleet import console, host_pool, pull, pulled, push, remote_jobs
 from edgeladder.fleet.box.records import TrainOptions
 from edgeladder.fleet.outcomes import FleetOutcome, HostResult
 from edgeladder.fleet.remote_jobs import Progress, Waiting
@@ -41,7 +41,7 @@ def train_options(
 ) -> TrainOptions:
     """What a command line tells every box's training."""
     return TrainOptions(
-        Bundle.open(bundle, verify=False).digest,
+        push.bundle_address(Bundle.open(bundle, verify=False)),
         profile=profile,
         shots=shots,
         seed=seed,

@@ -10,6 +10,7 @@ import typer
 
 from edgeladder.cli.output import Answer
 from edgeladder.core.errors import ConfigError
+from edgeladder.core.trusted_keys import pin
 from edgeladder.fleet import console
 from edgeladder.fleet.dialer import Dialer
 from edgeladder.fleet.host_pool import HostPool
@@ -54,6 +55,7 @@ def open_fleet(
     """
     asyncssh()
     opened = Fleet.open(inventory)
+    pin(opened.trusted_keys)  # for whatever this command opens here
     for line in opened.notes:
         console.say(line)
     hosts = opened.limit(limit)

@@ -78,6 +78,7 @@ def aggregate(
     opened = Bundle.open(bundle, verify=False)
     origin = start / "adapter.safetensors" if start is not None and start.is_dir() else start
     outcome = rounds.aggregate_job(out, job, names, opened, averaging, start=origin)
+    rounds.sign_average(rounds.average_folder(out, job), fleet.signing_key)
     columns = ("weight", "distance")
     return answer(outcome, {column: console.fact(column) for column in columns})
 

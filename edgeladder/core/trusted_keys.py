@@ -109,6 +109,8 @@ def parse_or_read(item: str) -> list[PublicKey]:
 def pin(keys: Iterable[PublicKey]) -> None:
     """Pin further keys in this process and in those that it starts."""
     lines = [key.line for key in keys]
+    if not lines:
+        return
     before = os.environ.get(VARIABLE, "")
     os.environ[VARIABLE] = "\n".join([*filter(None, [before]), *lines])
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgeladder.core.adapter_record import RECORD as METADATA
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.errors import ConfigError
+from edgeladder.core.signature import require_trusted
 from edgeladder.fleet.averaging import ADAPTER
 from edgeladder.fleet.host_pool import HostPool, LiveHosts
 from edgeladder.fleet.outcomes import FleetOutcome
 from edgeladder.fleet.pull import pull
 from edgeladder.fleet.pulled import PulledResult, host_folder, require_own_folders
-from edgeladder.fleet.push import bundle_tree, push, tree_of
+from edgeladder.fleet.push import adapter_tree, bundle_tree, push
 from edgeladder.fleet.remote_jobs import Waiting, evaluate_job, wait
 
 
@@ -26,13 +26,15 @@ async def evaluate(
 
     Raises:
         ConfigError: there is no adapter in the folder.
+        IntegrityError: publishers are pinned, and none of them signed it.
     """
     if not (adapter / ADAPTER).is_file():
         raise ConfigError(
             "no adapter here", where=str(adapter), remedy="name a folder with adapter.safetensors"
         )
-    tree, extra = bundle_tree(bundle.folder), tree_of("adapter", adapter, [ADAPTER, METADATA])
-    jobs = {host.name: evaluate_job(host, bundle.digest, extra.digest) for host in pool.hosts}
+    require_trusted(adapter, "adapter")
+    tree, extra = bundle_tree(bundle.folder), adapter_tree(adapter)
+    jobs = {host.name: evaluate_job(host, tree.digest, extra.digest) for host in pool.hosts}
     job = next(iter(jobs.values())).id
     require_own_folders(out, job, list(jobs))
     live = LiveHosts(pool)

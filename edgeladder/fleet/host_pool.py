@@ -8,6 +8,7 @@ import dataclasses
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from edgeladder.fleet.dialer import Dialer
@@ -31,6 +32,11 @@ class HostPool:
     tries: int = 3  # per host, where the connection failed or broke
     backoff_seconds: float = 1.0  # before the second try, doubled after each
     note: Note = lambda result: None  # told of each host as it ends
+
+    @property
+    def signing_key(self) -> Path | None:
+        """The private key that signs what the fleet makes of its boxes' adapters."""
+        return self.dialer.inventory.signing_key
 
     async def each(self, command: str, work: Work) -> FleetOutcome:
         """Do `work` on every host, at most `parallel` at a time.

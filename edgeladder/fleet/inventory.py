@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +23,7 @@ from pydantic import AfterValidator, Field, model_validator
 from edgeladder.core.errors import ConfigError
 from edgeladder.core.sizes import parse_size
 from edgeladder.core.spelling import nearest
+from edgeladder.core.trusted_keys import PublicKey, read_keys
 from edgeladder.core.yaml_config import StrictModel, validate
 from edgeladder.core.yaml_text import read_yaml
 from edgeladder.fleet import ansible
@@ -61,6 +62,11 @@ Size = Annotated[str | int | None, AfterValidator(_size)]
 RemoteFolder = Annotated[str, AfterValidator(_remote_folder)]
 
 
+def _beside(inventory: Path, name: str | None) -> Path | None:
+    """A file that the inventory names; a relative name starts at its folder."""
+    return None if name is None else inventory.parent / Path(name).expanduser()
+
+
 class HostVars(StrictModel):
     """What may stand for a host, a group or as a default; None: not said here."""
 
@@ -91,6 +97,8 @@ class InventoryFile(StrictModel):
     groups: dict[Name, HostVars] = {}
     hosts: dict[Name, HostEntry] = Field(min_length=1)
     known_hosts: str | None = None  # file of pinned keys; default: beside the inventory
+    trusted_keys: str | None = None  # file of publishers' keys: bundles of others are refused
+    signing_key: str | None = None  # private key that signs averages, which no publisher made
 
     @model_validator(mode="before")
     @classmethod
@@ -133,15 +141,26 @@ class Host:
     program: str = "{root}/venv/bin/edgeladder"  # `fleet install` puts it there
     tags: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
+    trusted_keys: tuple[str, ...] = ()  # of publishers, as OpenSSH writes keys
 
 
 class Inventory:
     """The hosts of a fleet, in the file's order."""
 
-    def __init__(self, hosts: list[Host], known_hosts: Path, notes: list[str] | None = None):
+    def __init__(
+        self,
+        hosts: list[Host],
+        known_hosts: Path,
+        notes: list[str] | None = None,
+        *,
+        trusted_keys: list[PublicKey] | None = None,
+        signing_key: Path | None = None,
+    ):
         self.hosts = hosts
         self.known_hosts = known_hosts
         self.notes = notes or []  # what of an Ansible inventory was left aside
+        self.trusted_keys = trusted_keys or []  # empty: the fleet pins no publisher
+        self.signing_key = signing_key
 
     @classmethod
     def open(cls, path: str | Path) -> Inventory:
@@ -163,7 +182,16 @@ class Inventory:
         hosts = [_settle(name, entry, parsed) for name, entry in parsed.hosts.items()]
         _check_jumps(hosts, where=str(path))
         pinned = Path(parsed.known_hosts or "known_hosts").expanduser()
-        return cls(hosts, path.parent / pinned, notes)
+        keys = _beside(path, parsed.trusted_keys)
+        trusted = read_keys(keys) if keys is not None else []
+        lines = tuple(key.line for key in trusted)
+        return cls(
+            [replace(host, trusted_keys=lines) for host in hosts],
+            path.parent / pinned,
+            notes,
+            trusted_keys=trusted,
+            signing_key=_beside(path, parsed.signing_key),
+        )
 
     def host(self, name: str) -> Host | None:
         """The host of that name, or None."""

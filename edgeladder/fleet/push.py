@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from edgeladder.core.adapter_record import RECORD
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.errors import ConfigError, IntegrityError
 from edgeladder.core.files import sha256_file
-from edgeladder.core.ownership import MANIFEST
+from edgeladder.core.ownership import MANIFEST, SIGNATURE
+from edgeladder.core.signature import SUFFIX
 from edgeladder.core.sizes import format_size
 from edgeladder.fleet.box.records import (
     AssembleAnswer,
@@ -29,6 +31,7 @@ from edgeladder.fleet.box.records import (
 )
 from edgeladder.fleet.outcomes import HostError, HostResult
 from edgeladder.fleet.transport import BLOCK_BYTES, Box
+from edgeladder.runtime.adapter import WEIGHTS
 
 Kind = Literal["bundle", "data", "wheelhouse", "adapter"]
 SPARE_BYTES = 4 << 20  # left free on the box beyond what is sent
@@ -38,7 +41,7 @@ SPARE_BYTES = 4 << 20  # left free on the box beyond what is sent
 class Tree:
     """A local folder as it is to stand on the boxes.
 
-    `digest` names it there: a bundle's own digest, else the hash of its names and hashes.
+    `digest` names it there: a bundle's `bundle_address`, else the hash of its names and hashes.
     """
 
     kind: Kind
@@ -77,19 +80,44 @@ def tree_of(kind: Kind, folder: Path, names: list[str] | None = None) -> Tree:
 
 
 def bundle_tree(path: Path) -> Tree:
-    """A bundle with exactly the files of its manifest, every one verified first.
+    """A bundle with exactly the files of its manifest and its signature, every one verified first.
 
     Raises:
         ConfigError: there is no bundle.
-        IntegrityError: a file differs from the manifest.
+        IntegrityError: a file differs from the manifest, or no publisher who is pinned signed it.
     """
     bundle = Bundle.open(path, verify=True)
     files = {name: record.sha256 for name, record in bundle.manifest.files.items()}
     files[MANIFEST] = bundle.digest
+    signature = bundle.path(SIGNATURE)
+    if signature.is_file():
+        files[SIGNATURE] = sha256_file(signature)
     sources = {
         sha: (bundle.path(name), bundle.path(name).stat().st_size) for name, sha in files.items()
     }
-    return Tree("bundle", bundle.digest, files, sources)
+    return Tree("bundle", bundle_address(bundle), files, sources)
+
+
+def bundle_address(bundle: Bundle) -> str:
+    """What a bundle is called on boxes: its digest, and where it is signed its signature's too.
+
+    So that a bundle that is signed anew takes the place of the one before.
+    """
+    signature = bundle.path(SIGNATURE)
+    if not signature.is_file():
+        return bundle.digest
+    return hashlib.sha256(f"{bundle.digest} {sha256_file(signature)}".encode()).hexdigest()
+
+
+def adapter_tree(folder: Path) -> Tree:
+    """An adapter: weights, record and, where there is one, its signature.
+
+    Raises:
+        ConfigError: there is no adapter.
+    """
+    names = [path for path in (WEIGHTS, RECORD) if (folder / path).is_file()]
+    signed = [f"{RECORD}{SUFFIX}"] if (folder / f"{RECORD}{SUFFIX}").is_file() else []
+    return tree_of("adapter", folder, names + signed)
 
 
 @dataclass(frozen=True)

@@ -64,15 +64,15 @@ def train_id(options: TrainOptions) -> str:
 def train_job(host: Host, options: TrainOptions, job: str | None = None) -> Job:
     """The training job of one host, whose own device and budget are added."""
     budget = None if host.budget is None else str(host.budget)
-    task = TrainTask(host.program, host.data, options, host.device, budget)
+    task = TrainTask(host.program, host.data, options, host.device, budget, host.trusted_keys)
     return Job(job or train_id(options), task)
 
 
 def evaluate_job(host: Host, bundle_digest: str, adapter_digest: str) -> Job:
-    """Evaluate a pushed adapter on the box's own test pictures."""
+    """Evaluate a pushed adapter on the box's own test pictures; digests are of what was pushed."""
     return Job(
         f"evaluate-{bundle_digest[:6]}-{adapter_digest[:12]}",
-        EvaluateTask(host.program, host.data, bundle_digest, adapter_digest),
+        EvaluateTask(host.program, host.data, bundle_digest, adapter_digest, host.trusted_keys),
     )
 
 

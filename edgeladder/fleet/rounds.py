@@ -15,10 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeladder.core.adapter_record import RECORD as METADATA
 from edgeladder.core.bundle import Bundle
-from edgeladder.core.errors import EdgeLadderError
+from edgeladder.core.errors import ConfigError, EdgeLadderError
 from edgeladder.core.files import write_json
+from edgeladder.core.signature import sign, verify
 from edgeladder.fleet.aggregate import TooFew, aggregate
 from edgeladder.fleet.averaging import (
     ADAPTER,
@@ -42,7 +42,7 @@ from edgeladder.fleet.pulled import (
     remember_failures,
     require_own_folders,
 )
-from edgeladder.fleet.push import Tree, bundle_tree, push, tree_of
+from edgeladder.fleet.push import Tree, adapter_tree, bundle_tree, push
 from edgeladder.fleet.remote_jobs import Job, Waiting, train_job, wait
 
 
@@ -155,6 +155,30 @@ def aggregate_job(
     return FleetOutcome("aggregate", results, facts)
 
 
+def sign_average(average: Path, key: Path | None) -> None:
+    """Sign an average with the fleet's own key, unless it is signed: boxes that pin ask for it.
+
+    Raises:
+        ConfigError: the key cannot be used.
+    """
+    if key is not None and verify(average, "adapter") is None:
+        sign(average, "adapter", key)
+
+
+def _require_signing(pool: HostPool, count: int) -> None:
+    """Refuse rounds whose averages no box would take.
+
+    Raises:
+        ConfigError: the fleet pins publishers, and has no key to sign averages with.
+    """
+    if pool.hosts and pool.hosts[0].trusted_keys and pool.signing_key is None and count > 1:
+        raise ConfigError(
+            "this fleet pins publishers, and nobody signs the averages that boxes start from",
+            where="the inventory",
+            remedy="name a private key as `signing_key`, its public half among `trusted_keys`",
+        )
+
+
 def _refused(name: str, why: str) -> HostResult:
     return failed(name, HostError(f"adapter refused: {why}", kind="integrity", where=name))
 
@@ -172,6 +196,7 @@ async def rounds(
         adapters than the quorum is the last (`stopped` says so); the rounds before it stand.
     """
     headless = dataclasses.replace(train, overrides=(*train.overrides, HEADLESS))
+    _require_signing(pool, options.count)
     averaging = dataclasses.replace(options.averaging, shots=train.shots)
     options = dataclasses.replace(options, averaging=averaging)
     work = _Rounds(pool, bundle, bundle_tree(bundle.folder), headless, options)
@@ -198,6 +223,7 @@ async def rounds(
         history.append({"round": number, "job": job, "done": done, "failed": errors})
         if outcome.stopped:
             break
+        sign_average(average, pool.signing_key)
         start = average / ADAPTER
     outcome.facts = {
         "name": options.name, "rounds": history, "average": str(start.parent if start else "")
@@ -241,7 +267,8 @@ class _Rounds:
         live, train = LiveHosts(self.pool), self.train
         await live.each("push", lambda box: push(box, self.tree))
         if start is not None:
-            adapter = tree_of("adapter", start.parent, [ADAPTER, METADATA])
+            sign_average(start.parent, self.pool.signing_key)
+            adapter = adapter_tree(start.parent)
             train = dataclasses.replace(train, adapter_digest=adapter.digest)
             await live.each("push", lambda box: push(box, adapter))
         jobs: dict[str, Job] = {}

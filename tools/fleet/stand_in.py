@@ -12,6 +12,7 @@ laid it there by hand: no request of the fleet can. What a box does wrong is rea
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -82,11 +83,12 @@ def train(arguments: argparse.Namespace, behaviour: dict[str, Any]) -> int:
         target.symlink_to(behaviour["link"])
     else:
         save(target, header, values, extra)
+    digest = hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest()
     (run / "adapter.json").write_text(
         json.dumps(
             {
                 "schema_version": 1,
-                "bundle_digest": behaviour.get("bundle_digest", bundle.name),
+                "bundle_digest": behaviour.get("bundle_digest", digest),
                 "ladder_digest": "0" * 64,
                 "model": manifest["model"]["name"],
                 "classes": behaviour.get("classes", ["a", "b"]),
@@ -125,6 +127,7 @@ def evaluate(arguments: argparse.Namespace, behaviour: dict[str, Any]) -> int:
 def main() -> int:
     """Parse what the fleet passes on."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("--trust-key", action="append")
     parser.add_argument("command", choices=["train", "evaluate"])
     for name in ("bundle", "data", "cache", "run", "resume", "device", "budget", "profile"):
         parser.add_argument(f"--{name}")

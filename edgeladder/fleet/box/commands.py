@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 ENGINES = ("auto", "stock", "ort-training")
 _BRING = "`edgeladder fleet install` and `edgeladder fleet push` bring it"
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}(?<!\.yaml)(?<!\.yml)"  # a shipped one, no file
+_PUBLIC_KEY = r"ssh-ed25519 [A-Za-z0-9+/]{68}"  # no file
 _PUSHED = ("trees", "blobs", "jobs")  # what the controller can write below the root
 
 # $1 interpreter, $2 environment, $3 link to it, then pip's arguments
@@ -115,6 +116,13 @@ def _checked(value: str | None, pattern: str, what: str) -> str | None:
     return value
 
 
+def _trust(keys: tuple[str, ...]) -> list[str]:
+    words = []
+    for key in keys:
+        words += ["--trust-key", _checked(key, _PUBLIC_KEY, "trusted key") or ""]
+    return words
+
+
 def _tree(kind: str, digest: str, root: str) -> str:
     tree_path(root, kind, digest)  # refuses what is no digest
     return f"{{root}}/trees/{kind}/{digest}"
@@ -127,7 +135,7 @@ def _train(task: TrainTask, root: str) -> Command:
     start = _tree("adapter", options.adapter_digest, root) if options.adapter_digest else None
     if options.engine not in (None, *ENGINES):
         raise Refused(f"engine {options.engine!r} is none of {', '.join(ENGINES)}")
-    words = [program, "train", "--json", "--bundle", bundle]
+    words = [program, *_trust(task.trusted_keys), "train", "--json", "--bundle", bundle]
     words += ["--data", _path(task.data, "data"), "--cache", "{root}/cache"]
     for name, value in (
         ("--device", _checked(task.device, _NAME, "device")),
@@ -154,7 +162,8 @@ def _evaluate(task: EvaluateTask, root: str) -> Command:
     program = check_program(task.program, root)
     bundle = _tree("bundle", task.bundle_digest, root)
     adapter = _tree("adapter", task.adapter_digest, root)
-    words = [program, "evaluate", "--json", "--bundle", bundle, "--run", adapter]
+    words = [program, *_trust(task.trusted_keys), "evaluate", "--json"]
+    words += ["--bundle", bundle, "--run", adapter]
     words += ["--data", _path(task.data, "data"), "--cache", "{root}/cache"]
     return Command(tuple(words), (program, adapter, bundle), _BRING)
 

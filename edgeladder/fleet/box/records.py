@@ -46,6 +46,7 @@ class TrainTask:
     options: TrainOptions
     device: str | None = None
     budget: str | None = None
+    trusted_keys: tuple[str, ...] = ()  # publishers that the fleet pins
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class EvaluateTask:
     data: str
     bundle_digest: str
     adapter_digest: str
+    trusted_keys: tuple[str, ...] = ()  # publishers that the fleet pins
 
 
 @dataclass(frozen=True)
