@@ -88,6 +88,25 @@ def test_resumed_equals_uninterrupted(tmp_path, average, order):
         assert same(again.engine.parameters(), whole_average)
 
 
+def test_a_damaged_checkpoint_costs_its_steps_and_is_said(tmp_path):
+    whole, _ = make(tmp_path / "whole")
+    whole.run()
+    control = Control()
+    cut, _ = make(tmp_path / "cut", control)
+    cut.record = lambda record: control.order("stop") if record.get("step") == 12 else None
+    assert cut.run().step == 12
+    newest = max((tmp_path / "cut").glob("step-*"))
+    damaged = newest.read_bytes().replace(b'step\\": 12', b'step\\": 13')
+    assert damaged != newest.read_bytes()
+    newest.write_bytes(damaged)
+    again, records = make(tmp_path / "cut")
+    assert again.resume() == 10
+    said = [record for record in records if record["kind"] == "damaged_checkpoint"]
+    assert said == [{"kind": "damaged_checkpoint", "files": [newest.name]}]
+    again.run()
+    assert same(again.engine.state(), whole.engine.state())
+
+
 def test_kill_nine_at_random_moments(tmp_path):
     """A process killed again and again ends with the bits of one that never was."""
     script = tmp_path / "train.py"
