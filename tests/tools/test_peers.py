@@ -8,7 +8,16 @@ torch = pytest.importorskip("torch")
 open_clip = pytest.importorskip("open_clip")
 
 from edgeladder.core.errors import ConfigError  # noqa: E402
-from tools.bench.peers import methods, run, towers  # noqa: E402
+from tools.bench.peers import (  # noqa: E402
+    features,
+    measured,
+    methods,
+    run,
+    side_by_side,
+    tasks,
+    towers,
+    training,
+)
 
 CLASSES = ["cat", "dog", "horse"]
 
@@ -112,16 +121,83 @@ def test_a_peer_learns_and_leaves_the_backbone(clip, tokenize, name):
     labels = torch.arange(6) % 3
     pixels = torch.randn(3, 3, 32, 32)[labels] + 0.1 * torch.randn(6, 3, 32, 32)
     first = torch.nn.functional.cross_entropy(method(pixels), labels).item()
-    steps, _ = run.train(method, pixels, labels, epochs=30, seed=0)
+    trained = training.train(method, pixels, labels, epochs=30, seed=0)
     last = torch.nn.functional.cross_entropy(method(pixels), labels).item()
-    assert steps == 30 * (2 if name == "maple" else 1)
+    assert trained.steps == 30 * (2 if method.recipe.batch == 4 else 1)
+    assert trained.last_loss < trained.first_loss
     assert last < first
     assert all(torch.equal(before[k], v) for k, v in clip.state_dict().items())
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in method.parameters())
 
 
 def test_epochs_are_the_papers():
-    assert run.epochs_of(methods.CoOp.recipe, 1) == 50
-    assert run.epochs_of(methods.CoOp.recipe, 4) == 100
-    assert run.epochs_of(methods.CoOp.recipe, 16) == 200
-    assert run.epochs_of(methods.MaPLe.recipe, 16) == 5
+    assert training.epochs_of(methods.CoOp.recipe, 1) == 50
+    assert training.epochs_of(methods.CoOp.recipe, 4) == 100
+    assert training.epochs_of(methods.CoOp.recipe, 16) == 200
+    assert training.epochs_of(methods.MaPLe.recipe, 16) == 5
+
+
+def test_half_of_the_classes_are_new(picture_folder):
+    task = tasks.open_task(picture_folder, 2, 0, per_class=1, halves=True)
+    assert task.new is not None
+    assert (len(task.classes), len(task.new.classes)) == (2, 1), "the larger half is the base"
+    assert {p.label for p in task.support} == set(task.classes)
+    assert {p.label for p in task.new.tested} == set(task.new.classes)
+    assert task.labels(task.support).tolist() == [0, 0, 1, 1]
+    assert task.new.labels(task.new.tested).tolist() == [0]
+    whole = tasks.open_task(picture_folder, 2, 0, per_class=1)
+    assert whole.new is None and len(whole.tested) == 3
+    assert run.harmonic(0.5, 1.0) == pytest.approx(2 / 3) and run.harmonic(0.0, 0.0) == 0.0
+
+
+def test_features_are_computed_once(clip, picture_folder, tmp_path):
+    import numpy as np
+
+    def view(picture):
+        return torch.from_numpy(np.asarray(picture.resize((32, 32)), np.float32).transpose(2, 0, 1))
+
+    wanted = tasks.open_task(picture_folder, 2, 0).support
+    store = features.FeatureStore(clip, view, tmp_path / "kept.npz")
+    found = store.of(wanted)
+    with torch.no_grad():
+        direct = towers.image_features(clip, features.pixels_of(wanted, view))
+    torch.testing.assert_close(found, direct)
+    again = features.FeatureStore(None, None, tmp_path / "kept.npz")
+    torch.testing.assert_close(again.of(wanted[::-1]), found.flip(0))
+    assert again.count == len(wanted) and again.cost(2)[0] == pytest.approx(2 * store.seconds)
+
+
+def test_rows_are_balanced_over_seeds(tmp_path):
+    import argparse
+    from pathlib import Path
+
+    given = argparse.Namespace(
+        seeds=2, shots=[16, 1], methods=["coop", "vpt-deep"], at_most=["vpt-deep=1"]
+    )
+    found = [cell.key for cell in side_by_side.cells(given, [Path("a"), Path("b")])]
+    assert len(found) == 2 * (2 + 4)
+    assert found[:2] == [("a", "16", "0", "coop"), ("b", "16", "0", "coop")]
+    assert [key[2] for key in found] == ["0"] * 6 + ["1"] * 6
+
+
+def test_pictures_are_laid_out_once_and_alike(picture_folder, tmp_path):
+    target = side_by_side.lay_out(picture_folder, tmp_path / "laid", per_class=1)
+    found, before = tasks.open_task(target, 2, 0), tasks.open_task(picture_folder, 2, 0)
+    assert [p.split for p in found.tested] == ["test"] * 3
+    assert found.names == before.names
+    first = tasks.first_of(before.tested, 1)
+    assert [p.read() for p in found.tested] == [p.read() for p in first]
+    (target / "mark").touch()
+    assert side_by_side.lay_out(picture_folder, target, per_class=1) == target
+    assert (target / "mark").exists()
+
+
+def test_a_tree_is_measured():
+    import sys
+
+    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', {!r}]); print(1)"
+    inner = "x = bytearray(60_000_000); import time; time.sleep(0.4)"
+    found = measured.run_measured([sys.executable, "-c", code.format(inner)], {})
+    assert (found.code, found.output.strip()) == (0, "1")
+    assert found.peak_rss > 60e6, "the child's memory counts"
+    assert measured.run_measured([sys.executable, "-c", "raise SystemExit(3)"], {}).code == 3

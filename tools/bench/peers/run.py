@@ -5,103 +5,44 @@
         --data pictures.zip --shots 16 --seed 0
 
 Host only (torch, open_clip). The same pictures, shots and seeds as `edgeladder train` and
-tools/bench/fewshot.py. Prints one JSON object: accuracy, zero-shot accuracy, seconds of training,
-seconds a step (and of CPU, which other work on the machine changes less), and the process's peak
-resident memory. One method a process, so that the peak is its own. `--model nano` is the model that
-ships; it has no image blocks that take prompts, so CoOp alone runs on it. `--model nano-vit
---pretrained FILE` has them (tools/nano/build). `--pretrained none` runs
-an untrained model: times and memory mean something, accuracies do not; `--steps 3` stops early and
-does not test.
+tools/bench/fewshot.py. Prints one JSON object: accuracy, zero-shot accuracy, seconds to a tuned
+model, seconds a step (and of CPU, which other work on the machine changes less), the mean loss of
+the first and the last epoch, and the process's peak resident memory, in training and at all. One
+method a process, so that the peak is its own. `--model nano` is the model that ships; it has no
+image blocks that take prompts, so CoOp alone runs on it. `--model nano-vit --pretrained FILE` has
+them (tools/nano/build). `--pretrained none` runs an untrained model: times and memory mean
+something, accuracies do not; `--steps 3` stops early and does not test.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import psutil
 import torch
-from torch import Tensor
-from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from edgeladder.host.model.backbone import LOCAL_MODELS, load_backbone  # noqa: E402
-from edgeladder.runtime.pictures.dataset import Dataset, Picture, open_data, split  # noqa: E402
 from edgeladder.runtime.towers.tokens import Tokenizer  # noqa: E402
-from tools.bench.peers.methods import METHODS, CoOp, Recipe, Tokenize  # noqa: E402
-from tools.bench.peers.towers import freeze, image_features, text_features  # noqa: E402
+from tools.bench.peers.features import FeatureStore, pixels_of  # noqa: E402
+from tools.bench.peers.methods import METHODS, CoOp, Tokenize  # noqa: E402
+from tools.bench.peers.tasks import PeerTask, open_task  # noqa: E402
+from tools.bench.peers.towers import freeze, text_features  # noqa: E402
+from tools.bench.peers.training import epochs_of, train  # noqa: E402
 
 _TEST_BATCH = 32
+Opened = tuple[Any, Any, Tokenize]  # a frozen CLIP, its view of a picture, its tokenizer
 
 
-def epochs_of(recipe: Recipe, shots: int) -> int:
-    """The paper's number of epochs for so many shots."""
-    epochs: dict[int, int] = recipe.epochs
-    return epochs[max(k for k in epochs if k <= max(shots, min(epochs)))]
-
-
-def train(
-    method: torch.nn.Module,
-    pixels: Tensor,
-    labels: Tensor,
-    epochs: int,
-    seed: int,
-    *,
-    forward: Callable[[Tensor], Tensor] | None = None,
-    most: int | None = None,
-) -> tuple[int, float]:
-    """SGD with a cosine schedule, momentum 0.9, decay 5e-4, as the three papers have it.
-
-    Args:
-        forward: logits of rows of `pixels`; None: the method's own.
-        most: steps after which to stop.
-
-    Returns:
-        Steps and seconds.
-    """
-    logits = forward or method
-    recipe: Recipe = method.recipe
-    batch = min(recipe.batch, len(labels))
-    steps = epochs * math.ceil(len(labels) / batch)
-    optimizer = torch.optim.SGD(
-        method.parameters(), lr=recipe.rate, momentum=0.9, weight_decay=5e-4
-    )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    chance = torch.Generator().manual_seed(seed)
-    started, done = time.perf_counter(), 0
-    for _ in range(epochs):
-        for rows in torch.randperm(len(labels), generator=chance).split(batch):
-            loss = functional.cross_entropy(logits(pixels[rows]), labels[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            done += 1
-            if done == most:
-                return done, time.perf_counter() - started
-    return done, time.perf_counter() - started
-
-
-def read(pictures: list[Picture], dataset: Dataset, preprocess: Any) -> tuple[Tensor, Tensor]:
-    """Pixels (n, 3, S, S) and labels (n,), in open_clip's evaluation view."""
-    import io
-
-    from PIL import Image
-
-    views = [preprocess(Image.open(io.BytesIO(p.read())).convert("RGB")) for p in pictures]
-    return torch.stack(views), torch.from_numpy(dataset.labels(pictures).astype(np.int64))
-
-
-def open_model(name: str, pretrained: str | None) -> tuple[Any, Any, Tokenize]:
+def open_model(name: str, pretrained: str | None) -> Opened:
     """A frozen CLIP, its evaluation view of a picture, its tokenizer.
 
     Args:
@@ -128,12 +69,7 @@ def open_model(name: str, pretrained: str | None) -> tuple[Any, Any, Tokenize]:
     return freeze(clip), preprocess, lambda texts: torch.from_numpy(tokenizer.encode(list(texts)))
 
 
-def accuracy(logits: list[Tensor], labels: Tensor) -> float:
-    """Share of pictures whose class has the highest logit."""
-    return float((torch.cat(logits).argmax(1) == labels).float().mean())
-
-
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(line: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--method", choices=list(METHODS), required=True)
@@ -151,9 +87,15 @@ def parse_arguments() -> argparse.Namespace:
         action="store_true",
         help="CoOp: compute image features once, which changes no number but time and memory",
     )
+    parser.add_argument("--features", type=Path, help="keeps plain image features, an .npz")
+    parser.add_argument(
+        "--base-to-new",
+        action="store_true",
+        help="train on the first half of the classes; test each half among its own names",
+    )
     parser.add_argument("--test-per-class", type=int, default=None)
     parser.add_argument("--threads", type=int, default=None)
-    return parser.parse_args()
+    return parser.parse_args(line)
 
 
 def main() -> None:
@@ -161,28 +103,24 @@ def main() -> None:
     arguments = parse_arguments()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    torch.manual_seed(arguments.seed)
     weights = None if arguments.model == "nano" else arguments.pretrained
-    clip, preprocess, tokenize = open_model(arguments.model, weights)
-    dataset = open_data(arguments.data)
-    support, tested = split(dataset, arguments.shots, arguments.seed)
-    if arguments.test_per_class is not None:
-        kept: dict[str, list[Picture]] = {}
-        for picture in tested:
-            kept.setdefault(picture.label, []).append(picture)
-        tested = [p for group in kept.values() for p in group[: arguments.test_per_class]]
-    method = METHODS[arguments.method](clip, tokenize, dataset.class_names)
-    pixels, labels = read(support, dataset, preprocess)
-    forward = None
-    if arguments.images_once and isinstance(method, CoOp):
-        forward = method.classify
-        with torch.no_grad():
-            pixels = torch.cat([image_features(clip, part) for part in pixels.split(_TEST_BATCH)])
-    epochs = arguments.epochs or epochs_of(method.recipe, arguments.shots)
-    busy = time.process_time()
-    steps, seconds = train(
-        *(method, pixels, labels, epochs, arguments.seed), forward=forward, most=arguments.steps
+    print(json.dumps(measure(arguments, open_model(arguments.model, weights))))
+
+
+def measure(arguments: argparse.Namespace, opened: Opened) -> dict[str, Any]:
+    """One method trained and tested, as the command line says."""
+    torch.manual_seed(arguments.seed)
+    clip, preprocess, tokenize = opened
+    store = FeatureStore(clip, preprocess, arguments.features)
+    task = open_task(
+        arguments.data,
+        arguments.shots,
+        arguments.seed,
+        per_class=arguments.test_per_class,
+        halves=arguments.base_to_new,
     )
+    kind = METHODS[arguments.method]
+    method = kind(clip, tokenize, task.names)
     result = {
         "method": arguments.method,
         "model": arguments.model,
@@ -190,38 +128,88 @@ def main() -> None:
         "data": arguments.data.name,
         "shots": arguments.shots,
         "seed": arguments.seed,
-        "epochs": epochs,
-        "steps": steps,
-        "train_seconds": round(seconds, 2),
-        "seconds_per_step": round(seconds / steps, 4),
-        "cpu_seconds_per_step": round((time.process_time() - busy) / steps, 4),
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "trained_parameters": sum(p.numel() for p in method.parameters()),
+        **tune(method, task, store, arguments),
     }
     if arguments.steps is None:
-        result |= test(method, clip, tokenize, dataset, tested, preprocess)
-    print(json.dumps(result))
+        result |= test(method, store, task, tokenize)
+        if task.new is not None:
+            fresh = kind(clip, tokenize, task.new.names)
+            fresh.load_state_dict(dict(method.named_parameters()), strict=False)
+            found = test(fresh, store, task.new, tokenize)
+            result |= {f"new_{name}": value for name, value in found.items()}
+            result["harmonic"] = harmonic(result["accuracy"], result["new_accuracy"])
+            result["zero_shot_harmonic"] = harmonic(result["zero_shot"], result["new_zero_shot"])
+    return result | {"peak_rss_bytes": peak_rss()}
+
+
+def tune(
+    method: torch.nn.Module, task: PeerTask, store: FeatureStore, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Train on the support set; what it took.
+
+    `seconds` and `cpu_seconds` are to a tuned model: pictures decoded, features computed where the
+    method reads features, steps.
+    """
+    epochs = arguments.epochs or epochs_of(method.recipe, arguments.shots)
+    forward, extra = None, (0.0, 0.0)
+    loaded = psutil.Process().memory_info().rss  # interpreter, libraries, backbone
+    started, busy = time.perf_counter(), time.process_time()
+    if arguments.images_once and isinstance(method, CoOp):
+        forward, inputs = method.classify, store.of(task.support)
+        # what they cost when they were computed, now or by an earlier run
+        started, busy = time.perf_counter(), time.process_time()
+        extra = store.cost(len(task.support))
+    else:
+        inputs = pixels_of(task.support, store.view)
+    trained = train(
+        *(method, inputs, task.labels(task.support), epochs, arguments.seed),
+        forward=forward,
+        most=arguments.steps,
+    )
+    return {
+        "epochs": epochs,
+        "steps": trained.steps,
+        "seconds": round(time.perf_counter() - started + extra[0], 2),
+        "cpu_seconds": round(time.process_time() - busy + extra[1], 2),
+        "seconds_per_step": round(trained.seconds / trained.steps, 4),
+        "cpu_seconds_per_step": round(trained.cpu_seconds / trained.steps, 4),
+        "first_loss": round(trained.first_loss, 4),
+        "last_loss": round(trained.last_loss, 4),
+        "loaded_rss_bytes": loaded,
+        "train_peak_rss_bytes": peak_rss(),
+        "trained_parameters": sum(p.numel() for p in method.parameters()),
+    }
+
+
+def peak_rss() -> int:
+    """The process's peak resident memory so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def harmonic(base: float, new: float) -> float:
+    """H of CoCoOp, arXiv:2203.05557: 2 b n / (b + n)."""
+    return 2 * base * new / (base + new) if base + new else 0.0
 
 
 def test(
-    method: torch.nn.Module,
-    clip: Any,
-    tokenize: Tokenize,
-    dataset: Dataset,
-    tested: list[Picture],
-    preprocess: Any,
+    method: torch.nn.Module, store: FeatureStore, task: PeerTask, tokenize: Tokenize
 ) -> dict[str, float]:
     """Accuracy tuned and zero-shot, of `a photo of a NAME.`."""
-    tuned, plain, truth = [], [], []
+    plain, truth = store.of(task.tested), task.labels(task.tested)
     with torch.no_grad():
-        text = text_features(clip, tokenize([f"a photo of a {n}." for n in dataset.class_names]))
-        for start in range(0, len(tested), _TEST_BATCH):
-            views, answers = read(tested[start : start + _TEST_BATCH], dataset, preprocess)
-            truth.append(answers)
-            tuned.append(method(views))
-            plain.append(image_features(clip, views) @ text.T)
-    answers = torch.cat(truth)
-    return {"accuracy": accuracy(tuned, answers), "zero_shot": accuracy(plain, answers)}
+        prompts = [f"a photo of a {name}." for name in task.names]
+        text = text_features(store.clip, tokenize(prompts))
+        if isinstance(method, CoOp):
+            tuned = method.classify(plain)
+        else:
+            parts = range(0, len(task.tested), _TEST_BATCH)
+            tuned = torch.cat(
+                [method(pixels_of(task.tested[s : s + _TEST_BATCH], store.view)) for s in parts]
+            )
+    return {
+        "accuracy": float((tuned.argmax(1) == truth).float().mean()),
+        "zero_shot": float(((plain @ text.T).argmax(1) == truth).float().mean()),
+    }
 
 
 if __name__ == "__main__":
