@@ -77,7 +77,13 @@ IMPORTANCE: dict[str, list[str]] = {
 }
 CALIBRATED = ("Fisher", "directions of pictures")  # rows that look at pictures
 _BEFORE = ["ladder.align=select", "ladder.first=tap"]
-GROUPS = {"methods": HOST, "importance": {k: [*_BEFORE, *v] for k, v in IMPORTANCE.items()}}
+# ladders that differ in the number of token prompts a rung; all can be condensed
+COUNTS = {f"{count} prompts": [f"ladder.prompts.length={count}"] for count in (1, 4, 16, 32, 64)}
+GROUPS = {
+    "methods": HOST,
+    "counts": COUNTS,
+    "importance": {k: [*_BEFORE, *v] for k, v in IMPORTANCE.items()},
+}
 # name of the row: --set of `edgeladder train`, on any bundle with masks
 DEVICE: dict[str, list[str]] = {
     "plain": [],

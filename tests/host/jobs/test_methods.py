@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,6 +39,7 @@ from edgeladder.runtime.prompt_storage import finalize, reactivate
 from tests.jobs.here import run
 from tests.make_bundle import CLASSES, register_model
 from tests.runtime.engine.problem import problem
+from tools.bench import condense as condense_bench
 
 NAMES = CrossPrompts.tensors()
 STEPS, AT = 12, 8
@@ -365,6 +367,15 @@ def test_condense_from_the_command_line(folder, picture_folder, tmp_path, capfd,
     found = evaluate(last)
     assert found.accuracy == result["accuracy"]["tuned"]
     assert deploy(last, tmp_path / "model.onnx").difference < 1e-3
+
+
+def test_the_bench_compares_all_with_those_that_stay(folder):
+    asked = Namespace(batch=4, classes=3, keep=0.25, rounds=1, steps=1)
+    whole, fewer = condense_bench.compare(folder, "fused", asked)
+    assert (whole["prompts"], whole["kept"], fewer["kept"]) == (8, 8, 2)
+    assert set(whole) == {*condense_bench.FIELDS, *condense_bench.MEASURED}
+    assert 0 < fewer["prompt_bytes"] < whole["prompt_bytes"]
+    assert fewer["adapter_bytes"] < whole["adapter_bytes"]
 
 
 def test_what_the_device_may_change_of_the_prompts(bundle, bundle_folder):
