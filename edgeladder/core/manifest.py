@@ -16,7 +16,7 @@ from edgeladder.core.prompt_tensors import PromptTensors
 
 SCHEMA_VERSION = 1
 # graphs that every export writes: a plan compares ways to train by all of them
-_GRAPHS = frozenset({"fused", "recompute", "loss", "norm"}) | {
+GRAPHS = frozenset({"fused", "recompute", "loss", "norm"}) | {
     f"{name}_{side}"
     for name in ("encode", "backward", "forward_saved", "backward_saved")
     for side in ("image", "text")
@@ -209,7 +209,7 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        lacking = sorted(_GRAPHS - self.ladder.graphs.keys())
+        lacking = sorted(GRAPHS - self.ladder.graphs.keys())
         if lacking:
             raise ValueError(f"the ladder lacks the graph {lacking[0]}")
         for group in self.ladder.groups:

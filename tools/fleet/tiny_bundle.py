@@ -10,6 +10,8 @@ from safetensors.numpy import save_file
 from edgeladder.core.bundle import Bundle, write_manifest
 from edgeladder.core.config import Profile
 from edgeladder.core.manifest import (
+    GRAPHS,
+    GraphRecord,
     LadderRecord,
     Manifest,
     ModelRecord,
@@ -21,6 +23,8 @@ from edgeladder.core.manifest import (
 from edgeladder.core.onnx_graph import one_node_model
 from edgeladder.core.protobuf import FLOAT
 
+_GRAPH = "ladder/forward.onnx"
+
 
 def write_bundle(folder: Path, *, weights_bytes: int, width: int = 4) -> Bundle:
     """Write a bundle whose adapter has 3 x `width` + `width` parameters."""
@@ -31,7 +35,7 @@ def write_bundle(folder: Path, *, weights_bytes: int, width: int = 4) -> Bundle:
         "up.bias": np.zeros(width, dtype=np.float32),
     }
     save_file(values, str(folder / "ladder" / "init.safetensors"))
-    (folder / "ladder" / "forward.onnx").write_bytes(one_node_model("Relu", FLOAT, FLOAT))
+    (folder / _GRAPH).write_bytes(one_node_model("Relu", FLOAT, FLOAT))
     weights = np.random.default_rng(0).bytes(weights_bytes)
     (folder / "backbone" / "weights.bin").write_bytes(weights)
     tower = TowerRecord(segments=[], taps=[], embedding="embedding", digest="0" * 64)
@@ -45,10 +49,10 @@ def write_bundle(folder: Path, *, weights_bytes: int, width: int = 4) -> Bundle:
             for name, value in values.items()
         ],
         groups=[],
-        forward="ladder/forward.onnx",
+        forward=_GRAPH,
         initial="ladder/init.safetensors",
         golden="ladder/init.safetensors",
-        graphs={},
+        graphs={name: GraphRecord(file=_GRAPH, inputs=[], outputs=[], nodes=1) for name in GRAPHS},
     )
     manifest = Manifest(
         model=model,
