@@ -34,7 +34,9 @@ def test_a_task_of_both_halves(tmp_path: Path) -> None:
     profile = override(bundle.manifest.profile, ["train.steps=2"])
     ladders = {"default": (bundle, profile)}
     rows = list(base_to_new.run_task(halves, task, ladders, set(), validation=False))
-    assert [row["method"] for row in rows] == ["zero-shot", "default: ladder alone", "default"]
+    assert [row["method"] for row in rows] == [
+        *("zero-shot", "default: ladder alone", "default", "default: head added")
+    ]
     assert rows[1]["new"] == rows[2]["new"]  # the head says nothing of new names
     assert rows[1]["new_all"] == rows[2]["new_all"]
     done = {tuple(str(row[key]) for key in base_to_new._KEY) for row in rows}

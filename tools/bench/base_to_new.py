@@ -12,9 +12,10 @@ the two accuracies are joined by their harmonic mean. Beside it stand both among
 (`base_all`, `new_all`), as a box meets them that was taught half of what it sees.
 
 Rows are zero-shot, the bundle's own ladder, the same with its head (which speaks for the base
-alone), and further ladders as in fewshot.py. Writes results.csv after every task; run it again and
-it goes on where it stopped. `--validation` judges on training-side pictures outside the support set
-of the base, and on those of the new classes, for choosing.
+alone; `head added`: as if it spoke for all), and further ladders as in fewshot.py. Writes
+results.csv after every task; run it again and it goes on where it stopped. `--validation` judges on
+training-side pictures outside the support set of the base, and on those of the new classes, for
+choosing.
 """
 
 from __future__ import annotations
@@ -126,14 +127,17 @@ def run_task(
     for name, (bundle, profile) in ladders.items():
         has_head = profile.head.kind != "none"
         alone = f"{name}: ladder alone" if has_head else name
-        if not missing(alone) and not (has_head and missing(name)):
+        beside = [name, f"{name}: head added"] if has_head else []
+        if not any(missing(method) for method in (alone, *beside)):
             continue
         started = time.perf_counter()
         tuned = ladder_logits(halves, task, bundle, profile, judge.pictures)
         if missing(alone):
             yield row(alone, judge.shares(tuned, tuned), started)
-        if has_head and missing(name):
-            yield row(name, with_head(task, profile, judge, tuned, zero_shot), started)
+        if any(missing(method) for method in beside):
+            found = with_head(task, profile, judge, tuned, zero_shot)
+            rows = zip(beside, found, strict=True)
+            yield from (row(method, shares, started) for method, shares in rows)
 
 
 def ladder_logits(
@@ -158,8 +162,13 @@ def with_head(
     judge: Judge,
     tuned: tuple[Array, Array],
     zero_shot: tuple[Array, Array],
-) -> Row:
-    """The ladder beside the head of the base classes, by the product's own formula."""
+) -> tuple[Row, Row]:
+    """The ladder beside the head of the base classes.
+
+    Returns:
+        By the product's own formula, in which the head orders its own classes and no others; and
+        among all names with the head's logits added as they are, which is why it does.
+    """
     given = profile.head
     assert given.kind != "none"
     weight = fixed_head_weight(given.weight, given.full_at, len(task.rows), judge.count)
@@ -180,7 +189,13 @@ def with_head(
 
     base, everything = slice(0, judge.count), slice(None)
     own = joined(formula, 0, base), tuned[1]  # no new name is the head's
-    return judge.shares(own, (joined(among, 0, everything), joined(among, 1, everything)))
+    added = [logits.copy() for logits in tuned]
+    for side, logits in enumerate(added):
+        logits[:, base] = joined(formula, side, base)
+    return (
+        judge.shares(own, (joined(among, 0, everything), joined(among, 1, everything))),
+        judge.shares(own, (added[0], added[1])),
+    )
 
 
 def table(rows: list[Row]) -> str:
@@ -248,6 +263,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--shots", type=int, nargs="+", default=[4, 16])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--test-per-class", type=int, default=100)
+    parser.add_argument(
+        "--pool-shots", type=int, help="pictures a class and seed to cache, for --validation"
+    )
     return parser.parse_args()
 
 
@@ -270,7 +288,7 @@ def main() -> None:
                 bundle,
                 data,
                 arguments.cache,
-                shots=max(arguments.shots),
+                shots=arguments.pool_shots or max(arguments.shots),
                 seeds=arguments.seeds,
                 test_per_class=arguments.test_per_class,
             )
