@@ -153,8 +153,10 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", help="these alone, in this order")
     parser.add_argument("--datasets", nargs="+", help="these alone, in this order")
     parser.add_argument("--against", help="a row: print the others' differences to it")
+    parser.add_argument("--part", help="validation or test, of what validate.py wrote")
     arguments = parser.parse_args()
     rows = [row for path in arguments.results for row in read(path)]
+    rows = [row for row in rows if arguments.part in (None, row.get("part"))]
     for key, names in (("dataset", arguments.datasets), ("method", arguments.methods)):
         if names:
             rows = [row for row in rows if row[key] in names]
