@@ -14,6 +14,7 @@ from tools.bench.peers import (  # noqa: E402
     methods,
     run,
     side_by_side,
+    table,
     tasks,
     towers,
     training,
@@ -201,3 +202,14 @@ def test_a_tree_is_measured():
     assert (found.code, found.output.strip()) == (0, "1")
     assert found.peak_rss > 60e6, "the child's memory counts"
     assert measured.run_measured([sys.executable, "-c", "raise SystemExit(3)"], {}).code == 3
+
+
+def test_tables_give_means_and_leave_gaps():
+    first = {"dataset": "a", "shots": "4", "seed": "0", "method": "coop", "accuracy": "0.5"}
+    second = first | {"seed": "1", "accuracy": "0.6", "cpu_seconds": "3"}
+    costs = {"train_peak_rss_bytes": "700e6", "loaded_rss_bytes": "500e6"}
+    other = first | {"dataset": "b", "method": "maple", "accuracy": "0.25"} | costs
+    lines = table.table([first, second, other]).splitlines()
+    assert lines[0] == "4 shots, 2 seeds"
+    assert lines[4].startswith("| coop | 55.0 | - | 3.0 | - |")
+    assert lines[5].startswith("| maple | - | 25.0 | - | 700 | 200 |")

@@ -169,6 +169,7 @@ def tune(
     return {
         "epochs": epochs,
         "steps": trained.steps,
+        "all_steps": trained.all_steps,
         "seconds": round(time.perf_counter() - started + extra[0], 2),
         "cpu_seconds": round(time.process_time() - busy + extra[1], 2),
         "seconds_per_step": round(trained.seconds / trained.steps, 4),

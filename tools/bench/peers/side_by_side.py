@@ -11,7 +11,8 @@ are laid out once, as a folder that both sides read: all of the training side, a
 test pictures of each class; names have no aliases. OUT/peers.csv has accuracy, zero-shot accuracy,
 seconds and CPU seconds to a tuned model (features included; shared ones are charged at what they
 cost), and the peaks, at all and in training. With --base-to-new OUT/base-to-new.csv: trained on
-half of the classes, tested on both halves, each among its own names.
+half of the classes, tested on both halves, each among its own names. With --steps 3 OUT/cost.csv:
+peers stop there and do not test; what a step takes, and how many the recipe has.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ _COST = [
     "steps",
 ]
 _COST += ["trained_parameters", "wall_seconds", "first_loss", "last_loss"]
+COST_FIELDS = [*_RUN, *_COST, "all_steps", "cpu_seconds_per_step"]
 FIELDS = [*_RUN, "accuracy", "zero_shot", *_COST]
 NEW_FIELDS = [*_RUN, "accuracy", "new_accuracy", "harmonic", "zero_shot", "new_zero_shot"]
 NEW_FIELDS += ["zero_shot_harmonic", *_COST]
@@ -126,8 +128,8 @@ def peer_row(cell: Cell, given: argparse.Namespace, opened: Opened) -> Row:
     line += ["--model", given.model, "--pretrained", given.weights]
     line += ["--shots", str(cell.shots), "--seed", str(cell.seed)]
     line += ["--features", str(given.out / f"{cell.data.name}.npz")]
-    if given.base_to_new:
-        line.append("--base-to-new")
+    line += ["--base-to-new"] if given.base_to_new else []
+    line += ["--steps", str(given.steps)] if given.steps else []
     started = time.perf_counter()
     context = multiprocessing.get_context("fork")
     receive, send = context.Pipe(duplex=False)
@@ -167,6 +169,7 @@ def ladder_row(cell: Cell, given: argparse.Namespace) -> Row:
         "peak_rss_bytes": done.peak_rss,
         "train_peak_rss_bytes": done.phase_peak.get("train"),
         "steps": result["steps"],
+        "all_steps": result["steps"],
         # a closed-form head is fitted, not trained
         "trained_parameters": sum(math.prod(p.shape) for p in ladder.parameters),
         "wall_seconds": round(done.seconds, 1),
@@ -220,6 +223,7 @@ def command_line() -> argparse.Namespace:
     parser.add_argument("--budget", default="256MB", help="of `edgeladder train`")
     parser.add_argument("--python", default=sys.executable, help="of `edgeladder train`")
     parser.add_argument("--base-to-new", action="store_true", help="the peers alone")
+    parser.add_argument("--steps", type=int, help="of a peer: costs alone")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     given.methods = given.methods or [*METHODS, *([] if given.base_to_new else LADDERS)]
@@ -237,8 +241,9 @@ def main() -> None:
         lay_out(data, given.out / "pictures" / data.stem, given.test_per_class)
         for data in given.data
     ]
-    table = given.out / ("base-to-new.csv" if given.base_to_new else "peers.csv")
-    fields = NEW_FIELDS if given.base_to_new else FIELDS
+    name, fields = ("base-to-new", NEW_FIELDS) if given.base_to_new else ("peers", FIELDS)
+    name, fields = ("cost", COST_FIELDS) if given.steps else (name, fields)
+    table = given.out / f"{name}.csv"
     done = set()
     if table.is_file():
         with table.open(newline="") as file:
@@ -254,7 +259,7 @@ def main() -> None:
         row = row | dict(zip(_RUN, cell.key, strict=True))
         with table.open("a", newline="") as file:
             csv.DictWriter(file, fields, extrasaction="ignore").writerow(row)
-        print(" ".join(cell.key), f"{row['accuracy']:.3f} in {row['wall_seconds']} s", flush=True)
+        print(" ".join(cell.key), f"in {row['wall_seconds']} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ class Trained:
     """What a training took and how far it came."""
 
     steps: int
+    all_steps: int  # of the recipe
     seconds: float
     cpu_seconds: float
     first_loss: float  # mean over the first epoch
@@ -77,6 +78,7 @@ def train(
             losses.append(loss.item())
     return Trained(
         len(losses),
+        steps,
         time.perf_counter() - started,
         time.process_time() - busy,
         float(np.mean(losses[:per_epoch])),
