@@ -258,7 +258,8 @@ def main() -> None:
         row = ladder_row(cell, given) if ladder else peer_row(cell, given, opened)
         row = row | dict(zip(_RUN, cell.key, strict=True))
         with table.open("a", newline="") as file:
-            csv.DictWriter(file, fields, extrasaction="ignore").writerow(row)
+            writer = csv.DictWriter(file, fields, extrasaction="ignore", lineterminator="\n")
+            writer.writerow(row)
         print(" ".join(cell.key), f"in {row['wall_seconds']} s", flush=True)
 
 
