@@ -5,6 +5,7 @@ from __future__ import annotations
 import tarfile
 from pathlib import Path, PurePosixPath
 
+from edgeladder.core import disk
 from edgeladder.core.confinement import AGAIN, is_confined
 from edgeladder.core.errors import IntegrityError
 from edgeladder.core.files import building, replacing
@@ -36,7 +37,11 @@ def pack(folder: Path, archive: Path, *, option: str = "--out") -> None:
         for path in folder.rglob("*")
         if path.is_file() and (name := path.relative_to(folder).as_posix()) != MANIFEST
     )
-    with replacing(archive) as temporary, tarfile.open(temporary, "w") as tar:
+    with (
+        replacing(archive) as temporary,
+        disk.create(temporary) as out,
+        tarfile.open(fileobj=out, mode="w") as tar,
+    ):
         for name in (MANIFEST, *names):  # first, so that it is read without seeking
             path = folder / name
             member = tar.gettarinfo(path, name)
@@ -130,9 +135,9 @@ def _known(path: Path) -> bytes | None:
 
 def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
     """Content only: neither the archive's owners nor its modes and times are taken over."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    disk.make_folders(target.parent)
     stream = tar.extractfile(member)
     assert stream is not None  # a plain file: `_checked`
-    with stream, open(target, "wb") as out:
+    with stream, disk.create(target) as out:
         while block := stream.read(1 << 20):
             out.write(block)

@@ -55,6 +55,13 @@ def _of_system(error: OSError, where: str | None) -> EdgeLadderError | None:
             remedy="free some space or choose another folder, then run the same command again: "
             "what is already written is kept",
         )
+    if error.errno == errno.EIO:
+        return StorageError(
+            "the disk reports an error",
+            where=where,
+            remedy="a disk or memory card that fails is best replaced; the same command goes on "
+            "from what was written before",
+        )
     said = os.strerror(error.errno) if error.errno else str(error)
     if error.errno in _FORBIDDEN:
         return StorageError(

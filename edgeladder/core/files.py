@@ -5,17 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from edgeladder.core import disk
 from edgeladder.core.failures import known_failure
 from edgeladder.core.ownership import Kind, require_ours
 from edgeladder.core.printable import json_text
 
 _HASH_BLOCK_BYTES = 1 << 20
+_NEW, _OLD = ".new", ".old"  # ends of names, after the process id, while a folder is built
 
 
 def sha256_file(path: Path) -> str:
@@ -53,15 +53,6 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise known from error
 
 
-def fsync_directory(folder: Path) -> None:
-    """Make a rename inside `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is fsynced and renamed over `path`.
@@ -74,23 +65,21 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        disk.make_folders(path.parent)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             yield temporary
-            with open(temporary, "rb+") as stream:
-                os.fsync(stream.fileno())
             os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-            fsync_directory(path.parent)
+            disk.fsync(temporary)
+            disk.replace(temporary, path)
         finally:
-            temporary.unlink(missing_ok=True)
+            disk.unlink(temporary)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a whole file atomically."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
+    with replacing(path) as temporary, disk.create(temporary) as stream:
+        stream.write(content)
 
 
 def write_text(path: Path, content: str) -> None:
@@ -119,22 +108,43 @@ def building(folder: Path, kind: Kind, *, option: str = "--out") -> Iterator[Pat
     require_ours(folder, kind, option=option)
     folder = Path(os.path.realpath(folder))
     with storage_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        os.chmod(temporary, 0o755)  # mkdtemp makes it 0700
+        disk.make_folders(folder.parent)
+        _clear_away(folder)
+        temporary = folder.with_name(f".{folder.name}.{os.getpid()}{_NEW}")
+        disk.make_folders(temporary)
         try:
             yield temporary
             require_ours(folder, kind, option=option)  # minutes may have gone by
-            retired = None
-            if folder.exists():
-                retired = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-                os.replace(folder, retired)
-            os.replace(temporary, folder)
-            fsync_directory(folder.parent)
-            if retired is not None:
-                shutil.rmtree(retired)
+            disk.fsync_tree(temporary)  # before it has its name: a name is a promise
+            _take_place(temporary, folder)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            disk.remove_tree(temporary)
+
+
+def _take_place(new: Path, folder: Path) -> None:
+    """Give a finished folder its name; what had it is at `new` or gone."""
+    if not folder.exists():
+        disk.replace(new, folder)
+    elif not disk.exchange(new, folder):
+        # a file system without an exchange: for a moment neither has the name, and whoever comes
+        # next after a power cut in it puts the old one back
+        retired = folder.with_name(f".{folder.name}.{os.getpid()}{_OLD}")
+        disk.replace(folder, retired)
+        disk.replace(new, folder)
+        disk.remove_tree(retired)
+
+
+def _clear_away(folder: Path) -> None:
+    """Remove what killed processes left of building `folder`; put back what they had moved."""
+    prefix = f".{folder.name}."
+    for path in [p for p in folder.parent.iterdir() if p.name.startswith(prefix)]:
+        owner = path.name[len(prefix) :].removesuffix(_NEW).removesuffix(_OLD)
+        if not owner.isdigit() or (owner != str(os.getpid()) and Path("/proc", owner).exists()):
+            continue
+        if path.name.endswith(_OLD) and not folder.exists():
+            disk.replace(path, folder)
+        else:
+            disk.remove_tree(path)
 
 
 def read_json(path: Path) -> Any:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from edgeladder.core import disk
 from edgeladder.core.adapter_record import RECORD
 from edgeladder.core.errors import ConfigError
 from edgeladder.core.failures import known_failure
@@ -45,19 +46,17 @@ def device_secret(*, make: bool) -> bytes | None:
     path = secret_path()
     try:
         if make and not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
+            disk.make_folders(path.parent)
             temporary = path.with_name(f".{path.name}.{os.getpid()}")
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(os.urandom(_SECRET_BYTES))
-                stream.flush()
-                os.fsync(stream.fileno())
+            disk.unlink(temporary)  # of a process that was killed
+            disk.write_new(temporary, os.urandom(_SECRET_BYTES), 0o600)
             try:
                 os.link(temporary, path)  # whoever is first
             except FileExistsError:
                 pass
             finally:
-                temporary.unlink()
+                disk.unlink(temporary)
+                disk.fsync_directory(path.parent)
         if not path.exists():
             return None
         content, mode = path.read_bytes(), path.stat().st_mode

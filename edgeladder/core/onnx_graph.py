@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edgeladder.core import disk
 from edgeladder.core.errors import ConfigError, IntegrityError
 from edgeladder.core.files import replacing
 from edgeladder.core.protobuf import (
@@ -147,7 +148,7 @@ class Graph:
                 where=str(path),
                 remedy="deploy with --dtype fp16 or int8",
             )
-        with replacing(path) as temporary, open(temporary, "wb") as stream:
+        with replacing(path) as temporary, disk.create(temporary) as stream:
             for block in self._blocks(contents, metadata, producer):
                 stream.write(block)
             return stream.tell()

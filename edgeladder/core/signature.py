@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from edgeladder.core import disk
 from edgeladder.core.errors import ConfigError, IntegrityError
 from edgeladder.core.failures import known_failure
 from edgeladder.core.files import read_json, write_json
@@ -72,20 +73,12 @@ def make_key(path: Path) -> PublicKey:
     )
     public = _public_half(private)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_new(path, content, 0o600)
-        _write_new(public_path, f"{public.line} edgeladder publisher\n".encode(), 0o644)
+        disk.make_folders(path.parent)
+        disk.write_new(path, content, 0o600)
+        disk.write_new(public_path, f"{public.line} edgeladder publisher\n".encode(), 0o644)
     except (OSError, ValueError) as error:
         raise known_failure(error, where=str(path)) or error from error
     return public
-
-
-def _write_new(path: Path, content: bytes, mode: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def sign(folder: Path, kind: Kind, key: Path) -> PublicKey:

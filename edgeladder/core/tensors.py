@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeladder.core import disk
 from edgeladder.core.errors import IntegrityError
 from edgeladder.core.files import replacing
 
@@ -297,6 +298,4 @@ def _bytes(array: Array) -> memoryview:
 
 def _write(descriptor: int, data: memoryview) -> None:
     for start in range(0, len(data), _BLOCK_BYTES):
-        block = data[start : start + _BLOCK_BYTES]
-        while block:
-            block = block[os.write(descriptor, block) :]
+        disk.write(descriptor, data[start : start + _BLOCK_BYTES])

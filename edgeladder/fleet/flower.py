@@ -23,6 +23,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
+from edgeladder.core import disk
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.errors import ConfigError, EdgeLadderError
 from edgeladder.core.initial import initial_values
@@ -146,7 +147,7 @@ def _values(record: Any) -> dict[str, np.ndarray]:
 
 def _save(bundle: Bundle, values: dict[str, np.ndarray], folder: Path) -> None:
     """Write parameters as an adapter of the bundle."""
-    folder.mkdir(parents=True, exist_ok=True)
+    disk.make_folders(folder)
     manifest = bundle.manifest
     profile = to_json(manifest.profile)
     adapter = adapter_of(

@@ -14,6 +14,7 @@ import json
 import math
 from pathlib import Path
 
+from edgeladder.core import disk
 from edgeladder.core.errors import EdgeLadderError
 from edgeladder.core.files import building, read_json, sha256_file
 from edgeladder.core.manifest import Manifest
@@ -90,7 +91,7 @@ async def _fetch(box: Box, request: SendRequest, announced: FileRecord, target: 
         )
     digest = hashlib.sha256()
     received = 0
-    with open(target, "wb") as stream:
+    with disk.create(target) as stream:
 
         def sink(block: bytes) -> None:
             nonlocal received

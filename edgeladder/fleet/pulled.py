@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from edgeladder.core import disk
 from edgeladder.core.files import read_json, write_json
 from edgeladder.core.ownership import PULL_RECORD, require_ours
 from edgeladder.core.records import read_record, to_json
@@ -136,5 +137,5 @@ def remember_failures(out: Path, job: str, outcome: FleetOutcome) -> None:
         known.pop(result.host, None)
         if result.state == "failed" and result.error:
             known[result.host] = str(result.error["message"])
-    (out / job).mkdir(parents=True, exist_ok=True)
+    disk.make_folders(out / job)
     write_json(out / job / FAILURES, known)

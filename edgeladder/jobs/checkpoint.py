@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeladder.core import disk
 from edgeladder.core.errors import IntegrityError
 from edgeladder.core.tensors import TensorFile, write_tensors
 
@@ -44,7 +45,7 @@ class Checkpoints:
         path = self.folder / f"step-{step:09d}.safetensors"
         write_tensors(path, tensors, {"loop": json.dumps({**loop, "step": step})})
         for old in self._generations()[KEEP:]:
-            old.unlink(missing_ok=True)
+            disk.unlink(old)
         return path
 
     def latest(self) -> Restored | None:
@@ -67,7 +68,7 @@ class Checkpoints:
                 damaged.append(path.name)
                 continue
             for name in damaged:
-                (self.folder / name).unlink(missing_ok=True)
+                disk.unlink(self.folder / name)
             return found
         if damaged:
             raise IntegrityError(
@@ -79,10 +80,15 @@ class Checkpoints:
             )
         return None
 
+    def forget(self, step: int) -> None:
+        """Remove a generation that is whole and of no use, where there is another."""
+        if len(self._generations()) > 1:
+            disk.unlink(self.folder / f"step-{step:09d}.safetensors")
+
     def clean(self) -> None:
         """Remove what a killed writer left behind."""
         for stray in self.folder.glob(".step-*.tmp"):
-            stray.unlink(missing_ok=True)
+            disk.unlink(stray)
 
     def _generations(self) -> list[Path]:
         return sorted(self.folder.glob("step-*.safetensors"), reverse=True)

@@ -8,7 +8,6 @@ that joins both best is found by `heads/blend.py`. No test picture is looked at.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeladder.budget.policy import EVALUATE_WINDOW
+from edgeladder.core import disk
 from edgeladder.core.events import Event, Progress
 from edgeladder.core.orders import Outcome
 from edgeladder.core.tensors import TensorFile, is_intact, write_tensors
@@ -71,7 +71,7 @@ def train_folds(
         if target.is_file() and is_intact(target):
             continue
         checkpoints = run / "checkpoints" / f"fold-{fold}"
-        checkpoints.mkdir(parents=True, exist_ok=True)
+        disk.make_folders(checkpoints)
         told = _Within(control, f"fold {fold + 1}/{total}")
         engine, outcome = train(np.flatnonzero(folds != fold), checkpoints, told)
         if outcome != "done":
@@ -81,7 +81,7 @@ def train_folds(
         found = logits_of(engine, reader.part(rows), logits, chunk)
         engine.close()
         write_tensors(target, {"rows": rows, "logits": found})
-        shutil.rmtree(checkpoints)
+        disk.remove_tree(checkpoints)
         hits = float((found.argmax(1) == reader.train_labels[rows]).mean())
         record({"kind": "fold", "fold": fold, "of": total, "accuracy": round(hits, 6)})
     return "done"

@@ -17,18 +17,24 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 import numpy as np
 
 from edgeladder.budget.policy import CAREFUL_STEPS, halved_chunk
-from edgeladder.core.errors import EdgeLadderError
+from edgeladder.core.errors import ConfigError
 from edgeladder.core.events import CheckpointWritten, ChunkChanged, Progress
 from edgeladder.core.trim import release_startup_memory, trim_heap
 from edgeladder.jobs.schedule import learning_rate
 
 if TYPE_CHECKING:
-    from edgeladder.jobs.checkpoint import Checkpoints
+    from edgeladder.jobs.checkpoint import Checkpoints, Restored
     from edgeladder.jobs.control import Control
     from edgeladder.runtime.engine.protocol import Engine, StepInputs
 
 _PROGRESS_SECONDS = 0.2
 _AVERAGE = "average/"
+ROLLBACKS = 3  # of a run whose loss is not finite any more
+_ROLLBACK_RATE = 0.5  # of the learning rate, after each
+
+
+class Diverged(ConfigError):  # noqa: N818 - named for what happened
+    """The configured rate is too high for this ladder and these pictures."""
 
 
 class Batches(Protocol):
@@ -122,6 +128,9 @@ class TrainLoop:
         self.loss = math.nan
         self.chunk = settings.chunk
         self.average: dict[str, np.ndarray] | None = None
+        self.rate_scale = 1.0  # halved each time the training diverged
+        self.rollbacks = 0
+        self._restored_step = -1  # that a rollback went to
         self._saved_step = -1
         self._saved_at = time.monotonic()
         self._told_at = 0.0
@@ -138,6 +147,15 @@ class TrainLoop:
         found = self.checkpoints.latest()
         if found is None:
             return None
+        self._restore(found)
+        self.record({"kind": "resume", "step": self.step, "checkpoint": found.tensors.path.name})
+        if found.damaged:
+            lost = ", ".join(found.damaged)
+            self.record({"kind": "damaged_checkpoint", "files": list(found.damaged)})
+            self.tell(f"{lost} was damaged: went on from {found.tensors.path.name}")
+        return self.step
+
+    def _restore(self, found: Restored) -> None:
         tensors, loop = found.tensors, found.loop
         names = [name for name in tensors if not name.startswith(_AVERAGE)]
         # read one tensor at a time: a whole second copy of the state would not fit the plan
@@ -150,22 +168,21 @@ class TrainLoop:
         self.loss = float(loop["loss"])
         for callback in self.callbacks:
             callback.load_state(loop["callbacks"][callback.name])
-        self.record({"kind": "resume", "step": self.step, "checkpoint": tensors.path.name})
-        if found.damaged:
-            lost = ", ".join(found.damaged)
-            self.record({"kind": "damaged_checkpoint", "files": list(found.damaged)})
-            self.tell(f"{lost} was damaged: went on from {tensors.path.name}")
-        return self.step
+        self.rate_scale = float(loop.get("rate_scale", 1.0))
+        self.rollbacks = int(loop.get("rollbacks", 0))
 
     def run(self) -> LoopResult:
         """Train until the last step or an order to leave; a checkpoint is written either way.
 
         Raises:
-            EdgeLadderError: the loss or a gradient is no longer finite.
+            Diverged: the loss or a gradient is not finite, at half, a quarter and an eighth of the
+                rate too.
             StorageError: the disk is full; the last checkpoint stands.
         """
         if self.settings.average and self.average is None:
             self.average = self.engine.parameters()
+        if self.step == 0:
+            self.checkpoint()  # what to go back to, should the first steps diverge
         outcome: Literal["done", "restart", "stop"] = "done"
         while self.step < self.settings.steps:
             leave = self._obey()
@@ -174,7 +191,8 @@ class TrainLoop:
                 break
             for callback in self.callbacks:
                 callback.before(self)
-            self._one_step()
+            if not self._one_step():
+                continue
             if len(self._seconds) == 1:
                 release_startup_memory()  # code that only the first step runs: opening sessions
             self._checkpoint_when_due()
@@ -199,6 +217,8 @@ class TrainLoop:
         loop = {
             "batches": self.batches.state(),
             "loss": self.loss,
+            "rate_scale": self.rate_scale,
+            "rollbacks": self.rollbacks,
             "callbacks": {callback.name: callback.state() for callback in self.callbacks},
         }
         path = self.checkpoints.save(self.step, tensors, loop)
@@ -206,7 +226,8 @@ class TrainLoop:
         self.record({"kind": "checkpoint", "step": self.step, "file": path.name})
         self.control.tell(CheckpointWritten(step=self.step))
 
-    def _one_step(self) -> None:
+    def _one_step(self) -> bool:
+        """One step; False where it diverged, and the loop is back at a checkpoint."""
         settings = self.settings
         rate = self.rate()
         started = time.perf_counter()
@@ -214,12 +235,8 @@ class TrainLoop:
         result = self.engine.step(inputs, rate)
         seconds = time.perf_counter() - started
         if not (math.isfinite(result.loss) and math.isfinite(result.gradient_norm)):
-            raise EdgeLadderError(
-                f"training diverged: loss {result.loss}, gradient norm {result.gradient_norm}",
-                where=f"step {self.step}",
-                remedy="lower the rate, e.g. --set train.learning_rate="
-                f"{settings.learning_rate / 10:g}; the checkpoint before this step is kept",
-            )
+            self._roll_back(f"loss {result.loss}, gradient norm {result.gradient_norm}")
+            return False
         self.step += 1
         self.loss = float(result.loss)
         self._seconds.append(seconds)
@@ -240,15 +257,49 @@ class TrainLoop:
         if now - self._told_at >= _PROGRESS_SECONDS or self.step == settings.steps:
             self._told_at = now
             self.tell()
+        return True
+
+    def _roll_back(self, why: str) -> None:
+        """Go on from the last good checkpoint at half the rate.
+
+        What this does follows from the checkpoint alone, so a run that is killed meanwhile and
+        resumed ends with the same bits.
+
+        Raises:
+            Diverged: for the fourth time; engine and disk hold the last good checkpoint.
+        """
+        at, scale, count = self.step, self.rate_scale, self.rollbacks
+        if at == self._restored_step:  # not even a step: what was saved was no good either
+            self.checkpoints.forget(at)
+        found = self.checkpoints.latest()
+        if found is not None:
+            self._restore(found)
+            self._restored_step = self.step
+        self.rate_scale, self.rollbacks = scale * _ROLLBACK_RATE, count + 1
+        if found is None or self.rollbacks > ROLLBACKS:
+            raise Diverged(
+                f"training diverged {self.rollbacks} times: {why}",
+                where=f"step {at}",
+                remedy="lower the rate, e.g. --set train.learning_rate="
+                f"{self.settings.learning_rate / 10:g}; what was learnt until step {self.step} "
+                "is kept as the run's adapter",
+            )
+        self.record({"kind": "rollback", "step": at, "to": self.step, "reason": why,
+                     "rate_scale": self.rate_scale})  # fmt: skip
+        self.tell(f"diverged at step {at}: back to step {self.step} at half the rate")
 
     def rate(self) -> float:
         """The learning rate of the next step."""
         settings = self.settings
         first, last = settings.restart_at, settings.steps
         if first is not None and self.step >= first:
-            return learning_rate(self.step - first, last - first, 0, settings.learning_rate)
+            return self.rate_scale * learning_rate(
+                self.step - first, last - first, 0, settings.learning_rate
+            )
         stop = last if first is None else first
-        return learning_rate(self.step, stop, settings.warmup_steps, settings.learning_rate)
+        return self.rate_scale * learning_rate(
+            self.step, stop, settings.warmup_steps, settings.learning_rate
+        )
 
     def tell(self, note: str = "") -> None:
         """Tell the supervisor how far training is."""

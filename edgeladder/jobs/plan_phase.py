@@ -19,6 +19,7 @@ from edgeladder import __version__
 from edgeladder.budget import kernel_marks, meter, policy
 from edgeladder.budget.planner import check, only, plan
 from edgeladder.budget.workload import Asked, Workload
+from edgeladder.core import disk
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.config import DeviceProfile, Profile
 from edgeladder.core.errors import ConfigError, IntegrityError
@@ -298,7 +299,7 @@ def _decide(
 
 
 def _write_run(run: RunDirectory, job: Job, device: DeviceProfile | None, dataset: Dataset) -> None:
-    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    disk.make_folders(run.checkpoints)
     config = RunConfig(
         request=job.request,
         profile=job.profile,

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from edgeladder.core import disk
 from edgeladder.core.errors import ConfigError
 from edgeladder.core.files import storage_errors
 
@@ -36,7 +37,7 @@ class MetricsLog:
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
             size = os.fstat(self._descriptor).st_size
             if size and os.pread(self._descriptor, 1, size - 1) != b"\n":
-                os.write(self._descriptor, b"\n")  # a power cut left half a line
+                disk.write(self._descriptor, b"\n")  # a power cut left half a line
 
     def __call__(self, values: dict[str, Any]) -> None:
         """Append one record, stamped with the time.
@@ -46,7 +47,7 @@ class MetricsLog:
         """
         line = json.dumps({"time": round(time.time(), 3), **values}) + "\n"
         with storage_errors(self.path):
-            os.write(self._descriptor, line.encode())
+            disk.write(self._descriptor, line.encode())
 
     def close(self) -> None:
         """Close the file."""
@@ -90,7 +91,7 @@ class RunDirectory:
             StorageError: the folder cannot be made.
         """
         with storage_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+            disk.make_folders(self.folder)
             self._lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

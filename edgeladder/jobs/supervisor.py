@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 from edgeladder.budget import kernel_marks, meter, policy
 from edgeladder.budget.limits import MemoryLimit
-from edgeladder.core import errors
+from edgeladder.core import disk, errors
 from edgeladder.core.errors import BudgetError, EdgeLadderError, Interrupted
 from edgeladder.core.files import write_json
 from edgeladder.core.job import (
@@ -273,7 +273,7 @@ class Supervisor:
         self.run.unlock()
         with contextlib.suppress(OSError):
             for name in (".lock", "worker.log"):
-                (self.run.folder / name).unlink(missing_ok=True)
+                disk.unlink(self.run.folder / name)
             self.run.folder.rmdir()
 
     def enforced_bytes(self, phase: str) -> int:

@@ -19,7 +19,7 @@ from edgeladder.jobs.checkpoint import Checkpoints
 from edgeladder.jobs.codebook import Codebook
 from edgeladder.jobs.condensation import PICTURES, Condense, summary
 from edgeladder.jobs.folds import train_folds
-from edgeladder.jobs.loop import Callback, LoopSettings, TrainLoop
+from edgeladder.jobs.loop import Callback, Diverged, LoopSettings, TrainLoop
 from edgeladder.jobs.prompt_dropout import PromptDropout
 from edgeladder.jobs.prototypes import initial_prompts
 from edgeladder.jobs.run_directory import MetricsLog, RunDirectory
@@ -70,7 +70,13 @@ def fit(order: PhaseOrder, control: Control) -> tuple[Outcome, TrainResult | Non
     release_startup_memory()
     loop = _loop(order, engine, bundle, batches, run.checkpoints, metrics, control)
     resumed_from = loop.resume()
-    done = loop.run()
+    try:
+        done = loop.run()
+    except Diverged:  # the loop is back at its last good checkpoint
+        loop.apply_average()
+        save_adapter(run.folder, _adapter(engine, bundle, selection, job))
+        metrics.close()
+        raise
     stored: PackedPrompts | None = None
     if done.outcome == "done":
         loop.apply_average()

@@ -16,7 +16,17 @@ from edgeladder.core.files import read_json
 from edgeladder.core.yaml_text import read_yaml
 
 # what jobs record and a reader wants to see; steps, checkpoints and peaks have places of their own
-EVENT_KINDS = ("limit", "memory", "chunk", "restart", "resume", "fold", "codebook", "condense")
+EVENT_KINDS = (
+    "limit",
+    "memory",
+    "chunk",
+    "restart",
+    "resume",
+    "rollback",
+    "fold",
+    "codebook",
+    "condense",
+)
 
 
 @dataclass

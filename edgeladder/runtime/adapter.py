@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgeladder.core import disk
 from edgeladder.core.adapter_record import (
     AGAIN,
     RECORD,
@@ -115,7 +116,7 @@ def save_adapter(folder: Path, adapter: Adapter) -> PackedPrompts | None:
     write_tensors(folder / WEIGHTS, {**packed, **head_arrays})
     digest = sha256_file(folder / WEIGHTS)
     write_adapter_record(folder, replace(adapter.record, prompts=prompts, sha256=digest))
-    signature_path(folder, "adapter").unlink(missing_ok=True)  # it was of what lay here before
+    disk.unlink(signature_path(folder, "adapter"))  # it was of what lay here before
     mark_made_here(folder)
     return prompts
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 
 from edgeladder import __version__
+from edgeladder.core import disk
 from edgeladder.core.errors import ConfigError, EdgeLadderError
 from edgeladder.core.inference import Compared, Deployment, Port
 from edgeladder.core.ownership import require_ours
@@ -132,9 +133,9 @@ def _candidate(out: Path) -> Iterator[Path]:
     candidate = out.with_name(f".{out.name}.candidate")
     try:
         yield candidate
-        candidate.replace(out)
+        disk.replace(candidate, out)
     finally:
-        candidate.unlink(missing_ok=True)
+        disk.unlink(candidate)
 
 
 def _metadata(classifier: Classifier) -> dict[str, str]:

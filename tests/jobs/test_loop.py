@@ -193,20 +193,55 @@ def test_trim_and_checkpoint_orders(tmp_path):
     assert records[0]["kind"] == "checkpoint" and records[0]["step"] == 0
 
 
-def test_divergence_stops_with_the_remedy(tmp_path):
-    loop, records = make(tmp_path, checkpoint_steps=1)
+def diverging(folder, above, **changes):
+    """A loop whose loss is NaN, and whose parameters are, where the rate is above a bound."""
+    loop, records = make(folder, warmup_steps=0, **changes)
     true_step = loop.engine.step
 
     def step(inputs, rate):
         result = true_step(inputs, rate)
-        return result if loop.step < 6 else type(result)(float("nan"), 1.0)
+        if loop.step < 6 or rate <= above:
+            return result
+        loop.engine.flat[:] = np.nan
+        return type(result)(float("nan"), 1.0)
 
     loop.engine.step = step
-    with pytest.raises(EdgeLadderError, match="diverged") as caught:
+    return loop, records
+
+
+def test_divergence_goes_back_and_lowers_the_rate(tmp_path):
+    loop, records = diverging(tmp_path / "a", above=0.003)
+    assert loop.run().outcome == "done"
+    told = [(r["step"], r["to"], r["rate_scale"]) for r in records if r["kind"] == "rollback"]
+    assert told == [(6, 5, 0.5), (6, 5, 0.25)]
+    assert np.isfinite(loop.engine.flat).all() and loop.step == STEPS
+    # killed after it went back, and resumed: the same bits
+    killed, _ = diverging(tmp_path / "b", above=0.003, steps=STEPS)
+    killed.control = Control()
+    stopped = iter([None] * 9 + ["stop"])
+    killed._obey = lambda: next(stopped, None)
+    killed.run()
+    again, _ = diverging(tmp_path / "b", above=0.003)
+    assert again.resume() > 0
+    again.run()
+    assert np.array_equal(again.engine.flat, loop.engine.flat)
+
+
+def test_divergence_before_the_first_checkpoint_goes_back_to_the_start(tmp_path):
+    loop, records = diverging(tmp_path, above=0.006, checkpoint_steps=50)
+    assert loop.run().outcome == "done"
+    assert [r["to"] for r in records if r["kind"] == "rollback"] == [0]
+
+
+def test_divergence_gives_up_after_three_with_the_last_good_state(tmp_path):
+    loop, records = diverging(tmp_path, above=0.0, checkpoint_steps=1)
+    with pytest.raises(EdgeLadderError, match="diverged 4 times") as caught:
         loop.run()
-    assert "step 6" in caught.value.where and "learning_rate=0.001" in caught.value.remedy
+    assert caught.value.exit_code == 2 and "learning_rate=0.001" in caught.value.remedy
+    assert sum(r["kind"] == "rollback" for r in records) == 3
+    assert np.isfinite(loop.engine.flat).all()
     again, _ = make(tmp_path)
-    assert again.resume() == 6
+    assert again.resume() == loop.step
 
 
 def test_two_generations_and_no_strays(tmp_path):

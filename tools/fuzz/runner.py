@@ -28,6 +28,7 @@ from tools.fuzz.targets import Target, accepted
 
 _BATCH = 500  # inputs of one process
 _POLL_SECONDS = 0.02
+_WAITS = 30  # so many times its processor time an input may take, asleep or on a busy machine
 _MEMORY_BYTES = 2 << 30  # that an input may take
 
 
@@ -108,6 +109,13 @@ def _limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
+def _cpu_seconds(child: int) -> float:
+    """Processor time of a process: a busy machine is no finding."""
+    with open(f"/proc/{child}/stat", encoding="ascii") as stream:
+        fields = stream.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 class Runner:
     """One target with its seeds."""
 
@@ -174,11 +182,16 @@ class Runner:
             os._exit(code)  # nothing of the parent's is undone here
 
     def _wait(self, child: int) -> tuple[int, bool]:
+        known, before = None, 0.0
         while True:
             done, status = os.waitpid(child, os.WNOHANG)
             if done:
                 return status, False
-            if time.monotonic() - struct.unpack("<qd", self._shared[:])[1] > self.seconds:
+            number, began = struct.unpack("<qd", self._shared[:])
+            if number != known:
+                known, before = number, _cpu_seconds(child)
+            waited = time.monotonic() - began > _WAITS * self.seconds
+            if waited or _cpu_seconds(child) - before > self.seconds:
                 os.kill(child, signal.SIGKILL)
                 return os.waitpid(child, 0)[1], True
             time.sleep(_POLL_SECONDS)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edgeladder.core import disk
 from edgeladder.core.errors import IntegrityError, StorageError
 from edgeladder.core.files import replacing
 from edgeladder.core.tensors import encode_header, is_intact, with_checksum
@@ -69,7 +70,7 @@ def write_shard(
         StorageError: the disk is full; what was written before stands.
     """
     path = shard_path(folder, shard)
-    with replacing(path) as temporary, open(temporary, "wb") as stream:
+    with replacing(path) as temporary, disk.create(temporary) as stream:
         header = shard_header(layout, count)
         checksum = zlib.crc32(header)
         stream.seek(HEADER_BYTES)
@@ -197,7 +198,7 @@ class ShardReader:
             found += reader._others()
         for damaged in found:
             with contextlib.suppress(OSError):  # a cache that is read-only to us stays as it is
-                os.replace(damaged, f"{damaged}{DAMAGED}")
+                disk.replace(damaged, Path(f"{damaged}{DAMAGED}"))
         many = f"{len(found)} cache shards are damaged: their checksums are not the ones they were"
         return IntegrityError(
             f"{many} written with"

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgeladder.core import disk
 from edgeladder.core.bundle import Side
 from edgeladder.core.errors import ConfigError, IntegrityError, StorageError
 from edgeladder.core.files import storage_errors
@@ -110,7 +111,7 @@ class ActivationCache:
         store = Path(folder) / layout.name
         if writable:
             with storage_errors(store):
-                store.mkdir(parents=True, exist_ok=True)
+                disk.make_folders(store)
         return cls(store, layout, writable=writable, shard_bytes=shard_bytes)
 
     def _lock(self) -> None:
@@ -132,7 +133,7 @@ class ActivationCache:
     def _sweep(self) -> None:
         """Remove what a killed writer left behind."""
         for path in self.folder.glob(".*.tmp"):
-            path.unlink(missing_ok=True)
+            disk.unlink(path)
 
     # ---- index
 
@@ -178,7 +179,7 @@ class ActivationCache:
                 if count is not None:
                     counts[int(stem)] = count
                 elif self._writable:  # only a damaged disk leaves a shard like this
-                    os.unlink(entry.path)
+                    disk.unlink(Path(entry.path))
         return counts
 
     def find(self, keys: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ import contextlib
 import os
 from pathlib import Path
 
+from edgeladder.core import disk
 from edgeladder.core.files import storage_errors
 from edgeladder.core.ownership import require_ours
 
@@ -26,7 +27,7 @@ def working_folder(cache_folder: Path) -> Path:
             if owner.isdigit() and not Path(f"/proc/{owner}").exists():
                 remove_working_folder(path)
         folder = cache_folder / f"work-{os.getpid()}"
-        folder.mkdir(parents=True, exist_ok=True)
+        disk.make_folders(folder)
     return folder
 
 
@@ -34,5 +35,5 @@ def remove_working_folder(folder: Path) -> None:
     """Remove hidden states and their folder; anything else in it, and so the folder, stays."""
     with contextlib.suppress(OSError):
         for path in [path for pattern in _SPILLED for path in folder.glob(pattern)]:
-            path.unlink()
+            disk.unlink(path)
         folder.rmdir()
