@@ -157,6 +157,11 @@ def unlink(path: Path) -> None:
         _disks[-1].unlink(path)
 
 
+def remove_folder(path: Path) -> None:
+    """Remove an empty folder."""
+    _disks[-1].remove_folder(path)
+
+
 def make_folders(path: Path) -> None:
     """Make a folder and those above it that are missing, so that a power cut leaves them.
 

@@ -174,10 +174,10 @@ def write_tensors(
     checksum = zlib.crc32(header)
     for name in names:
         checksum = zlib.crc32(_bytes(tensors[name]), checksum)
-    with replacing(path) as temporary, open(temporary, "wb", buffering=0) as stream:
-        _write(stream.fileno(), memoryview(with_checksum(header, checksum)))
+    with replacing(path) as temporary, disk.create(temporary) as stream:
+        stream.write(with_checksum(header, checksum))
         for name in names:
-            _write(stream.fileno(), _bytes(tensors[name]))
+            stream.write(_bytes(tensors[name]))
 
 
 def read_header(path: Path) -> Header:
@@ -294,8 +294,3 @@ class TensorFile(Mapping[str, Array]):
 
 def _bytes(array: Array) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-
-
-def _write(descriptor: int, data: memoryview) -> None:
-    for start in range(0, len(data), _BLOCK_BYTES):
-        disk.write(descriptor, data[start : start + _BLOCK_BYTES])

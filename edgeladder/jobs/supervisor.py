@@ -274,7 +274,7 @@ class Supervisor:
         with contextlib.suppress(OSError):
             for name in (".lock", "worker.log"):
                 disk.unlink(self.run.folder / name)
-            self.run.folder.rmdir()
+            disk.remove_folder(self.run.folder)
 
     def enforced_bytes(self, phase: str) -> int:
         """The budget a phase runs under; 0 while it is being settled.

@@ -76,8 +76,8 @@ def _phase(function: Any, name: str, job: Job) -> None:
     assert outcome == "done", name
 
 
-def _prepared(request: TrainRequest, command: str = "train") -> Job:
-    return prepare(PlanOrder(request=request, command=command), Control())[1]
+def _prepared(request: TrainRequest) -> Job:
+    return prepare(PlanOrder(request=request), Control())[1]
 
 
 def _tree(place: Path, suffix: str) -> dict[str, str]:

@@ -36,4 +36,4 @@ def remove_working_folder(folder: Path) -> None:
     with contextlib.suppress(OSError):
         for path in [path for pattern in _SPILLED for path in folder.glob(pattern)]:
             disk.unlink(path)
-        folder.rmdir()
+        disk.remove_folder(folder)
