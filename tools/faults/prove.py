@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeladder.core import disk
-from edgeladder.core.errors import EdgeLadderError
+from edgeladder.core.failures import known_failure
 from tools.faults.commands import Command
 from tools.faults.disk import FaultyDisk, How, PowerCut
 
@@ -68,11 +68,10 @@ class Prover:
                 self.command.act(place)
         except PowerCut:
             faulty.leave(forget, random.Random(f"{at}{how}{forget}"))
-        except EdgeLadderError as error:
-            if error.exit_code != 7:
-                return f"a disk's error ends with exit code {error.exit_code}: {error}"
         except Exception as error:
-            return f"a disk's error ends as {type(error).__name__}: {error}"
+            known = known_failure(error)  # as a worker and the command line explain it
+            if known is None or known.exit_code != 7:
+                return f"a disk's error ends as {type(error).__name__}: {error}"
         finally:
             faulty.close()
         if self.allowed and self._state(place) not in [*self.allowed, self.complete]:
