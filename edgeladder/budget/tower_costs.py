@@ -104,8 +104,11 @@ def tower_bytes(tower: Any, batch: int, whole: bool, pixels: float | None) -> fl
             # the token table is mapped and only the rows in use are read
             weight, copies = COSTS.token_table * weight, 1.0
         opening = max(opening, (copies - 1) * weight + (0 if whole else weight))
-        rows = rows_at_once(tower, segment, batch)
-        activation = COSTS.activation * rows * segment.activation_bytes
+        # a second row that a single sample is given for its embedding: int8 weights, widened while
+        # the segment runs, are most of its measured bytes, and they are there once
+        further = rows_at_once(tower, segment, batch) - batch
+        row = 4 * sum(_count(item.shape) for item in [*segment.inputs, *segment.outputs])
+        activation = COSTS.activation * (batch * segment.activation_bytes + further * row)
         if index == 0:
             activation += pixels or 0
         running = max(running, activation + (0 if whole else weight))
