@@ -43,6 +43,7 @@ class FaultyDisk(Disk):
         self.count = 0
         self._dead = False
         self._held: list[int] = []  # keeps inode numbers from being given to other files
+        self._open: set[int] = set()  # numbers of those that folders named
         self._files: dict[int, bytes] = {}  # by inode: the content that is certain
         self._folders: dict[int, dict[str, int]] = {}
         for place, _, names in os.walk(root):
@@ -130,9 +131,15 @@ class FaultyDisk(Disk):
     def _keep_folder(self, path: Path) -> None:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         self._held.append(descriptor)
-        self._folders[os.fstat(descriptor).st_ino] = {
-            entry.name: entry.inode() for entry in os.scandir(path)
-        }
+        names: dict[str, int] = {}
+        for entry in os.scandir(path):
+            # open, or its number may go to another file once it is removed: a folder would come
+            # back as that file
+            if entry.inode() not in self._open:
+                self._open.add(entry.inode())
+                self._held.append(os.open(entry.path, os.O_PATH | os.O_NOFOLLOW))
+            names[entry.name] = entry.inode()
+        self._folders[os.fstat(descriptor).st_ino] = names
 
     def leave(self, forget: float, chance: random.Random) -> None:
         """Make the folder what a power cut leaves.
