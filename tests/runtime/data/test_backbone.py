@@ -94,8 +94,8 @@ def test_how_a_tower_is_run_changes_nothing(
 ) -> None:
     """Whole or streamed, any batch, alone or among others: of real transformers' towers.
 
-    To the last bit in a process of its own, as phases are (the cache's bytes are compared through the
-    supervisor); where other sessions ran before, as here, sums may end a last bit apart.
+    To the last bit in a process of its own, as phases are (the cache's bytes are compared through
+    the supervisor); where other sessions ran before, as here, sums may end a last bit apart.
     """
     nano = Path(edgeladder.__file__).parent / "_nano" / "bundle"
     bundle = Bundle.open(nano if name == "nano" else bundle_folder)
