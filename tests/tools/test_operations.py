@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+pytest.importorskip("onnx")
+pytest.importorskip("torch")
+
 from edgeladder.core.config import LadderConfig, PromptConfig
 from edgeladder.core.manifest import TapRecord
 from edgeladder.host.compile.extent import symbol
