@@ -22,6 +22,7 @@ EVENT_KINDS = (
     "chunk",
     "restart",
     "resume",
+    "damaged_checkpoint",
     "rollback",
     "fold",
     "codebook",
