@@ -31,6 +31,12 @@ HOST: dict[str, list[str]] = {
         "ladder.prompts.cross_weights=copied",
     ],
     "prompt dropout": ["ladder.prompts.dropout=0.1"],
+    "cross prompts, random weights": [
+        *("ladder.prompts.kind=cross", "ladder.prompts.length=8", "ladder.initialize=random"),
+    ],
+    "8 prompts": ["ladder.prompts.length=8"],
+    "16 prompts": ["ladder.prompts.length=16"],
+    "no coupling": ["ladder.prompts.couple=false"],
     "memory prompts": ["ladder.prompts.kind=memory", "ladder.prompts.length=16"],
     "1 bit": ["ladder.prompts.bits=1"],
     "2 bits": ["ladder.prompts.bits=2"],
