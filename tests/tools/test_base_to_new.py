@@ -11,7 +11,7 @@ from PIL import Image
 import edgeladder
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.yaml_config import override
-from tools.bench import base_to_new
+from tools.bench import base_to_new, result_rows
 from tools.bench.base_to_new import Halves, Judge, harmonic
 from tools.bench.task import Activations, load_pool
 
@@ -42,8 +42,8 @@ def test_a_task_of_both_halves(tmp_path: Path) -> None:
     done = {tuple(str(row[key]) for key in base_to_new._KEY) for row in rows}
     assert not list(base_to_new.run_task(halves, task, ladders, done, validation=False))
     path = tmp_path / "results.csv"
-    base_to_new.save(path, rows)
-    assert base_to_new.table(base_to_new.load(path)) == base_to_new.table(rows)
+    result_rows.save(path, rows, base_to_new.FIELDS)
+    assert base_to_new.table(result_rows.load(path)) == base_to_new.table(rows)
 
 
 def test_each_half_is_judged_among_its_own_names_and_among_all() -> None:

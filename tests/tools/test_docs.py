@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import edgeladder
-from tools.bench import figures
+from tools.bench import figures, result_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("tools/**/*.md")])
@@ -78,7 +78,7 @@ def test_a_table_of_measurements_names_its_file_of_results(page):
 
 
 def test_the_few_shot_tables_are_what_the_file_of_results_gives():
-    rows = figures.read(ROOT / "tools/bench/results/few-shot.csv")
+    rows = result_rows.read(ROOT / "tools/bench/results/few-shot.csv")
     large = [row for row in rows if row["dataset"] == "tinyimagenet"]
     small = [row for row in rows if row["dataset"] != "tinyimagenet"]
     made = f"{figures.table(small)}\n{figures.table(large)}".replace("**", "").splitlines()

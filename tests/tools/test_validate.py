@@ -12,7 +12,7 @@ from PIL import Image
 import edgeladder
 from edgeladder.runtime.pictures.dataset import open_data, split
 from tools.bench import validate
-from tools.bench.fewshot import load
+from tools.bench.result_rows import load
 
 BUNDLE = Path(edgeladder.__file__).parent / "_nano" / "bundle"
 

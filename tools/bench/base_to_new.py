@@ -21,7 +21,6 @@ choosing.
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 import time
 from collections.abc import Iterator
@@ -37,16 +36,18 @@ from edgeladder.core.config import Profile
 from edgeladder.runtime.heads.fit_head import fixed_head_weight
 from edgeladder.runtime.logits import Activations as Cached
 from edgeladder.runtime.logits import ClassLogits
+from tools.bench import result_rows
 from tools.bench.fewshot import Ladders, head_of, open_ladders
+from tools.bench.figures import mean_and_error
 from tools.bench.ladder_row import encode, trained_ladder, tuned_classes
+from tools.bench.result_rows import Row
 from tools.bench.task import Activations, Pool, Task, load_pool
 from tools.bench.variants import DEVICE
 
 Array = np.ndarray
-Row = dict[str, object]
 _KEY = ["dataset", "shots", "seed", "method"]
 _SHARES = ["base", "new", "harmonic", "base_all", "new_all"]
-_FIELDS = ["model", *_KEY, *_SHARES, "seconds"]
+FIELDS = ["model", *_KEY, *_SHARES, "seconds"]
 _CHUNK = 256
 
 
@@ -222,27 +223,8 @@ def _cell(rows: list[Row], share: str) -> str:
             sets.setdefault(str(row["dataset"]), []).append(100 * float(str(row[share])))
     if not sets:
         return ""
-    variances = [np.var(v, ddof=1) / len(v) if len(v) > 1 else 0.0 for v in sets.values()]
-    mean, error = np.mean([np.mean(v) for v in sets.values()]), np.sqrt(sum(variances)) / len(sets)
+    mean, error = mean_and_error(sets)
     return f"{mean:.1f} ± {error:.1f}"
-
-
-def load(path: Path) -> list[Row]:
-    """The rows of an earlier run."""
-    if not path.is_file():
-        return []
-    with open(path, newline="", encoding="utf-8") as stream:
-        return [dict(row) for row in csv.DictReader(stream)]
-
-
-def save(path: Path, rows: list[Row]) -> None:
-    """All rows; complete or as before."""
-    new = path.with_suffix(".new")
-    with open(new, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, fieldnames=_FIELDS)
-        writer.writeheader()
-        writer.writerows(rows)
-    new.replace(path)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -273,7 +255,7 @@ def main() -> None:
     """Run what is not done; each task's results are on disk when it ends."""
     arguments = parse_arguments()
     if arguments.table:
-        print(table([row for path in arguments.table for row in load(path)]))
+        print(table([row for path in arguments.table for row in result_rows.load(path)]))
         return
     bundle = Bundle.open(arguments.bundle)
     ladders = open_ladders(arguments, bundle)
@@ -281,7 +263,7 @@ def main() -> None:
         ladders = {n: v for n, v in ladders.items() if n in ("default", *arguments.rows)}
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "results.csv"
-    rows = load(path)
+    rows = result_rows.load(path)
     halves = [
         Halves.of(
             load_pool(
@@ -301,7 +283,7 @@ def main() -> None:
                 done = {tuple(str(row[key]) for key in _KEY) for row in rows}
                 task = part.base.task(shots, seed)
                 rows += run_task(part, task, ladders, done, arguments.validation)
-                save(path, rows)
+                result_rows.save(path, rows, FIELDS)
             print(f"{part.whole.name}, seed {seed}: done", file=sys.stderr, flush=True)
     print(table(rows))
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import json
 import statistics
 import subprocess
@@ -38,6 +37,7 @@ from edgeladder.runtime.engine.golden import ArrayInputs, groups_of, perturbed  
 from edgeladder.runtime.engine.protocol import StepPlan  # noqa: E402
 from edgeladder.runtime.engine.stock import StockEngine  # noqa: E402
 from edgeladder.runtime.prompt_storage import finalize  # noqa: E402
+from tools.bench import result_rows  # noqa: E402
 
 FIELDS = ["bundle", "mode", "batch", "classes", "prompts", "kept"]
 MEASURED = ["wall_ms", "cpu_ms", "peak_mb", "adapter_bytes", "prompt_bytes"]
@@ -191,10 +191,7 @@ def main() -> None:
         work(sys.argv[2], sys.argv[3], sys.argv[4], float(sys.argv[5]))
         return
     arguments = parse_arguments()
-    rows: list[dict[str, Any]] = []
-    if arguments.out.is_file():
-        with open(arguments.out, newline="", encoding="utf-8") as stream:
-            rows = list(csv.DictReader(stream))
+    rows = result_rows.load(arguments.out)
     done = {(row["bundle"], row["mode"]) for row in rows}
     folders = [p.parent for whole in arguments.bundles for p in whole.glob("*/manifest.json")]
     for folder in sorted(folders):
@@ -202,10 +199,7 @@ def main() -> None:
             if (f"{folder.parent.name}/{folder.name}", mode) in done:
                 continue
             rows += compare(folder, mode, arguments)
-            with open(arguments.out, "w", newline="", encoding="utf-8") as stream:
-                writer = csv.DictWriter(stream, fieldnames=[*FIELDS, *MEASURED])
-                writer.writeheader()
-                writer.writerows(rows)
+            result_rows.save(arguments.out, rows, [*FIELDS, *MEASURED])
             print(rows[-2:], file=sys.stderr, flush=True)
 
 

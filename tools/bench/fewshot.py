@@ -15,7 +15,6 @@ the support set; the test pictures are used once, to count. Writes results.csv a
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -40,14 +39,15 @@ from edgeladder.runtime.heads.closed_form import (
     Kind as HeadKind,
 )
 from edgeladder.runtime.heads.fit_head import fixed_head_weight  # noqa: E402
+from tools.bench import result_rows  # noqa: E402
 from tools.bench.baselines import METHODS, Method, Support, linear_probe  # noqa: E402
 from tools.bench.figures import plot, table  # noqa: E402
 from tools.bench.ladder_row import train_ladder  # noqa: E402
+from tools.bench.result_rows import Row  # noqa: E402
 from tools.bench.task import Task, load_pool  # noqa: E402
 from tools.bench.variants import DEVICE  # noqa: E402
 
 Array = np.ndarray
-Row = dict[str, object]
 Ladders = dict[str, tuple[Bundle, Profile]]
 POOLED = "linear probe, pooled taps"
 _CHUNK = 256
@@ -242,7 +242,7 @@ def main() -> None:
     ladders = open_ladders(arguments, bundle)
     parts = set() if arguments.only_ladders else {"heads"}
     arguments.out.mkdir(parents=True, exist_ok=True)
-    rows = load(arguments.out / "results.csv")
+    rows = result_rows.load(arguments.out / "results.csv")
     for data in arguments.data:
         pool = load_pool(
             bundle,
@@ -264,22 +264,9 @@ def main() -> None:
     print(table(rows))
 
 
-def load(path: Path) -> list[Row]:
-    """The rows of an earlier run."""
-    if not path.is_file():
-        return []
-    with open(path, newline="", encoding="utf-8") as stream:
-        return [dict(row) for row in csv.DictReader(stream)]
-
-
 def save(folder: Path, rows: list[Row]) -> None:
     """results.csv, table.md, plot.svg."""
-    new = folder / "results.csv.new"
-    with open(new, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, fieldnames=_FIELDS)
-        writer.writeheader()
-        writer.writerows(rows)
-    new.replace(folder / "results.csv")
+    result_rows.save(folder / "results.csv", rows, _FIELDS)
     (folder / "table.md").write_text(table(rows), encoding="utf-8")
     (folder / "plot.svg").write_text(plot(rows), encoding="utf-8")
 

@@ -12,15 +12,18 @@ Reads one or more results.csv of fewshot.py; prints the tables.
 from __future__ import annotations
 
 import argparse
-import csv
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Mapping
 from functools import partial
 from html import escape
 from pathlib import Path
 
 import numpy as np
 
-Row = dict[str, object]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tools.bench.result_rows import Row, read  # noqa: E402
+
 _COLOURS = [
     *("#777777", "#9c6ade", "#d9822b", "#b5a000", "#2f9e44", "#1c7ed6"),
     *("#c2255c", "#0b7285", "#000000", "#e03131", "#5f3dc4", "#087f5b"),
@@ -41,10 +44,15 @@ def means(rows: Iterable[Row]) -> dict[tuple[str, int], tuple[float, float]]:
         )
     found = {}
     for key, sets in groups.items():
-        variances = [np.var(v, ddof=1) / len(v) if len(v) > 1 else 0.0 for v in sets.values()]
-        mean = float(np.mean([np.mean(v) for v in sets.values()]))
-        found[key] = mean, float(np.sqrt(sum(variances)) / len(sets))
+        found[key] = mean_and_error(sets)
     return found
+
+
+def mean_and_error(sets: Mapping[str, list[float]]) -> tuple[float, float]:
+    """Mean over data sets of the mean over seeds, and its standard error: see `means`."""
+    variances = [np.var(v, ddof=1) / len(v) if len(v) > 1 else 0.0 for v in sets.values()]
+    mean = float(np.mean([np.mean(v) for v in sets.values()]))
+    return mean, float(np.sqrt(sum(variances)) / len(sets))
 
 
 def table(rows: list[Row]) -> str:
@@ -137,12 +145,6 @@ def plot(rows: list[Row]) -> str:
 
 def _place(key: str, names: list[str], row: Row) -> int:
     return names.index(str(row[key]))
-
-
-def read(path: Path) -> list[Row]:
-    """The rows of a results.csv."""
-    with open(path, newline="", encoding="utf-8") as stream:
-        return [dict(row) for row in csv.DictReader(stream)]
 
 
 def main() -> None:

@@ -14,7 +14,6 @@ which; run it again and it goes on where it stopped.
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import itertools
 import sys
@@ -28,12 +27,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from edgeladder.core.bundle import Bundle  # noqa: E402
 from edgeladder.runtime.pictures.dataset import Picture, open_data, split  # noqa: E402
-from tools.bench.fewshot import load, open_ladders  # noqa: E402
+from tools.bench import result_rows  # noqa: E402
+from tools.bench.fewshot import open_ladders  # noqa: E402
 from tools.bench.figures import differences, table  # noqa: E402
 from tools.bench.ladder_row import train_ladder  # noqa: E402
+from tools.bench.result_rows import Row  # noqa: E402
 from tools.bench.task import Divided, Pool, load_pool  # noqa: E402
 
-Row = dict[str, object]
 _FIELDS = ["dataset", "shots", "seed", "method", "part", "accuracy", "seconds"]
 PARTS = ("validation", "test")
 
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> list[Row]:
     bundle = Bundle.open(arguments.bundle)
     arguments.only_ladders, arguments.device_rows = True, None
     ladders = open_ladders(arguments, bundle)
-    rows: list[Row] = load(arguments.out)
+    rows: list[Row] = result_rows.load(arguments.out)
     pools = [
         load_pool(
             bundle,
@@ -89,22 +89,12 @@ def run(arguments: argparse.Namespace) -> list[Row]:
             for part, accuracy in found.items():
                 values = (pool.name, shots, seed, name, part, round(accuracy, 6), seconds)
                 rows.append(dict(zip(_FIELDS, values, strict=True)))
-            save(arguments.out, rows)
+            result_rows.save(arguments.out, rows, _FIELDS)
     return rows
 
 
 def _key(row: Row) -> list[object]:
     return [row[field] for field in _FIELDS[:4]]
-
-
-def save(path: Path, rows: list[Row]) -> None:
-    """All rows so far."""
-    new = path.with_suffix(".new")
-    with open(new, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, fieldnames=_FIELDS)
-        writer.writeheader()
-        writer.writerows(rows)
-    new.replace(path)
 
 
 def parse_arguments() -> argparse.Namespace:
