@@ -21,8 +21,8 @@ import sys
 import time
 from pathlib import Path
 
+from tools.fuzz.catalogue import all_targets
 from tools.fuzz.runner import Finding, Runner, workplace
-from tools.fuzz.targets import all_targets
 
 CORPUS = Path(__file__).resolve().parents[2] / "tests" / "fuzz" / "corpus"
 _STEP = 2000  # inputs between two lines of the state

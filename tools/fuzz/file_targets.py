@@ -351,6 +351,17 @@ def _config(content: bytes, folder: Path) -> Any:
     return to_json(read_config(folder / "config.yaml"))
 
 
+def _adapter(name: str, form: str, file: str) -> Target:
+    """One of an adapter's two files, the other as it was written."""
+    return Target(
+        name,
+        form,
+        lambda bundle: [(_adapter_folder(bundle) / file).read_bytes()],
+        lambda content, folder: _read_adapter(content, folder, file),
+        sealed=True,
+    )
+
+
 TARGETS = [
     Target("manifest", "json", _manifest_seeds, _manifest),
     Target("tar", "tar", _tar_seeds, _tar),
@@ -362,19 +373,7 @@ TARGETS = [
     Target("checkpoint", "tensors", _checkpoint_seeds, _checkpoint, sealed=True),
     Target("cache-index", "tensors", _index_seeds, _index, sealed=True),
     Target("cache-shard", "tensors", _shard_seeds, _shard, sealed=True),
-    Target(
-        "adapter-record",
-        "json",
-        lambda bundle: [(_adapter_folder(bundle) / "adapter.json").read_bytes()],
-        lambda content, folder: _read_adapter(content, folder, "adapter.json"),
-        sealed=True,
-    ),
-    Target(
-        "adapter-weights",
-        "tensors",
-        lambda bundle: [(_adapter_folder(bundle) / "adapter.safetensors").read_bytes()],
-        lambda content, folder: _read_adapter(content, folder, "adapter.safetensors"),
-        sealed=True,
-    ),
+    _adapter("adapter-record", "json", "adapter.json"),
+    _adapter("adapter-weights", "tensors", "adapter.safetensors"),
     Target("config", "yaml", _config_seeds, _config),
 ]

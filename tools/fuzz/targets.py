@@ -56,11 +56,3 @@ def digest(arrays: dict[str, np.ndarray]) -> str:
         found.update(f"{name!r}{array.dtype}{array.shape}".encode("utf-8", "surrogatepass"))
         found.update(np.ascontiguousarray(array).tobytes())
     return found.hexdigest()
-
-
-def all_targets() -> dict[str, Target]:
-    """Every target by name."""
-    from tools.fuzz import data_targets, file_targets, fleet_targets
-
-    found = [*file_targets.TARGETS, *data_targets.TARGETS, *fleet_targets.TARGETS]
-    return {target.name: target for target in found}
