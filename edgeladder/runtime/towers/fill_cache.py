@@ -121,21 +121,7 @@ def precompute(
         ended = time.perf_counter()
     finally:
         remove_working_folder(workdir)
-    train, test = _found(dataset, wanted, keys, images.skipped)
-    views = range(wanted.views + 1)
-    selection = Selection(
-        train_keys=np.stack([stack_keys([found[view] for found in train.keys]) for view in views]),
-        train_labels=train.labels,
-        test_keys=stack_keys([found[0] for found in test.keys]),
-        test_labels=test.labels,
-        text_keys=stack_keys(text_keys),
-        classes=list(dataset.classes),
-        class_names=dataset.class_names,
-        aliases=[list(item.aliases) for item in dataset.names],
-        templates=templates,
-        dtype=dtype,
-        skipped=images.skipped,
-    )
+    selection = _selection(dataset, wanted, templates, text_keys, images.skipped, keys)
     return PrecomputeResult(
         selection=selection,
         new=images.new,
@@ -145,6 +131,36 @@ def precompute(
         skipped=images.skipped,
         seconds=ended - between,
         text_seconds=between - started,
+    )
+
+
+def _selection(
+    dataset: Dataset,
+    wanted: Wanted,
+    templates: list[str],
+    text_keys: list[bytes],
+    skipped: list[dict[str, str]],
+    keys: list[list[bytes]],
+) -> Selection:
+    """What a run needs of the cache; `keys`: of each wanted picture's views.
+
+    Raises:
+        DataError: a class is left without training pictures.
+    """
+    train, test = _found(dataset, wanted, keys, skipped)
+    views = range(wanted.views + 1)
+    return Selection(
+        train_keys=np.stack([stack_keys([found[view] for found in train.keys]) for view in views]),
+        train_labels=train.labels,
+        test_keys=stack_keys([found[0] for found in test.keys]),
+        test_labels=test.labels,
+        text_keys=stack_keys(text_keys),
+        classes=list(dataset.classes),
+        class_names=dataset.class_names,
+        aliases=[list(item.aliases) for item in dataset.names],
+        templates=templates,
+        dtype=wanted.dtype,
+        skipped=skipped,
     )
 
 

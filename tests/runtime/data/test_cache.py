@@ -51,6 +51,13 @@ def open_cache(folder: Path, bundle: TinyBundle, **options: object) -> Activatio
     return ActivationCache.open(folder, bundle, "image", **options)
 
 
+def fill(folder: Path, bundle: TinyBundle, numbers: list[int], **options: object) -> None:
+    """Put samples and close the store."""
+    cache = open_cache(folder, bundle, writable=True, **options)
+    cache.put([key(n) for n in numbers], outputs(numbers))
+    cache.close()
+
+
 def check(cache: ActivationCache, bundle: TinyBundle, numbers: list[int]) -> None:
     """These samples are there and are what was put."""
     places = cache.find(stack_keys([key(number) for number in numbers]))
@@ -107,9 +114,7 @@ def test_round_trip(tiny: TinyBundle, blocks: list[list[int]], room: int, reopen
 
 def test_a_lost_or_stale_index_is_made_again(tiny: TinyBundle, tmp_path: Path) -> None:
     """The shards carry their own keys; the index only saves reading them."""
-    cache = open_cache(tmp_path, tiny, writable=True, shard_bytes=1)
-    cache.put([key(n) for n in range(6)], outputs(list(range(6))))
-    cache.close()
+    fill(tmp_path, tiny, list(range(6)), shard_bytes=1)
     index = next(tmp_path.rglob(INDEX))
     whole = index.read_bytes()
     for content in (b"", whole[: len(whole) // 2], b"nonsense" * 20):
@@ -177,9 +182,7 @@ def test_a_flipped_bit_of_the_index_gives_nobody_anothers_activations(
 ) -> None:
     """Wherever the bit is, the samples found are the ones that were put, or none."""
     numbers = list(range(12))
-    cache = open_cache(tmp_path, tiny, writable=True, shard_bytes=4096)
-    cache.put([key(n) for n in numbers], outputs(numbers))
-    cache.close()
+    fill(tmp_path, tiny, numbers, shard_bytes=4096)
     index = next(tmp_path.rglob(INDEX))
     whole, source = index.read_bytes(), random.Random(7)
     for _ in range(150):
@@ -195,9 +198,7 @@ def test_an_index_of_other_shards_is_not_believed(
 ) -> None:
     """Whole and of the right size, but of another day's copy: it would shuffle the samples."""
     for name, numbers in (("a", [1, 2, 3]), ("b", [3, 1, 2])):
-        cache = open_cache(tmp_path / name, tiny, writable=True)
-        cache.put([key(n) for n in numbers], outputs(numbers))
-        cache.close()
+        fill(tmp_path / name, tiny, numbers)
     (source,), (target,) = (list((tmp_path / name).rglob(INDEX)) for name in "ab")
     target.write_bytes(source.read_bytes())
     cache = open_cache(tmp_path / "b", tiny, writable=writable)
@@ -211,9 +212,7 @@ def test_damage_while_a_reader_reads_is_seen_in_the_bytes_it_reads(
 ) -> None:
     """Every field of every sample, at every read; and all damaged shards are found at once."""
     numbers = list(range(8))
-    cache = open_cache(tmp_path, tiny, writable=True, shard_bytes=1)
-    cache.put([key(n) for n in numbers], outputs(numbers))
-    cache.close()
+    fill(tmp_path, tiny, numbers, shard_bytes=1)
     reader, whole = open_cache(tmp_path, tiny), [path.read_bytes() for path in shards(tmp_path)]
     places = reader.find(stack_keys([key(n) for n in numbers]))
     group, paths = tiny.manifest.ladder.groups[0], shards(tmp_path)
@@ -263,9 +262,7 @@ def test_one_writer_at_a_time(tiny: TinyBundle, tmp_path: Path) -> None:
 
 def test_int8_is_close(tiny: TinyBundle, tmp_path: Path) -> None:
     """Within a few per mille of a token's spread, whole or some of the taps; a third the bytes."""
-    cache = open_cache(tmp_path, tiny, writable=True, dtype="int8")
-    cache.put([key(n) for n in range(5)], outputs(list(range(5))))
-    cache.close()
+    fill(tmp_path, tiny, list(range(5)), dtype="int8")
     cache = open_cache(tmp_path, tiny, dtype="int8")
     places = cache.find(stack_keys([key(n) for n in (3, 1)]))
     group = tiny.manifest.ladder.groups[0]
