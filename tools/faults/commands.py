@@ -60,7 +60,7 @@ def _request(place: Path, bundle: Path, data: Path, **changes: Any) -> TrainRequ
         cache=str(place / "cache"),
         run=str(run),
         resume=(run / "config.yaml").is_file(),
-        budget_bytes=900 * _MB,
+        budget_bytes=8000 * _MB,  # also what a process with torch in it holds besides
         overrides=_STEPS,
         engine="stock",
         threads=1,
