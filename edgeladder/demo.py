@@ -15,10 +15,10 @@ from edgeladder.budget.policy import DEMO_BYTES
 from edgeladder.core.errors import IntegrityError
 from edgeladder.core.ownership import require_ours
 from edgeladder.core.records import to_json
+from edgeladder.core.shipped import DEMO_PICTURES, NANO_BUNDLE
 from edgeladder.core.sizes import format_size
 
 SHOTS = 16  # pictures per class to learn from
-_HERE = Path(__file__).parent / "_nano"
 _WHAT = (
     "A frozen dual encoder (nano: EfficientNet-Lite0 and a small text transformer) meets 10 kinds\n"
     "of garment. It first names them from words alone, then a ladder beside it learns from 16\n"
@@ -50,7 +50,7 @@ def run_demo(
     from edgeladder.core.request import TrainRequest
     from edgeladder.jobs import supervisor
 
-    bundle, pictures = _HERE / "bundle", _HERE / "pictures.zip"
+    bundle, pictures = NANO_BUNDLE, DEMO_PICTURES
     for path in (bundle / "manifest.json", pictures):
         if not path.is_file():
             raise IntegrityError(
@@ -117,7 +117,7 @@ def _screen(console: Any, values: dict[str, Any]) -> None:
     console.print(f"[bold]Report[/bold]  {values['report']}", soft_wrap=True)
     console.print(
         "\n[bold]Next[/bold]  your own pictures, one folder a class:\n"
-        f"  edgeladder train --bundle {_HERE / 'bundle'} --data PICTURES --budget 160MB\n"
+        f"  edgeladder train --bundle nano --data PICTURES --budget 160MB\n"
         f"  edgeladder predict --run {values['run']} PICTURE.jpg",
         soft_wrap=True,
     )

@@ -10,7 +10,9 @@ import typer
 from edgeladder.core.errors import ConfigError
 
 Json = Annotated[bool, typer.Option("--json", help="Exactly one JSON object on stdout.")]
-Bundle = Annotated[Path, typer.Option("--bundle", help="Bundle: a folder, or one .tar of it.")]
+Bundle = Annotated[
+    Path, typer.Option("--bundle", help="Bundle: a folder, or one .tar of it; nano: what ships.")
+]
 Data = Annotated[
     Path, typer.Option("--data", help="Pictures: folder, .zip, or CSV/JSONL of path and label.")
 ]
@@ -43,6 +45,15 @@ _MAKES = {
     "pictures": "put them in {}/<class>/<picture>.jpg (or name a folder, .zip or CSV with --data)",
     "run": "`edgeladder train --run {}` makes one (or name one with --run)",
 }
+
+
+def shipped_or(bundle: Path) -> Path:
+    """The bundle that was named; nano, which ships, where none was and no `./bundle` is here."""
+    from edgeladder.core.shipped import NANO_BUNDLE, named_bundle
+
+    if bundle is BUNDLE and not BUNDLE.exists():  # the default itself: nobody named it
+        return NANO_BUNDLE
+    return named_bundle(bundle)
 
 
 def require(**paths: Path) -> None:

@@ -89,7 +89,7 @@ def precompute(
     """Run the frozen towers over pictures, once for each."""
     from edgeladder.jobs import supervisor
 
-    _require(place)
+    place = _found(place)
     request = _request(place, views=views, cache_dtype=dtype)
     with Progress() as progress:
         filled, memory = supervisor.precompute(request, progress)
@@ -107,7 +107,7 @@ def plan(place: Place, recipe: Recipe, as_json: options.Json = False) -> Answer:
     """Predict peak memory and the smallest budget that fits."""
     from edgeladder.jobs import supervisor
 
-    _require(place)
+    place = _found(place)
     request = _request(place, recipe)
     request = dataclasses.replace(request, bare=_small(request))  # as `train` will run it
     decided = supervisor.plan(request)
@@ -139,7 +139,7 @@ def train(
     from edgeladder.jobs import supervisor
 
     if resume is None:
-        _require(place)
+        place = _found(place)
     else:
         options.require(run=resume)
     request = _request(
@@ -186,8 +186,15 @@ def finished(result: RunResult) -> Answer:
     return Answer({**to_json(result), "report": str(report)}, lambda: trained(result, report))
 
 
-def _require(place: Place) -> None:
-    options.require(bundle=place.bundle, pictures=place.data)
+def _found(place: Place) -> Place:
+    """The place with the bundle that is meant; refuses while it or the pictures are missing."""
+    bundle = options.shipped_or(place.bundle)
+    options.require(bundle=bundle, pictures=place.data)
+    if bundle != place.bundle and place.bundle is options.BUNDLE:
+        typer.echo(
+            "no ./bundle here: nano is taken, which ships (--bundle names another)", err=True
+        )
+    return dataclasses.replace(place, bundle=bundle)
 
 
 def _request(place: Place, recipe: Recipe | None = None, **more: Any) -> TrainRequest:

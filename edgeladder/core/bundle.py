@@ -19,6 +19,7 @@ from edgeladder.core.manifest import SCHEMA_VERSION, FileRecord, Manifest
 from edgeladder.core.old_words import modern_manifest
 from edgeladder.core.ownership import MANIFEST
 from edgeladder.core.records import compact_json, from_json, to_json
+from edgeladder.core.shipped import named_bundle
 from edgeladder.core.signature import SUFFIX, require_trusted
 from edgeladder.core.trusted_keys import PublicKey, pinned_keys
 
@@ -40,7 +41,7 @@ class Bundle:
         """Open a bundle directory, or unpack a .tar of one beside itself and open that.
 
         Args:
-            path: folder with `manifest.json`, or a .tar file.
+            path: folder with `manifest.json`, a .tar file, or `nano`, the model that ships.
             verify: hash every file; without it only place, kind, size and graphs are checked.
             trusted: publishers, one of whom must have signed it, whereupon every file is hashed;
                 empty: anyone or nobody; None: those that are pinned here.
@@ -53,7 +54,7 @@ class Bundle:
         """
         from edgeladder.core.archive import is_archive, unpack  # workers open no archives
 
-        folder = Path(path)
+        folder = named_bundle(path)
         if is_archive(folder):
             folder = unpack(folder)
         if not (folder / MANIFEST).is_file():
@@ -61,7 +62,7 @@ class Bundle:
                 "no bundle here",
                 where=str(folder),
                 remedy="make one on a host with `edgeladder export --model ViT-B/16 --out bundle`, "
-                "or name one with --bundle",
+                "or name one with --bundle (`--bundle nano` is the model that ships)",
             )
         trusted = pinned_keys() if trusted is None else trusted
         require_trusted(folder, "bundle", trusted)  # before anything of it is parsed

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from edgeladder import __version__
 from edgeladder.cli import app as application
 from edgeladder.cli.output import Answer
 from edgeladder.core import errors
+from edgeladder.core.shipped import DEMO_PICTURES
 
 Main = Callable[[list[str]], int]
 
@@ -137,11 +139,29 @@ def test_wrong_usage_with_json_is_one_object(capfd):
 
 def test_everything_missing_is_named_together(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    assert application.main(["train", "--json"]) == 2
+    assert application.main(["train", "--bundle", "bundle", "--json"]) == 2
     failure = answer_of(capfd)["error"]
     assert failure["message"] == "no bundle at bundle and no pictures at data"
     assert "edgeladder export --model ViT-B/16" in failure["remedy"]
     assert "--data" in failure["remedy"]
+
+
+def test_without_a_bundle_the_one_that_ships_is_taken(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert application.main(["train", "--json"]) == 2  # nothing but pictures is missing
+    assert answer_of(capfd)["error"]["message"] == "no pictures at data"
+    with zipfile.ZipFile(DEMO_PICTURES) as archive:
+        archive.extractall("data")
+    plans = []
+    for arguments in ([], ["--bundle", "nano"]):
+        assert application.main(["plan", "--budget", "2GB", "--json", *arguments]) == 0
+        captured = capfd.readouterr()
+        assert ("no ./bundle here" in captured.err) is not bool(arguments)
+        phases = json.loads(captured.out)["phases"]
+        plans.append(phases["train"]["parts"]["graphs"])
+    assert plans[0] and plans[0] == plans[1]
+    Path("nano").mkdir()  # a folder of that name is meant, if there is one
+    assert application.main(["bundle", "verify", "--bundle", "nano", "--json"]) == 2
 
 
 @pytest.mark.parametrize("command", ["evaluate", "report", "deploy", "predict x.png"])
