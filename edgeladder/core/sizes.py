@@ -19,6 +19,7 @@ _UNITS = {
     "tib": 2**40,
 }
 
+_LEAST_WITHOUT_UNIT = 10**6  # fewer bytes than this are a number whose unit was forgotten
 _LARGEST = 2.0**63  # no machine counts further, and a float of 400 digits is infinite
 
 
@@ -26,7 +27,8 @@ def parse_size(text: str | int) -> int:
     """Bytes of a size such as `4GB` (4e9), `4GiB` (2^32), `512MB` or a plain number of bytes.
 
     Raises:
-        ConfigError: not a size, not positive, or more than any machine has.
+        ConfigError: not a size, not positive, more than any machine has, or a few bytes: `4` is a
+            size without its unit.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(text))
     unit = _UNITS.get(match.group(2).lower()) if match else None
@@ -35,6 +37,13 @@ def parse_size(text: str | int) -> int:
     if size <= 0:
         raise ConfigError(
             f"{str(text)!r} is not a size", remedy="write it like 4GB (4e9 bytes), 4GiB or 192MB"
+        )
+    if match and not match.group(2) and size < _LEAST_WITHOUT_UNIT:
+        # nobody means 4 bytes; the unit that makes a machine's memory of the number
+        unit_meant = "GB" if size <= 64 else "MB"
+        raise ConfigError(
+            f"{str(text).strip()!r} is {size} bytes: the unit is missing",
+            remedy=f"write {size}{unit_meant}; with a unit any size is taken as it stands",
         )
     return size
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args, get_type_hints
@@ -21,7 +21,7 @@ from edgeladder.core.errors import ConfigError
 from edgeladder.core.old_words import modern_profile, modern_setting
 from edgeladder.core.records import to_json
 from edgeladder.core.sizes import parse_size
-from edgeladder.core.spelling import nearest
+from edgeladder.core.spelling import meant, nearest
 from edgeladder.core.yaml_text import parse_yaml, read_yaml
 
 
@@ -53,12 +53,33 @@ def validate(model: type[Model], values: Any, *, where: str) -> Model:
         for item in error.errors():
             path = ".".join(str(part) for part in item["loc"]) or "(top)"
             if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-                guess = nearest(str(item["loc"][-1]), _keys_at(model, item["loc"][:-1]))
-                hint = f", did you mean {guess!r}?" if guess else ""
-                lines.append(f"unknown key @ {path}{hint}")
+                lines.append(f"unknown key @ {path}{_hint(model, item['loc'])}")
             else:
                 lines.append(f"{item['msg']} @ {path}")
         raise ConfigError("; ".join(lines), where=where, remedy="correct the keys named") from None
+    return found
+
+
+def _hint(model: type[Any], path: tuple[Any, ...]) -> str:
+    """What an unknown key may stand for: another word for one of the record's, or a near one."""
+    words = meant(".".join(str(part) for part in path), _dotted(model))
+    return _or(words or [nearest(str(path[-1]), _keys_at(model, path[:-1]))])
+
+
+def _or(guesses: Sequence[str | None]) -> str:
+    """`, did you mean 'a' or 'b'?`; nothing where there is no guess."""
+    known = [repr(guess) for guess in guesses if guess]
+    return f", did you mean {' or '.join(known)}?" if known else ""
+
+
+def _dotted(model: type[Any], above: str = "") -> list[str]:
+    """Every value's key in a record of records, as `--set` writes it."""
+    found: list[str] = []
+    for key in _keys_at(model, ()):
+        annotation = get_type_hints(model)[key]
+        kinds = [annotation, *get_args(annotation)]
+        inner = next((kind for kind in kinds if isinstance(kind, type) and _is_model(kind)), None)
+        found += [above + key] if inner is None else _dotted(inner, f"{above}{key}.")
     return found
 
 
@@ -152,10 +173,9 @@ def override(profile: Profile, overrides: Iterable[str]) -> Profile:
             if target.get(part, 0) is None:
                 target[part] = {}
             if not isinstance(target.get(part), dict):
-                guess = nearest(part, target)
+                hint = _or(meant(key.strip(), _dotted(Profile)) or [nearest(part, target)])
                 raise ConfigError(
-                    f"unknown key {key!r} @ {part}"
-                    + (f", did you mean {guess!r}?" if guess else ""),
+                    f"unknown key {key!r} @ {part}{hint}",
                     where="--set",
                     remedy="`edgeladder profiles show default` lists every key",
                 )
