@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from edgeladder.core.bounds import Ge, Gt
 from edgeladder.core.errors import IntegrityError
 from edgeladder.core.files import read_json, sha256_bytes, write_json
 from edgeladder.core.prompt_tensors import PackedPrompts, PromptTensors
@@ -68,6 +69,27 @@ class StoredHead:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CalibrationRecord:
+    """What the logits are divided by before softmax (temperature scaling, arXiv:1706.04599)."""
+
+    temperature: Annotated[float, Gt(0)]
+    pictures: Annotated[int, Ge(0)] = 0  # held-out ones that had a say; 0: the fixed one alone
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownRecord:
+    """When a picture is of a known class; its support rows are arrays.
+
+    The score is the mean cosine to the nearest support pictures, -1 to 1.
+    """
+
+    threshold: float  # below it a picture is unknown
+    neighbours: Annotated[int, Ge(1)] = 3
+    reads: tuple[int, ...] = (-2, -1)  # which features
+    pictures: Annotated[int, Ge(0)] = 0  # held-out scores that chose the threshold; 0: none did
+
+
+@dataclass(frozen=True, kw_only=True)
 class AdapterRecord:
     """All that `adapter.json` says."""
 
@@ -84,6 +106,8 @@ class AdapterRecord:
     prompts: PackedPrompts | None = None  # how they are stored; None: as they are
     prompt_tensors: PromptTensors = PromptTensors()  # which of the parameters are prompts
     head: StoredHead | None = None
+    calibration: CalibrationRecord | None = None  # None: of a version that had none
+    known: KnownRecord | None = None  # None: of a version that had none
     sha256: str = ""  # of the tensors' file; empty only where an early version left it out
 
     @property

@@ -77,6 +77,8 @@ class Prediction:
     path: str
     labels: list[Label]
     error: str | None = None
+    known: float | None = None  # higher: more like the trained classes; None: the run cannot say
+    unknown: bool = False  # `known` is below the run's threshold: probably none of the classes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -96,15 +96,18 @@ class OpenedRun:
         """The logits of the vocabulary, beside what the run's head can say of it."""
         plain = ClassLogits.of(self.bundle.manifest.model)
         stored, asked = self.adapter.record.head, self.vocabulary
-        if asked.own:
-            return with_stored_head(plain, stored, self.adapter.head_arrays)
+        calibration = self.adapter.record.calibration
+        temperature = calibration.temperature if calibration else 1.0
+        if asked.own or stored is None:
+            whole = with_stored_head(plain, stored, self.adapter.head_arrays)
+            return whole.at(temperature)
         places = [place for place in asked.trained if place is not None]
-        if stored is None or not places:
-            return plain
+        if not places:
+            return plain  # the temperature is of a sum that nothing is added to here
         head = of_classes(head_from(self.adapter.head_arrays, stored.rule), places)
         known = [column for column, place in enumerate(asked.trained) if place is not None]
         return replace(
-            plain.with_head(head, stored.head_weight, stored.ladder_weight),
+            plain.with_head(head, stored.head_weight, stored.ladder_weight).at(temperature),
             head_columns=None if len(known) == len(asked.classes) else tuple(known),
         )
 

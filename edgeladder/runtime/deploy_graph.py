@@ -95,7 +95,7 @@ def _logits(
         encoded = _ladder(graph, bundle, parameters)
         tuned = _similarity(graph, encoded, classes.tuned, formula, "tuned")
     if formula.head is None:
-        return tuned
+        return _over(graph, tuned, formula.temperature)
     zero_shot = _similarity(graph, "image_embedding", classes.zero_shot, formula, "zero_shot")
     own = tuned
     if formula.head_columns is not None:
@@ -109,6 +109,7 @@ def _logits(
     both = graph.add("Mul", [beside, weight])
     if formula.ladder_weight:
         both = graph.add("Add", [_times(graph, own, formula.ladder_weight), both])
+    both = _over(graph, both, formula.temperature)
     if formula.head_columns is None:
         return both
     return _among_others(graph, tuned, own, both, formula.head_columns, len(classes.tuned))
@@ -132,6 +133,13 @@ def _times(graph: Graph, logits: str, weight: float) -> str:
     if weight == 1.0:
         return logits
     return graph.add("Mul", [logits, graph.constant("ladder/weight", np.array(weight, np.float32))])
+
+
+def _over(graph: Graph, logits: str, temperature: float) -> str:
+    if temperature == 1.0:
+        return logits
+    value = np.array(temperature, np.float32)
+    return graph.add("Div", [logits, graph.constant("temperature", value)])
 
 
 def _pixels(graph: Graph, bundle: Bundle) -> None:

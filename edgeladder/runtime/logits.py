@@ -3,11 +3,14 @@
     similarity(z, t) = scale * z t^T + bias
     zero-shot        = similarity(CLIP's picture embedding, CLIP's class embedding)
     tuned            = similarity(the ladder's picture embedding, the ladder's class embedding)
-    logits           = ladder_weight * tuned + head_weight * head(features, zero-shot)
+    logits           = (ladder_weight * tuned + head_weight * head(features, zero-shot)) / T
+
+T, the temperature, brings the sum back to log-odds: `softmax(logits)` are probabilities that hold
+(`calibration`). It moves no picture to another class.
 
 A head knows the classes that it was fitted on and no others. Where names are asked about that
 training never saw, it orders its own classes among themselves and says nothing of the rest: with
-K its classes and `both` the last line above,
+K its classes and `both` the last line above, over T too,
 
     logits_c = tuned_c                                         for a class c outside K
     logits_k = both_k - max over K of both + max over K of tuned    for k in K
@@ -96,6 +99,7 @@ class ClassLogits:
         head_weight, ladder_weight: of the two; a ladder of weight 0 leaves the head alone.
         head_columns: places of the head's classes among those asked about, in its order; None:
             they are the same.
+        temperature: T, above 0; of a ladder alone for all names, of a sum for the head's.
     """
 
     scale: float
@@ -104,6 +108,7 @@ class ClassLogits:
     head_weight: float = 1.0
     ladder_weight: float = 1.0
     head_columns: tuple[int, ...] | None = None
+    temperature: float = 1.0
 
     @classmethod
     def of(cls, model: ModelRecord) -> ClassLogits:
@@ -113,6 +118,10 @@ class ClassLogits:
     def with_head(self, head: Head, head_weight: float, ladder_weight: float = 1.0) -> ClassLogits:
         """The same beside a head."""
         return replace(self, head=head, head_weight=head_weight, ladder_weight=ladder_weight)
+
+    def at(self, temperature: float) -> ClassLogits:
+        """The same, brought to scale by a temperature."""
+        return replace(self, temperature=temperature)
 
     def similarity(self, pictures: Array, classes: Array) -> Array:
         """Logits (n, C) of picture embeddings (n, D) against class embeddings (C, D)."""
@@ -129,18 +138,20 @@ class ClassLogits:
         """Logits of the whole classifier, head included, and zero-shot's: (n, C) each."""
         tuned = self.tuned(encoder, given, classes.tuned)
         zero_shot = self.similarity(given.embedding, classes.zero_shot)
-        if self.head is not None:
-            tuned = self.joined(self.head, tuned, zero_shot, given)
-        return tuned, zero_shot
+        if self.head is None:
+            return tuned / self.temperature, zero_shot
+        return self.joined(self.head, tuned, zero_shot, given), zero_shot
 
     def joined(self, head: Head, tuned: Array, zero_shot: Array, given: Activations) -> Array:
         """Ladder and head together, (n, C), from the logits of both embeddings, (n, C) each."""
         if self.head_columns is None:
             beside = head.logits(given.features(), zero_shot)
-            return np.asarray(self.ladder_weight * tuned + self.head_weight * beside)
+            return np.asarray(
+                (self.ladder_weight * tuned + self.head_weight * beside) / self.temperature
+            )
         own = list(self.head_columns)
         beside = head.logits(given.features(), zero_shot[:, own])
-        both = self.ladder_weight * tuned[:, own] + self.head_weight * beside
+        both = (self.ladder_weight * tuned[:, own] + self.head_weight * beside) / self.temperature
         best = tuned[:, own].max(axis=1, keepdims=True)
         logits = np.array(tuned, np.result_type(tuned, both))
         logits[:, own] = both - both.max(axis=1, keepdims=True) + best

@@ -12,8 +12,10 @@ import pytest
 from edgeladder.core.adapter_record import (
     AdapterRecord,
     BlendRecord,
+    CalibrationRecord,
     GdaRecord,
     KernelRecord,
+    KnownRecord,
     StoredHead,
     read_adapter_record,
     write_adapter_record,
@@ -36,6 +38,8 @@ def test_a_round_trip(tmp_path: Path, head: StoredHead | None) -> None:
         classes=["x"],
         class_names=["ex"],
         head=head,
+        calibration=CalibrationRecord(temperature=31.5, pictures=12) if head else None,
+        known=KnownRecord(threshold=0.25, reads=(-3, -1)) if head else None,
         sha256="c" * 64,
     )
     write_adapter_record(tmp_path, record)
@@ -63,9 +67,16 @@ def test_an_older_file_takes_defaults(tmp_path: Path) -> None:
     record = read_adapter_record(tmp_path)
     assert record.class_names == ["x", "y"] and record.model == "nano"
     assert record.head == StoredHead(GdaRecord(weight=1.0, prior=1.0), 1.0, 1.0)
+    assert record.calibration is None and record.known is None
     assert record.is_unhashed
     write_adapter_record(tmp_path, replace(record, sha256="c" * 64))
     assert not read_adapter_record(tmp_path).is_unhashed
+
+
+def test_a_temperature_that_divides_nothing_is_refused(tmp_path: Path) -> None:
+    write_adapter_record(tmp_path, replace(RECORD, calibration=CalibrationRecord(temperature=0.0)))
+    with pytest.raises(IntegrityError, match="0.0 is not gt 0"):
+        read_adapter_record(tmp_path)
 
 
 RECORD = AdapterRecord(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,19 +31,36 @@ def activations(count: int) -> Activations:
     return Activations(taps, embedding, {"before": RANDOM.normal(size=(count, 6))})
 
 
+@pytest.mark.parametrize("temperature", [1.0, 12.5])
 @pytest.mark.parametrize("ladder_weight", [1.0, 0.0])
-def test_logits_are_what_the_formula_says(ladder_weight):
+def test_logits_are_what_the_formula_says(ladder_weight, temperature):
     given, classes = activations(9), ClassEmbeddings(np.eye(3, 5), np.eye(3, 5)[::-1])
     labels = np.repeat(np.arange(3), 3)
     zero_shot = 7.0 * given.embedding @ classes.zero_shot.T - 1.5
     head = fit_head("gda", given.features(), labels, zero_shot)
-    formula = ClassLogits(7.0, -1.5).with_head(head, 0.25, ladder_weight)
+    formula = ClassLogits(7.0, -1.5).with_head(head, 0.25, ladder_weight).at(temperature)
     found, plain = formula.classify(Doubling(), given, classes)
     tuned = 7.0 * (2 * given.embedding) @ classes.tuned.T - 1.5
     np.testing.assert_allclose(plain, zero_shot, rtol=1e-5)
     expected = ladder_weight * tuned + 0.25 * head.logits(given.features(), zero_shot)
-    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    np.testing.assert_allclose(found, expected / temperature, rtol=1e-4)
+    alone, _ = ClassLogits(7.0, -1.5).at(temperature).classify(Doubling(), given, classes)
+    np.testing.assert_allclose(alone, tuned / temperature, rtol=1e-4)
     assert [rows.shape[1] for rows in given.features()] == [12, 12, 6, 5]
+
+
+def test_a_temperature_moves_no_picture_to_another_class():
+    given, classes = activations(40), ClassEmbeddings(RANDOM.normal(size=(6, 5)), np.eye(6, 5))
+    labels = np.repeat(np.arange(4), 10)
+    head = fit_head("gda", given.features(), labels, np.zeros((40, 4)))
+    plain = ClassLogits(7.0).with_head(head, 2.0)
+    some = replace(plain, head_columns=(5, 0, 2, 3))
+    four = ClassEmbeddings(classes.zero_shot[:4], classes.tuned[:4])
+    for formula, asked in ((plain, four), (some, classes), (ClassLogits(7.0), classes)):
+        before, _ = formula.classify(Doubling(), given, asked)
+        after, _ = formula.at(9.0).classify(Doubling(), given, asked)
+        np.testing.assert_array_equal(before.argmax(axis=1), after.argmax(axis=1))
+        assert np.abs(before - after).max() > 0.1
 
 
 def test_a_stored_head_comes_back_with_its_weights():

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeladder.core.adapter_record import RECORD, StoredHead
+from edgeladder.core.adapter_record import RECORD, CalibrationRecord, StoredHead
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.errors import ConfigError, DataError, EdgeLadderError, IntegrityError
 from edgeladder.core.records import to_json
@@ -21,7 +21,7 @@ from edgeladder.runtime.deploy_check import drawn_pictures
 from edgeladder.runtime.evaluation import EVALUATION, Judged
 from edgeladder.runtime.heads.closed_form import fit_head, head_arrays
 from edgeladder.runtime.heads.kernel import normalise
-from edgeladder.runtime.logits import Activations
+from edgeladder.runtime.logits import Activations, softmax
 from edgeladder.runtime.pictures.decode import decode_square
 from edgeladder.runtime.session import open_plain, open_session
 from tests.runtime.infer.conftest import CLASSES
@@ -43,6 +43,14 @@ def deploy(*given, **named):
 
 
 KINDS = [None, "gda", "proker", "kernel", "blend"]
+
+
+def calibrate(run: Path, temperature: float) -> None:
+    """Give the run's adapter a temperature."""
+    adapter = load_adapter(run)
+    told = CalibrationRecord(temperature=temperature)
+    adapter.record = replace(adapter.record, calibration=told)
+    save_adapter(run, adapter)
 
 
 def give_head(run: Path, kind: str | None) -> None:
@@ -190,6 +198,7 @@ def test_an_unknown_split_is_refused(run_folder):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_deployed_file_is_predict(run_folder, bundle_folder, picture_folder, tmp_path, kind):
     give_head(run_folder, kind)
+    calibrate(run_folder, 2.5)
     out = tmp_path / "model.onnx"
     result = deploy(run_folder, out)
     assert result["bytes"] == out.stat().st_size
@@ -205,6 +214,26 @@ def test_the_deployed_file_is_predict(run_folder, bundle_folder, picture_folder,
     assert json.loads(described["classes"]) == CLASSES
     np.testing.assert_allclose(given.sum(axis=1), 1, atol=1e-5)
     assert np.abs(given - 1 / 3).max() > 1e-3  # not the same answer for everything
+
+
+@pytest.mark.parametrize("kind", [None, "gda"])
+def test_a_temperature_tempers_predict_and_the_deployed_file(
+    run_folder, bundle_folder, picture_folder, tmp_path, kind
+):
+    give_head(run_folder, kind)
+    squares = squares_of(picture_folder, Bundle.open(bundle_folder))[:5]
+    with Classifier.open(run_folder) as classifier:
+        sharp = classifier.logits(squares)
+    calibrate(run_folder, 3.0)
+    expected = softmax(sharp / 3.0)
+    found = predict(run_folder, sorted(picture_folder.rglob("*.png"))[:5], top=3)["predictions"]
+    for shares, item in zip(expected, found, strict=True):
+        told = {entry["label"]: entry["probability"] for entry in item["labels"]}
+        assert [told[name] for name in CLASSES] == pytest.approx(shares, abs=1e-4)
+    deploy(run_folder, tmp_path / "model.onnx")
+    session = open_session(tmp_path / "model.onnx", threads=1)
+    given = session.run(["probabilities"], {"picture": squares})[0]
+    np.testing.assert_allclose(given, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("fp16", 0.01), ("int8", 0.1)])
