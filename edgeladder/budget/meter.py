@@ -67,7 +67,7 @@ class TreeMeter:
                 continue
         graphics = 0
         if self._gpu_before is not None:
-            graphics = max(0, kernel_marks.gpu_bytes() - self._gpu_before)
+            graphics = max(0, (kernel_marks.gpu_bytes() or 0) - self._gpu_before)
         swap = sum(self._swapped.get(pid, 0) for pid in sizes)
         total = sum(sizes.values()) + swap + graphics
         if pss_above is None or total <= pss_above:

@@ -53,7 +53,7 @@ class Watcher(Protocol):
     progress: Callable[..., None]  # (phase, done, total, note)
     measured: dict[str, int]  # highest peak of each phase
     actions: list[MemoryAction]
-    gpu_before: int
+    gpu_before: int | None
 
     @property
     def interrupted(self) -> bool:
@@ -92,7 +92,7 @@ class Attempt:
         self._error: EdgeLadderError | None = None
         self._told_stop_at = 0.0
         # GPU bytes are asked for where the machine has a GPU that takes them out of RAM
-        self._meter = meter.TreeMeter(os.getpid(), gpu_before=supervisor.gpu_before or None)
+        self._meter = meter.TreeMeter(os.getpid(), gpu_before=supervisor.gpu_before)
         self._peak = 0  # by exact samples
         self._cheap_peak = 0  # the resident sum at the highest of them
         self._exact: meter.Usage | None = None

@@ -95,6 +95,19 @@ def test_a_jetsons_gpu_counts_what_was_not_there_before(tmp_path, monkeypatch, h
     assert meter.measure(held.pid, pss_above=None).gpu_bytes == 0
 
 
+def test_a_jetson_whose_gpu_is_idle_is_told_from_a_machine_without(tmp_path, monkeypatch, held):
+    monkeypatch.setattr(kernel_marks, "PROC", str(tmp_path))
+    monkeypatch.setattr(kernel_marks, "NVMAP", str(tmp_path / "clients"))
+    assert kernel_marks.gpu_bytes() is None
+    (tmp_path / "clients").write_text("CLIENT PROCESS PID SIZE\nuser a 7 64K\ntotal 2M\n")
+    assert kernel_marks.gpu_bytes() == 2 * 1024**2
+    (tmp_path / "meminfo").write_text("NvMapMemUsed:  0 kB\n")
+    before = kernel_marks.gpu_bytes()
+    assert before == 0
+    (tmp_path / "meminfo").write_text("NvMapMemUsed:  300 kB\n")
+    assert meter.measure(held.pid, pss_above=None, gpu_before=before).gpu_bytes == 300 * 1024
+
+
 def test_a_tree_is_looked_up_again_after_a_moment(monkeypatch):
     monkeypatch.setattr(meter, "_WALK_SECONDS", 0.05)
     monkeypatch.setattr(meter, "_WALK_SHARE", 1)
