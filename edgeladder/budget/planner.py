@@ -30,6 +30,7 @@ _INFERENCE = {
     "predict": predict_phases,
     "evaluate_pictures": judge_phases,
     "deploy": deploy_phases,
+    "judge": predict_phases,
 }
 INFERENCE_PHASES = tuple(_INFERENCE)
 

@@ -23,6 +23,7 @@ from edgeladder.cli import (
     lazy,
     library_commands,
     report_commands,
+    run_commands,
     signing_commands,
     train_commands,
 )
@@ -55,6 +56,7 @@ for module in (
     train_commands,
     inference_commands,
     report_commands,
+    run_commands,
     doctor_command,
     library_commands,
     signing_commands,

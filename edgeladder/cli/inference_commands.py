@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
-    run: options.Run = None,
+    run: options.Served = None,
     data: Annotated[
         Path | None, typer.Option("--data", help="Pictures. [default: what the run trained on]")
     ] = None,
@@ -68,7 +68,7 @@ def evaluate(
 
 def predict(
     paths: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
-    run: options.Run = None,
+    run: options.Served = None,
     bundle: RunBundle = None,
     top: Annotated[int, typer.Option("--top", min=1, help="Labels per picture.")] = 1,
     classes: Classes = None,
@@ -84,7 +84,7 @@ def predict(
 
 
 def deploy(
-    run: options.Run = None,
+    run: options.Served = None,
     bundle: RunBundle = None,
     out: Annotated[Path, typer.Option("--out", help="ONNX file to write.")] = Path("model.onnx"),
     dtype: Annotated[str, typer.Option("--dtype", help="Weights: fp32, fp16, int8.")] = "fp32",
@@ -104,7 +104,7 @@ def _place(
 ) -> dict[str, Any]:
     """What all three commands are told: of which run, and within what."""
     return {
-        "run": str(options.newest_run(run)),
+        "run": str(options.served_run(run)),
         "bundle": _text(bundle),
         "device": device,
         "budget_bytes": options.budget_bytes(budget),

@@ -18,6 +18,9 @@ Data = Annotated[
 ]
 Cache = Annotated[Path, typer.Option("--cache", help="Folder of cached activations.")]
 Run = Annotated[Path | None, typer.Option("--run", help="Run directory. [default: the newest]")]
+Served = Annotated[
+    Path | None, typer.Option("--run", help="Run directory. [default: pinned, else the newest]")
+]
 Device = Annotated[
     str | None,
     typer.Option("--device", help="Device profile: a name or a YAML file. [default: this machine]"),
@@ -103,6 +106,19 @@ def newest_run(run: Path | None, *, folder: Path = RUNS) -> Path:
             f"no run below {folder}", remedy="`edgeladder train` makes one, or name one with --run"
         )
     return max(runs, key=lambda path: path.stat().st_mtime)
+
+
+def served_run(run: Path | None, *, folder: Path = RUNS) -> Path:
+    """The run named, else the one that is pinned below `runs/`, else the newest.
+
+    Raises:
+        ConfigError: there is none, or the pinned one is gone.
+    """
+    if run is None and (folder / "pinned.json").is_file():
+        from edgeladder.core.run_list import pinned_run
+
+        run = pinned_run(folder)
+    return newest_run(run, folder=folder)
 
 
 def optional(**values: Any) -> dict[str, Any]:

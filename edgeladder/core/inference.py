@@ -9,20 +9,22 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from edgeladder.core.comparison import Judgements
 from edgeladder.core.plan import PhasePlan
 
-Command = Literal["predict", "evaluate", "deploy"]
+Command = Literal["predict", "evaluate", "deploy", "judge"]
 # the phase of each: `evaluate` alone is what a training does from its cache
 PHASE_OF: dict[str, str] = {
     "predict": "predict",
     "evaluate": "evaluate_pictures",
     "deploy": "deploy",
+    "judge": "judge",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceRequest:
-    """One `predict`, `evaluate` or `deploy` as the user asked for it; all paths as text."""
+    """One `predict`, `evaluate`, `deploy` or `judge` as the user asked for it; paths as text."""
 
     command: Command
     run: str  # run directory, or a folder with an adapter
@@ -33,6 +35,7 @@ class InferenceRequest:
     cache: str | None = None  # evaluate; None: the run's
     split: str | None = None  # evaluate: train, validation or test; None: what was held out
     classes: str | None = None  # names, or where they are found; None: those it was trained on
+    like: str | None = None  # judge: the run whose held-out pictures are meant; None: its own
     out: str = "model.onnx"  # deploy: the file
     dtype: str = "fp32"  # deploy: of the weights in the file
     budget_bytes: int | None = None  # None: the device's default, else a share of what is available
@@ -154,9 +157,10 @@ class Deployment:
     asked: AskedClasses | None = None
 
 
-InferenceResult = Predictions | Evaluation | Deployment
+InferenceResult = Predictions | Evaluation | Deployment | Judgements
 RESULT_OF: dict[str, type[InferenceResult]] = {
     "predict": Predictions,
     "evaluate": Evaluation,
     "deploy": Deployment,
+    "judge": Judgements,
 }

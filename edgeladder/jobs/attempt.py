@@ -43,7 +43,7 @@ _STOP_GRACE_SECONDS = 60.0  # for a checkpoint after an order to leave
 
 
 # of what memory pressure leaves nothing smaller to do than to start again
-_NOT_SHRINKABLE = ("precompute", "evaluate", "predict", "evaluate_pictures", "deploy")
+_NOT_SHRINKABLE = ("precompute", "evaluate", "predict", "evaluate_pictures", "deploy", "judge")
 
 
 class Watcher(Protocol):

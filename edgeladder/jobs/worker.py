@@ -33,6 +33,7 @@ _PHASES = {
     "predict": "edgeladder.jobs.predict_phase:predict",
     "evaluate_pictures": "edgeladder.jobs.evaluate_pictures_phase:evaluate",
     "deploy": "edgeladder.jobs.deploy_phase:deploy",
+    "judge": "edgeladder.jobs.judge_phase:judge",
 }
 
 

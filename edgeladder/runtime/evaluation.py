@@ -91,17 +91,17 @@ def judge_pictures(
     """`evaluate` with a classifier that is open."""
     run = classifier.run.folder
     request = run_request(run)
-    own = judged.data is None or _same(judged.data, request.get("data"))
+    own = judged.data is None or same_place(judged.data, request.get("data"))
     where = judged.data if judged.data is not None else request.get("data")
     if where is None:
         raise ConfigError("no pictures were named", where=str(run), remedy="add --data FOLDER")
     dataset = open_data(where)
-    pictures, name = _choose(dataset, judged.split, request, own=own)
+    pictures, name = choose_pictures(dataset, judged.split, request, own=own)
     labels = dataset.labels(pictures, classifier.classes)
     folder = judged.cache if judged.cache is not None else request.get("cache")
-    store = _store(classifier, folder, str(request.get("cache_dtype") or "fp16"))
+    store = open_store(classifier, folder, str(request.get("cache_dtype") or "fp16"))
     score, skipped = Score(classifier.classes), []
-    for done, batch in _batches(classifier, pictures, store):
+    for done, batch in judged_batches(classifier, pictures, store):
         skipped += batch.skipped
         for rows, tuned, zero_shot in batch.logits:
             score.add(labels[rows], tuned, zero_shot)
@@ -109,7 +109,7 @@ def judge_pictures(
             progress(done, len(pictures))
     if store is not None:
         store.abandon()
-    _check_skipped(skipped, len(pictures), str(where))
+    check_skipped(skipped, len(pictures), str(where))
     found = from_json(Evaluation, score.to_dict(name))
     found = replace(found, skipped=skipped, asked=classifier.run.asked())
     if (
@@ -122,11 +122,12 @@ def judge_pictures(
     return found
 
 
-def _same(data: str | Path | None, other: str | None) -> bool:
+def same_place(data: str | Path | None, other: str | None) -> bool:
+    """Whether two paths of pictures are one."""
     return data is not None and other is not None and Path(data).resolve() == Path(other).resolve()
 
 
-def _choose(
+def choose_pictures(
     dataset: Dataset, wanted: str | None, request: dict[str, Any], *, own: bool
 ) -> tuple[list[Picture], str]:
     """The pictures to judge and the name of their split."""
@@ -151,7 +152,7 @@ def _choose(
     return dataset.pictures, "all"
 
 
-def _store(classifier: Classifier, folder: Any, dtype: str) -> ActivationCache | None:
+def open_store(classifier: Classifier, folder: Any, dtype: str) -> ActivationCache | None:
     """The run's cache of pictures, if it is (still) there."""
     if folder is None or not Path(folder).is_dir():
         return None
@@ -161,16 +162,16 @@ def _store(classifier: Classifier, folder: Any, dtype: str) -> ActivationCache |
 
 
 @dataclass(frozen=True)
-class _Batch:
+class JudgedBatch:
     """A few pictures, judged: rows among all pictures, tuned and zero-shot logits of each part."""
 
     logits: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
     skipped: list[Skipped]
 
 
-def _batches(
+def judged_batches(
     classifier: Classifier, pictures: list[Picture], store: ActivationCache | None
-) -> Iterator[tuple[int, _Batch]]:
+) -> Iterator[tuple[int, JudgedBatch]]:
     """Pictures done so far, and those done last; `sizes.at_once` of them are in memory."""
     size = classifier.sizes.at_once
     for start in range(0, len(pictures), size):
@@ -180,10 +181,10 @@ def _batches(
 
 def _judge_batch(
     classifier: Classifier, pictures: list[Picture], rows: range, store: ActivationCache | None
-) -> _Batch:
+) -> JudgedBatch:
     places: dict[int, int] = {}  # row -> place in the cache
     squares: dict[int, np.ndarray] = {}
-    batch = _Batch([], [])
+    batch = JudgedBatch([], [])
     for row in rows[: len(pictures) - rows.start]:
         try:
             content = pictures[row].read()
@@ -225,7 +226,8 @@ def _from_cache(
     return classifier.judge(Activations(taps, store.embeddings(places), extra))
 
 
-def _check_skipped(skipped: list[Skipped], count: int, where: str) -> None:
+def check_skipped(skipped: list[Skipped], count: int, where: str) -> None:
+    """Refuse where more than a few pictures cannot be read. Raises DataError."""
     if len(skipped) > _UNREADABLE_SHARE * count:
         raise DataError(
             f"{len(skipped)} of {count} pictures cannot be read, the first: "
