@@ -148,7 +148,7 @@ def sign_test(one: int, other: int) -> float:
     """
     count = one + other
     below = sum(math.comb(count, k) for k in range(min(one, other) + 1))
-    return min(1.0, 2 * below / 2**count)
+    return min(1.0, float(2 * below / 2**count))
 
 
 def _right(item: Judgement) -> bool:
