@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal
 
 from edgeladder.core.bounds import Ge, Gt
 from edgeladder.core.errors import IntegrityError
-from edgeladder.core.files import read_json, sha256_bytes, write_json
+from edgeladder.core.files import read_json, sha256_bytes, write_text
+from edgeladder.core.printable import json_text
 from edgeladder.core.prompt_tensors import PackedPrompts, PromptTensors
 from edgeladder.core.records import from_json, to_json
 
@@ -116,8 +117,8 @@ class AdapterRecord:
         return self.schema_version == _UNHASHED
 
 
-def write_adapter_record(folder: Path, record: AdapterRecord) -> None:
-    """Write `adapter.json` atomically, in the newest version. Raises StorageError."""
+def adapter_record_text(record: AdapterRecord) -> str:
+    """What `adapter.json` holds, in the newest version."""
     values = to_json(replace(record, head=None, schema_version=SCHEMA_VERSION))
     if record.head is not None:
         head = record.head
@@ -126,7 +127,12 @@ def write_adapter_record(folder: Path, record: AdapterRecord) -> None:
             "eta": head.head_weight,
             "ladder": head.ladder_weight,
         }
-    write_json(folder / RECORD, {**values, _DIGEST: _digest(values)})
+    return json_text({**values, _DIGEST: _digest(values)}) + "\n"
+
+
+def write_adapter_record(folder: Path, record: AdapterRecord) -> None:
+    """Write `adapter.json` atomically. Raises StorageError."""
+    write_text(folder / RECORD, adapter_record_text(record))
 
 
 def _digest(values: dict[str, Any]) -> str:

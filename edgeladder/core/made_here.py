@@ -3,7 +3,8 @@
 A box that pins a publisher still trains its own adapters, which no publisher signs. It marks them
 by a secret of its own (HMAC-SHA256, RFC 2104) that never leaves it:
 
-    adapter.json.mac                                  hexadecimal, of adapter.json's bytes
+    adapter.json.mac                                  hexadecimal, of adapter.json's bytes; while
+                                                      one replaces another, a line for each
     $XDG_CONFIG_HOME/edgeladder/device_secret         32 random bytes, readable by the owner alone
 
 Machines that pin nobody neither make the secret nor ask for the mark.
@@ -24,6 +25,7 @@ from edgeladder.core.trusted_keys import pinned_keys
 
 MARK = f"{RECORD}.mac"
 _SECRET_BYTES = 32
+_MARK_BYTES = 4096  # read of a mark's file
 _OTHERS_MAY = 0o077
 
 
@@ -71,8 +73,14 @@ def device_secret(*, make: bool) -> bytes | None:
     return content
 
 
-def mark_made_here(folder: Path) -> None:
-    """Mark an adapter that this process has just written, where publishers are pinned.
+def mark_made_here(folder: Path, record: bytes) -> None:
+    """Mark an adapter that this process is about to write, where publishers are pinned.
+
+    The mark of the one that lies there stays beside it: whichever a power cut leaves is known.
+
+    Args:
+        folder: where it will lie.
+        record: the content that its `adapter.json` will have.
 
     Raises:
         ConfigError, StorageError: as `device_secret`.
@@ -81,7 +89,10 @@ def mark_made_here(folder: Path) -> None:
         return
     secret = device_secret(make=True)
     assert secret is not None  # made just now
-    write_text(folder / MARK, _code(secret, folder) + "\n")
+    codes = [_code(secret, record)]
+    if is_made_here(folder):
+        codes.append(_code(secret, (folder / RECORD).read_bytes()))
+    write_text(folder / MARK, "\n".join(codes) + "\n")
 
 
 def is_made_here(folder: Path) -> bool:
@@ -89,11 +100,15 @@ def is_made_here(folder: Path) -> bool:
     import hmac
 
     path = folder / MARK
-    if path.is_symlink() or not path.is_file():
+    if path.is_symlink() or not path.is_file() or not (folder / RECORD).is_file():
         return False
     secret = device_secret(make=False)
-    given = path.read_bytes().strip()
-    return secret is not None and hmac.compare_digest(given, _code(secret, folder).encode())
+    if secret is None:
+        return False
+    code = _code(secret, (folder / RECORD).read_bytes()).encode()
+    with open(path, "rb") as stream:
+        given = stream.read(_MARK_BYTES).split()
+    return any(hmac.compare_digest(line, code) for line in given)
 
 
 def require_trusted_adapter(folder: Path) -> None:
@@ -108,9 +123,9 @@ def require_trusted_adapter(folder: Path) -> None:
         require_trusted(folder, "adapter", keys)
 
 
-def _code(secret: bytes, folder: Path) -> str:
+def _code(secret: bytes, record: bytes) -> str:
     import hashlib
     import hmac
 
-    message = b"edgeladder adapter made here 1\0" + (folder / RECORD).read_bytes()
+    message = b"edgeladder adapter made here 1\0" + record
     return hmac.new(secret, message, hashlib.sha256).hexdigest()

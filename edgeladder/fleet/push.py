@@ -31,7 +31,7 @@ from edgeladder.fleet.box.records import (
 )
 from edgeladder.fleet.outcomes import HostError, HostResult
 from edgeladder.fleet.transport import BLOCK_BYTES, Box
-from edgeladder.runtime.adapter import WEIGHTS
+from edgeladder.runtime.adapter import WEIGHTS, settle_adapter
 
 Kind = Literal["bundle", "data", "wheelhouse", "adapter"]
 SPARE_BYTES = 4 << 20  # left free on the box beyond what is sent
@@ -115,6 +115,7 @@ def adapter_tree(folder: Path) -> Tree:
     Raises:
         ConfigError: there is no adapter.
     """
+    settle_adapter(folder)
     names = [path for path in (WEIGHTS, RECORD) if (folder / path).is_file()]
     signed = [f"{RECORD}{SUFFIX}"] if (folder / f"{RECORD}{SUFFIX}").is_file() else []
     return tree_of("adapter", folder, names + signed)

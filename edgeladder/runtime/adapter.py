@@ -22,11 +22,11 @@ from edgeladder.core.adapter_record import (
     AGAIN,
     RECORD,
     AdapterRecord,
+    adapter_record_text,
     read_adapter_record,
-    write_adapter_record,
 )
 from edgeladder.core.errors import ConfigError, IntegrityError
-from edgeladder.core.files import sha256_file
+from edgeladder.core.files import sha256_file, storage_errors, write_text
 from edgeladder.core.made_here import mark_made_here, require_trusted_adapter
 from edgeladder.core.prompt_tensors import PackedPrompts
 from edgeladder.core.signature import signature_path
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 Array = np.ndarray
 
 WEIGHTS = "adapter.safetensors"
+_WAITING = ".adapter.safetensors.next"  # new weights, until the record that names them is there
 _HEAD = "head:"  # before the names of a head's arrays
 
 
@@ -102,7 +103,10 @@ def adapter_of(
 
 
 def save_adapter(folder: Path, adapter: Adapter) -> PackedPrompts | None:
-    """Write both files into `folder`, each atomically; the record last, with the other's hash.
+    """Write both files into `folder`, together: a power cut leaves what was there or what is new.
+
+    The record names the weights by their hash, and its rename decides. New weights wait beside old
+    ones until then; whoever reads in between finds them there (`weights_of`).
 
     Returns:
         How the prompts are stored (`prompt_storage.pack`); None where they lie there as they are.
@@ -113,12 +117,46 @@ def save_adapter(folder: Path, adapter: Adapter) -> PackedPrompts | None:
     folder = Path(folder)
     packed, prompts = pack(adapter.parameters, adapter.record.prompt_tensors)
     head_arrays = {_HEAD + name: array for name, array in adapter.head_arrays.items()}
-    write_tensors(folder / WEIGHTS, {**packed, **head_arrays})
-    digest = sha256_file(folder / WEIGHTS)
-    write_adapter_record(folder, replace(adapter.record, prompts=prompts, sha256=digest))
+    weights = folder / (_WAITING if (folder / RECORD).is_file() else WEIGHTS)
+    settle_adapter(folder)
+    write_tensors(weights, {**packed, **head_arrays})
+    record = replace(adapter.record, prompts=prompts, sha256=sha256_file(weights))
+    text = adapter_record_text(record)
+    mark_made_here(folder, text.encode())
+    write_text(folder / RECORD, text)
+    settle_adapter(folder)
     disk.unlink(signature_path(folder, "adapter"))  # it was of what lay here before
-    mark_made_here(folder)
     return prompts
+
+
+def settle_adapter(folder: Path) -> None:
+    """Give weights that wait since a power cut their name, where the record means them.
+
+    Raises:
+        StorageError: no space left, or not writable.
+    """
+    waiting = folder / _WAITING
+    if not waiting.is_file() or not (folder / RECORD).is_file():
+        return
+    try:
+        meant = weights_of(folder, read_adapter_record(folder))
+    except IntegrityError:  # no adapter any more: who writes one replaces it
+        return
+    if meant == waiting:
+        with storage_errors(folder):
+            disk.replace(waiting, folder / WEIGHTS)
+
+
+def weights_of(folder: Path, record: AdapterRecord) -> Path:
+    """The file of an adapter's weights: after a power cut they may wait for their name.
+
+    Raises:
+        IntegrityError: there are none with the record's hash.
+    """
+    for path in (folder / WEIGHTS, folder / _WAITING):
+        if path.is_file() and (not record.sha256 or sha256_file(path) == record.sha256):
+            return path
+    raise IntegrityError(f"{WEIGHTS} is not what {RECORD} says", where=str(folder), remedy=AGAIN)
 
 
 def load_adapter(path: Path, bundle: Bundle | None = None, *, trusted: bool = True) -> Adapter:
@@ -148,11 +186,7 @@ def load_adapter(path: Path, bundle: Bundle | None = None, *, trusted: bool = Tr
     if trusted:
         require_trusted_adapter(folder)
     record = read_adapter_record(folder)
-    if record.sha256 and sha256_file(folder / WEIGHTS) != record.sha256:
-        raise IntegrityError(
-            f"{WEIGHTS} is not what {RECORD} says", where=str(folder), remedy=AGAIN
-        )
-    stored, head_arrays = _tensors(folder / WEIGHTS)
+    stored, head_arrays = _tensors(weights_of(folder, record))
     parameters = unpack(stored, record.prompts, record.prompt_tensors)
     adapter = Adapter(parameters, record, head_arrays)
     if bundle is not None:

@@ -173,12 +173,12 @@ def test_what_this_machine_made(nobody: Path, key: Path, tmp_path: Path) -> None
     run = tmp_path / "run"
     run.mkdir()
     (run / "adapter.json").write_text("{}")
-    made_here.mark_made_here(run)
+    made_here.mark_made_here(run, b"{}")
     assert not (run / made_here.MARK).exists() and not nobody.exists(), "nobody is pinned"
     pin([public(key)])
     with pytest.raises(IntegrityError, match="this adapter is not signed"):
         made_here.require_trusted_adapter(run)
-    made_here.mark_made_here(run)
+    made_here.mark_made_here(run, b"{}")
     made_here.require_trusted_adapter(run)
     secret = made_here.secret_path()
     assert stat.S_IMODE(secret.stat().st_mode) == 0o600
@@ -189,7 +189,7 @@ def test_what_this_machine_made(nobody: Path, key: Path, tmp_path: Path) -> None
     made_here.require_trusted_adapter(run)
     secret.chmod(0o644)
     with pytest.raises(ConfigError, match="read by others"):
-        made_here.mark_made_here(run)
+        made_here.mark_made_here(run, b"{}")
 
 
 def test_the_commands(bundle_copy: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

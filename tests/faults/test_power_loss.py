@@ -5,14 +5,19 @@ from __future__ import annotations
 import ast
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import edgeladder
-from edgeladder.core import disk
+from edgeladder.core import disk, made_here
+from edgeladder.core.bundle import Bundle
 from edgeladder.core.errors import StorageError
 from edgeladder.core.files import building, write_json
+from edgeladder.fleet.push import adapter_tree
+from edgeladder.runtime.adapter import WEIGHTS, adapter_of, load_adapter, save_adapter
 from tools.faults import commands
 from tools.faults.commands import Command
 from tools.faults.disk import FaultyDisk, How, PowerCut
@@ -83,6 +88,44 @@ def test_a_training_ends_with_the_same_bits(
     tmp_path: Path, bundle_folder: Path, picture_folder: Path
 ) -> None:
     all_well(commands.train(bundle_folder, picture_folder), tmp_path, 4)
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_an_adapters_two_files_are_of_one_generation(
+    tmp_path: Path, bundle_folder: Path, monkeypatch: pytest.MonkeyPatch, pinned: bool
+) -> None:
+    """And the mark that this machine made it, where keys are pinned, is of the same."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    if pinned:
+        monkeypatch.setattr(made_here, "pinned_keys", lambda: [None])
+        made_here.device_secret(make=True)
+    bundle = Bundle.open(bundle_folder, verify=False)
+
+    def save(place: Path, value: float) -> None:
+        weights = {"up": np.full(9, value, np.float32)}
+        made = adapter_of(
+            bundle, weights, classes=[str(value)], class_names=[str(value)], templates=[]
+        )
+        save_adapter(place, replace(made, record=replace(made.record, created="today")))
+
+    def state(place: Path) -> object:
+        found = load_adapter(place, bundle)
+        return [found.parameters["up"].tolist(), found.record.classes]
+
+    command = Command("adapter", lambda p: save(p, 1), lambda p: save(p, 2), state)
+    all_well(command, tmp_path, None)
+
+
+def test_weights_that_wait_are_pushed_under_their_name(tmp_path: Path, bundle_folder: Path) -> None:
+    bundle = Bundle.open(bundle_folder, verify=False)
+    made = adapter_of(bundle, {"up": np.ones(3)}, classes=["a"], class_names=["a"], templates=[])
+    save_adapter(tmp_path, made)
+    right = (tmp_path / WEIGHTS).read_bytes()
+    (tmp_path / ".adapter.safetensors.next").write_bytes(right)
+    (tmp_path / WEIGHTS).write_bytes(b"of the generation before")
+    assert load_adapter(tmp_path, bundle).parameters["up"].tolist() == [1, 1, 1]
+    adapter_tree(tmp_path)
+    assert (tmp_path / WEIGHTS).read_bytes() == right
 
 
 def test_what_was_not_fsynced_may_be_gone(tmp_path: Path) -> None:
