@@ -40,6 +40,7 @@ _EXTRAS = {  # optional package -> the extra that brings it
     "onnxscript": "host",
     "open_clip": "host",
     "torch": "host",
+    "transformers": "hf",
 }
 
 app = typer.Typer(

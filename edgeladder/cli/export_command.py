@@ -22,7 +22,9 @@ def register(app: typer.Typer) -> None:
 
 
 def export(
-    model: Annotated[str, typer.Option("--model", help="ViT-B/16, ViT-B-32, MobileCLIP-S1, ...")],
+    model: Annotated[
+        str, typer.Option("--model", help="ViT-B/16, openai/clip-vit-base-patch16, hf-hub:...")
+    ],
     pretrained: Annotated[
         str | None,
         typer.Option("--pretrained", help="Weights: a tag, a FILE, or none. [the usual tag]"),
@@ -44,6 +46,10 @@ def export(
             "--calibration", help="Labelled pictures for ladder.initialize: fisher or directions."
         ),
     ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option("--tokenizer", help="Folder of the model's tokenizer, downloaded elsewhere."),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder or .tar to write.")] = options.BUNDLE,
     as_json: options.Json = False,
 ) -> Answer:
@@ -58,7 +64,7 @@ def export(
             model,
             pretrained,
             recipe,
-            ExportOptions(class_names(classes), engine, dtype, calibration),
+            ExportOptions(class_names(classes), engine, dtype, calibration, tokenizer),
             out=out,
             progress=progress,
         )

@@ -49,12 +49,14 @@ class ExportOptions:
             `ort-training` insist on them, `stock` leaves them out. Stock graphs are always there.
         dtype: of the backbone's weights on disk: `fp32`, `fp16` or `int8`.
         calibration: labelled pictures, for `ladder.initialize: fisher`, and if wanted `directions`.
+        tokenizer: folder of a Hugging Face tokenizer's files; None: the model's own, the hub's.
     """
 
     classes: Sequence[str] = ()
     engine: str = "auto"
     dtype: str = "fp32"
     calibration: Path | None = None
+    tokenizer: Path | None = None
 
     def check(self, profile: Profile) -> None:
         """Refuse what cannot be.
@@ -120,7 +122,7 @@ def export(
     if out.suffix == ".tar":
         require_ours(out, "archive")
     progress(f"loading {model}")
-    backbone = load_backbone(model, pretrained)
+    backbone = load_backbone(model, pretrained, options.tokenizer)
     with building(folder, "bundle") as temporary:
         _fill(temporary, backbone, profile, options, progress)
     bundle = Bundle.open(folder, verify=False)

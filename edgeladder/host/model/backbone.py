@@ -17,17 +17,14 @@ from edgeladder.core.config import TapConfig
 from edgeladder.core.errors import ConfigError, DataError
 from edgeladder.core.manifest import PreprocessRecord, TapRecord
 from edgeladder.core.spelling import nearest
+from edgeladder.host.model import download
 from edgeladder.host.model.clip_towers import ClipImageTower, ClipTextTower
+from edgeladder.host.model.find_tokenizer import find_tokenizer
 from edgeladder.host.model.frozen_tower import Tower
+from edgeladder.host.model.names import LOCAL_MODELS, Named, named, usual_tag
+from edgeladder.host.model.supported import require_supported
 from edgeladder.host.model.timm_towers import TimmImageTower, TimmStagesTower
 
-# models of edgeladder's own: name -> module with `load(pretrained) -> Backbone`
-LOCAL_MODELS = {
-    "nano": "edgeladder.host.model.nano_model",
-    "nano-vit": "edgeladder.host.model.nano_vit",
-}
-
-_USUAL = ("openai", "webli", "datacompdr", "dfn2b", "laion2b_s34b_b79k")  # preferred tags, in order
 _OPENAI_LICENCE = "MIT (OpenAI CLIP)"
 
 
@@ -60,64 +57,36 @@ class Backbone:
         return self.tower(side).block_weights(block)
 
 
-def canonical(model: str) -> str:
-    """open_clip's spelling of a model name: `ViT-B/16` and `ViT-B-16` are the same.
-
-    Raises:
-        ConfigError: unknown; the nearest name is suggested.
-    """
-    if model in LOCAL_MODELS:
-        return model
-    import open_clip
-
-    known: list[str] = open_clip.list_models()
-    folded = {name.lower(): name for name in known}
-    wanted = model.replace("/", "-").lower().replace("@", "-")
-    if wanted in folded:
-        return folded[wanted]
-    guess = nearest(wanted, [*folded, *LOCAL_MODELS])
-    raise ConfigError(
-        f"unknown model {model!r}",
-        where="--model",
-        remedy=(f"did you mean {folded.get(guess, guess)!r}? " if guess else "")
-        + "any open_clip model name works, in its or OpenAI's spelling",
-    )
-
-
-def usual_tag(name: str) -> str | None:
-    """The pretrained tag people mean when they name the model alone."""
-    import open_clip
-
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    return next((tag for tag in _USUAL if tag in tags), tags[0] if tags else None)
-
-
-def load_backbone(model: str, pretrained: str | None = None) -> Backbone:
+def load_backbone(
+    model: str, pretrained: str | None = None, tokenizer: Path | None = None
+) -> Backbone:
     """Load a model with its weights.
 
+    What would stop the export is found before the weights are touched: a tower that is not
+    supported, a tokenizer or weights that are not at hand.
+
     Args:
-        model: a name, in open_clip's or OpenAI's spelling, `nano` or `nano-vit`.
+        model: a name in any spelling of `names.named`, `nano` or `nano-vit`.
         pretrained: a tag, a local file, `none` for random weights, None for the usual tag.
+        tokenizer: folder with the files of a Hugging Face tokenizer, where the hub is out of reach.
 
     Raises:
-        ConfigError: unknown model or tag, weights that cannot be downloaded.
+        ConfigError: unknown model or tag, weights or a tokenizer that cannot be downloaded.
         DataError: a weights file that is not one, or of another model.
     """
-    name = canonical(model)
+    meant = named(model)
+    name = meant.name
     if name in LOCAL_MODELS:
         loaded: Backbone = importlib.import_module(LOCAL_MODELS[name]).load(pretrained)
         return loaded
     import open_clip
 
-    tag = usual_tag(name) if pretrained is None else pretrained
+    require_supported(name)
     random = pretrained is not None and pretrained.lower() == "none"
-    if tag is None:
-        raise ConfigError(
-            f"{name} has no published weights",
-            where="--model",
-            remedy="give --pretrained FILE, or --pretrained none for random weights",
-        )
-    source = "random" if random else tag
+    source = "random" if random else pretrained or meant.tag or _source(meant)
+    if not random and not Path(source).is_file():
+        _require_weights(open_clip, meant, source)
+    words = find_tokenizer(name, tokenizer)
     torch.manual_seed(0)  # random weights are reproducible
     logging.getLogger().setLevel(logging.ERROR)  # open_clip warns on the root logger
     network = _create(open_clip, name, source, random)
@@ -128,19 +97,57 @@ def load_backbone(model: str, pretrained: str | None = None) -> Backbone:
         pretrained=source if random or not Path(source).is_file() else Path(source).name,
         origin=_origin(open_clip, name, source, random),
         licence=_licence(open_clip, name, source, random),
-        tokenizer=open_clip.get_tokenizer(name) if _tokenizer_at_hand(open_clip, name) else None,
+        tokenizer=words,
     )
 
 
-def _tokenizer_at_hand(open_clip: Any, name: str) -> bool:
-    config = open_clip.get_model_config(name) or {}
-    if "hf_tokenizer_name" not in config.get("text_cfg", {}):
-        return True
-    try:
-        open_clip.get_tokenizer(name)
-    except Exception:  # the hub raises many kinds; write_tokenizer says what is missing
-        return False
-    return True
+def _source(meant: Named) -> str:
+    """The usual tag of a model; what a name in a schema of open_clip's says of itself.
+
+    Raises:
+        ConfigError: nobody published weights of it.
+    """
+    tag = meant.name if meant.schema else usual_tag(meant.name)
+    if tag is None:
+        raise ConfigError(
+            f"{meant.name} has no published weights",
+            where="--model",
+            remedy="give --pretrained FILE, or --pretrained none for random weights",
+        )
+    return tag
+
+
+def _require_weights(open_clip: Any, meant: Named, source: str) -> None:
+    """Refuse a tag that the model does not have, and weights that are out of reach.
+
+    Raises:
+        ConfigError: with the tags there are, or the address to download from.
+    """
+    name = meant.name
+    if name.startswith("hf-hub:"):
+        remote: download.Remote | None = download.of_repository(name.removeprefix("hf-hub:"))
+    elif meant.schema:
+        remote = None
+    else:
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        if source not in tags:
+            guess = nearest(source, tags)
+            raise ConfigError(
+                f"{source!r} is neither a file nor a tag of {name}",
+                where="--pretrained",
+                remedy=(f"did you mean {guess!r}? " if guess else "")
+                + f"tags: {', '.join(tags) or 'none'}; a weights file or `none` works too",
+            )
+        remote = download.weights(open_clip.get_pretrained_cfg(name, source) or {})
+    if remote is not None:
+        download.require(
+            *(
+                remote,
+                f"the weights {source!r} of {name}" if source != name else f"{name}'s weights",
+            ),
+            option="--pretrained FILE",
+            instead=", or take --pretrained none for random weights",
+        )
 
 
 def _create(open_clip: Any, name: str, source: str, random: bool) -> nn.Module:
@@ -168,32 +175,43 @@ def _from_file(open_clip: Any, name: str, source: str) -> nn.Module:
             open_clip.load_checkpoint(network, source, weights_only=True)
     except Exception as error:  # torch, zipfile and safetensors raise many kinds
         raise DataError(
-            f"cannot load weights: {str(error).splitlines()[0]}",
+            f"cannot load weights: {_cause(error, Path(source))}",
             where=source,
             remedy=f"give a state_dict of {name}, as .safetensors or a plain torch file",
         ) from error
     return network
 
 
+def _cause(error: Exception, path: Path) -> str:
+    """What is wrong with a file of weights, in words; a library may say no more than `101`."""
+    said = next(iter(str(error).strip().splitlines()), "").strip(" '\"")
+    wordless = not said or " " not in said
+    wrong = download.what_is(path)
+    if wrong is not None:
+        return wrong
+    if wordless or "Weights only load failed" in said:
+        return f"it is no file of tensors ({type(error).__name__}{': ' * bool(said)}{said})"
+    return said
+
+
 def _from_tag(open_clip: Any, name: str, source: str) -> nn.Module:
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if source not in tags:
-        guess = nearest(source, tags)
-        raise ConfigError(
-            f"{source!r} is neither a file nor a tag of {name}",
-            where="--pretrained",
-            remedy=(f"did you mean {guess!r}? " if guess else "")
-            + f"tags: {', '.join(tags) or 'none'}; a weights file or `none` works too",
-        )
-    known = open_clip.get_pretrained_cfg(name, source) or {}
+    schema = source == name  # the name itself says where the weights lie
+    known = {} if schema else open_clip.get_pretrained_cfg(name, source) or {}
     quick = source == "openai" or bool(known.get("quick_gelu"))
     try:
-        network: nn.Module = open_clip.create_model(name, pretrained=source, force_quick_gelu=quick)
+        with download.one_voice():
+            network: nn.Module = open_clip.create_model(
+                name,
+                pretrained=None if schema else source,
+                force_quick_gelu=quick,
+                require_pretrained=True,
+            )
     except Exception as error:  # the hub raises many kinds
+        remote = download.weights(known)
         raise ConfigError(
-            f"the weights {source!r} of {name} cannot be downloaded: "
-            f"{str(error).splitlines()[0][:200]}",
-            where="--pretrained",
+            f"the weights {source!r} of {name} cannot be loaded: "
+            + next(iter(str(error).strip().splitlines()), type(error).__name__),
+            where=remote.address if remote is not None else "--model",
             remedy="download them elsewhere and give --pretrained FILE, or take --pretrained none "
             "for random weights",
         ) from error
@@ -213,6 +231,8 @@ def _origin(open_clip: Any, name: str, source: str, random: bool) -> str:
         return "random weights, seed 0"
     if Path(source).is_file():
         return f"file {Path(source).name}"
+    if source == name:
+        return name
     config = open_clip.get_pretrained_cfg(name, source) or {}
     return config.get("hf_hub") or config.get("url") or f"open_clip tag {source}"
 

@@ -33,9 +33,9 @@ def write_tokenizer(backbone: Backbone, folder: Path) -> TokenizerRecord:
     own = backbone.tokenizer
     if own is None:
         raise EdgeLadderError(
-            f"the tokenizer of {backbone.name} is not on this machine",
-            where="the Hugging Face hub could not be reached",
-            remedy="export once with internet, so that its cache holds the tokenizer",
+            f"{backbone.name} came without a tokenizer",
+            where="a backbone that was not loaded by name",
+            remedy="give `wrap` the tokenizer of the model",
         )
     if hasattr(own, "bpe_ranks"):
         return _clip(backbone, own, target)

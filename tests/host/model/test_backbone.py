@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from edgeladder.core.config import TapConfig
 from edgeladder.core.errors import ConfigError, DataError
-from edgeladder.host.model.backbone import canonical, load_backbone, resolve_taps, usual_tag
+from edgeladder.host.model.backbone import load_backbone, resolve_taps
+from edgeladder.host.model.names import canonical, usual_tag
 from tests.host.model.small_models import small_backbone
 from tests.make_bundle import register_model
 

@@ -30,7 +30,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from edgeladder.host.model.backbone import LOCAL_MODELS, load_backbone  # noqa: E402
+from edgeladder.host.model.backbone import load_backbone  # noqa: E402
+from edgeladder.host.model.names import LOCAL_MODELS  # noqa: E402
 from edgeladder.runtime.towers.tokens import Tokenizer  # noqa: E402
 from tools.bench.peers.features import FeatureStore, pixels_of  # noqa: E402
 from tools.bench.peers.methods import METHODS, CoOp, Tokenize  # noqa: E402
