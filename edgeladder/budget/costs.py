@@ -23,6 +23,8 @@ class Costs:
     heap: int = 4 * _MB  # fragmentation and Python objects while training
     cache_reader: int = 2 * _MB  # index pages and one tensor in flight
     per_picture: int = 40  # place, label and order in the train worker
+    per_view: int = 24  # key and place of a further view there
+    sample_key: int = 120  # of a picture or a view in the precompute worker, until it is written
     start: int = 5 * _MB  # code and heap of opening the engine, before they settle
     hot_code: int = 18 * _MB  # library code that training itself runs
     arena: int = 6 * _MB  # kept by onnxruntime's heap beside what is in use

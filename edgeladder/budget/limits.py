@@ -24,6 +24,7 @@ from edgeladder.core.errors import ConfigError
 LAYERS = ("cgroup2", "cgroup1", "systemd-run", "rlimit")
 _PREFIX = "edgeladder-"
 _PAGE = 4096
+_PEAK_FILES = {"cgroup1": "memory.max_usage_in_bytes", "cgroup2": "memory.peak"}
 
 
 def _read(path: str) -> str:
@@ -74,8 +75,22 @@ class MemoryLimit:
 
     def peak_bytes(self) -> int | None:
         """The kernel's high-water mark inside the limit, page cache included."""
-        name = {"cgroup1": "memory.max_usage_in_bytes", "cgroup2": "memory.peak"}.get(self.layer)
+        name = _PEAK_FILES.get(self.layer)
         return _number(_read(f"{self.folder}/{name}")) if name else None
+
+    def held(self) -> str | None:
+        """In words, by which counter of the kernel the workers came to this limit; None: not known.
+
+        Page cache of the files that they read counts there, but is given up before a process is.
+        """
+        name = _PEAK_FILES.get(self.layer)
+        peak = self.peak_bytes()
+        if name is None or peak is None or self.limit_bytes is None:
+            return None
+        return (
+            f"the kernel's {name} of the workers was {peak / 1e6:.1f} of the "
+            f"{self.limit_bytes / 1e6:.1f} MB they are allowed"
+        )
 
     def confirm(self, pid: int) -> int | None:
         """The limit that holds for a running worker, asked of the kernel; None if none does."""

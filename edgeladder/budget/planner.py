@@ -65,7 +65,11 @@ def plan(
     }
     decided = _choose(choices, baseline, budget_bytes, planning_bytes)
     return replace(
-        decided, classes=workload.classes, pictures=workload.pictures, head=workload.head
+        decided,
+        classes=workload.classes,
+        pictures=workload.pictures,
+        head=workload.head,
+        views=workload.views,
     )
 
 

@@ -138,7 +138,7 @@ def _train_phase(
         "inputs": inputs + embeddings + logits,
         "activations": activation,
         "held": hold,
-        "cache": COSTS.cache_reader + COSTS.per_picture * workload.pictures,
+        "cache": COSTS.cache_reader + _places_bytes(workload),
         "heap": COSTS.heap,
     }
     if workload.engine == "ort-training":
@@ -160,6 +160,11 @@ def _train_phase(
         keep_bytes=0 if windows else min(text_taps, KEEP_BYTES),
         hold_bytes=hold if windows else None,
     )
+
+
+def _places_bytes(workload: Workload) -> float:
+    """What is known of every cached picture and view without reading it."""
+    return float((COSTS.per_picture + COSTS.per_view * workload.views) * workload.pictures)
 
 
 def graph_bytes(workload: Workload | InferenceWorkload, names: tuple[str, ...]) -> float:
@@ -200,7 +205,7 @@ def evaluate_phases(
             "inputs": chunk * max(tap_bytes(manifest, "image"), tap_bytes(manifest, "text"))
             + 8 * manifest.model.embedding_dim * workload.classes,
             "activations": activation_bytes(workload, _EVALUATED, chunk, chunk),
-            "cache": COSTS.cache_reader + COSTS.per_picture * workload.pictures,
+            "cache": COSTS.cache_reader + _places_bytes(workload),
             "heap": COSTS.heap,
         }
         fitting, judging = head_bytes(workload, pictures)

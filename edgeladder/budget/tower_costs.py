@@ -57,7 +57,7 @@ def _phase(
         "supervisor": base,
         "baseline": baseline.worker_bytes + baseline.pictures_bytes + COSTS.tower_code,
         "backbone": work,
-        "cache": COSTS.shard_buffer,
+        "cache": COSTS.shard_buffer + _keys_bytes(workload),
     }
     return phase_of(
         parts,
@@ -67,6 +67,11 @@ def _phase(
         **picture_sizes(work - towers if whole else work),
         disk_bytes=GROUP * (pixels // 4 + (0 if whole else hidden_bytes(manifest))),
     )
+
+
+def _keys_bytes(workload: Workload) -> float:
+    """Keys of all samples, which the run's selection is made of at the end."""
+    return float(COSTS.sample_key * workload.pictures * (workload.views + 1))
 
 
 def hidden_bytes(manifest: Any) -> int:

@@ -17,6 +17,7 @@ class Workload:
     classes: int
     pictures: int
     batch: int
+    views: int = 0  # augmented ones of each training picture
     moments: str = "auto"  # auto, fp32 or int8
     engine: str = "stock"
     average: bool = False  # weight averaging keeps two more copies for a moment

@@ -62,7 +62,8 @@ class Progress:
 
     def _say(self, phase: str, done: int, total: int | None, note: str) -> None:
         now = time.monotonic()
-        finished = total is not None and done >= total
+        # done, or what is waited for before anything is counted
+        finished = (total is not None and done >= total) or (not total and bool(note))
         if not finished and now - self._last.get(phase, -_LINE_SECONDS) < _LINE_SECONDS:
             return
         self._last[phase] = now

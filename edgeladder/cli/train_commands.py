@@ -17,6 +17,7 @@ from edgeladder.cli import options
 from edgeladder.cli.gathered import gathered
 from edgeladder.cli.output import Answer, table
 from edgeladder.cli.progress import Progress
+from edgeladder.core.config import MOST_VIEWS
 from edgeladder.core.errors import BudgetError, ConfigError
 from edgeladder.core.records import to_json
 from edgeladder.core.sizes import format_size
@@ -81,7 +82,8 @@ def _recipe(
 def precompute(
     place: Place,
     views: Annotated[
-        int | None, typer.Option("--views", min=0, help="Augmented views per picture.")
+        int | None,
+        typer.Option("--views", min=0, max=MOST_VIEWS, help="Augmented views per picture."),
     ] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="Of the cache: fp16 or int8.")] = "fp16",
     as_json: options.Json = False,

@@ -13,6 +13,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from edgeladder.core.bounds import Ge, Gt, Le, Lt
 from edgeladder.core.prompt_kinds import Kind, refused
 
+MOST_VIEWS = 64  # of a training picture: each costs a pass through the tower and a cached sample
+
 
 class Strict:
     """What refuses unknown keys when `yaml_config` reads it."""
@@ -153,7 +155,7 @@ class TrainConfig(Strict):
     warmup_epochs: Annotated[float, Ge(0)] = 1.0
     clip: Annotated[float, Gt(0)] = 1.0  # global gradient norm
     average: Annotated[float, Ge(0), Lt(1)] = 0.0  # weight averaging (EMA decay); 0: off
-    views: Annotated[int, Ge(0), Le(64)] = 0  # cached augmented views per training picture
+    views: Annotated[int, Ge(0), Le(MOST_VIEWS)] = 0  # cached augmented views per training picture
     seed: int = 0
     checkpoint_steps: Annotated[int, Ge(1)] = 50
     checkpoint_seconds: Annotated[float, Gt(0)] = 30.0

@@ -96,6 +96,7 @@ class Plan:
     baseline: MachineBaseline
     least: Mapping[str, int] = field(default_factory=dict)  # smallest peak of each phase
     head: str = "none"  # kind of the closed-form head that is fitted before the evaluation
+    views: int = 0  # augmented ones of each training picture
 
     def to_json(self) -> dict[str, Any]:
         """The `plan` JSON of the design; `from_json` is its inverse."""
@@ -109,11 +110,12 @@ class Plan:
             "baseline": self.baseline.to_json(),
             "least": dict(self.least),
             "head": self.head,
+            "views": self.views,
         }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Plan:
-        """A plan from `to_json`'s values; those of older versions lack the last two.
+        """A plan from `to_json`'s values; those of older versions lack the last three.
 
         Raises:
             KeyError, TypeError: not a plan.
@@ -128,4 +130,5 @@ class Plan:
             baseline=MachineBaseline.from_json(values["baseline"]),
             least=values.get("least", {}),
             head=values.get("head", "none"),
+            views=values.get("views", 0),
         )

@@ -33,7 +33,7 @@ class TrainRequest:
     seed: int | None = None  # None: the profile's
     threads: int | None = None  # None: the device's cores, at most this machine's
     cache_dtype: Literal["fp16", "int8"] = "fp16"
-    views: int | None = None  # None: the profile's; precompute may ask for more
+    views: int | None = None  # None: the profile's; precompute may ask for more, up to MOST_VIEWS
     limit: str = "auto"  # auto, none, or one layer by name
     restarts: int = 4  # of a worker that was killed or ran out of memory, with less each time
     mode: str | None = None  # None: the plan chooses fused, recompute or chunked

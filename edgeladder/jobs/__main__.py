@@ -21,13 +21,15 @@ class _Lines:
     """Progress as a plain line now and then, on stderr."""
 
     def __init__(self) -> None:
-        self._said: tuple[str, int] = ("", -1)
+        self._said: tuple[str, int, str] = ("", -1, "")
 
     def __call__(self, phase: str, done: int = 0, total: int | None = None, note: str = "") -> None:
         part = _TENTH * done // total if total else -1
-        if (phase, part) != self._said:
-            self._said = (phase, part)
-            print(f"{phase} {done}/{total}" if total else phase, file=sys.stderr, flush=True)
+        waits = note if not total else ""  # for a lock: all that is said before anything is counted
+        if (phase, part, waits) != self._said:
+            self._said = (phase, part, waits)
+            line = f"{phase} {done}/{total}" if total else phase
+            print(f"{line}: {one_line(waits)}" if waits else line, file=sys.stderr, flush=True)
 
 
 def _answer(command: str, request: TrainRequest) -> Any:

@@ -86,7 +86,8 @@ class Attempt:
         self.chunk: int | None = None  # that the worker went down to by itself
         run = supervisor.run
         log = str(run.log) if run is not None and run.folder.is_dir() else None
-        self.child = Child(phase, order, limit, log)
+        lock = run.lock_descriptor if run is not None else None
+        self.child = Child(phase, order, limit, log, lock)
         self._outcome: str | None = None
         self._result: Any = None  # plain values, read by the supervisor
         self._error: EdgeLadderError | None = None
@@ -98,6 +99,7 @@ class Attempt:
         self._exact: meter.Usage | None = None
         self._exact_at = 0.0
         self._killed_for = ""
+        self._held: str | None = None  # at which of the kernel's counters a process was killed
 
     def run(self, expected_bytes: int) -> tuple[str, Any]:
         """Watch until the worker ends: `done` with its result, `again`, or `stop`."""
@@ -221,8 +223,23 @@ class Attempt:
             self.last_step = event.step
             self.supervisor.progress(self.phase, event.step, event.steps, event.note)
 
+    def reached(self) -> str:
+        """What ended this life, in words: which counter, and how much by it.
+
+        The sampled sum splits pages that processes share between them, as the kernel's own counter
+        counts each once; a sum of high-water marks would count them once per process.
+        """
+        sampled = f"the tree's sampled proportional size was at most {self._peak / 1e6:.1f} MB"
+        return f"{self._held}; {sampled}" if self._held else sampled
+
+    @property
+    def sampled_peak_bytes(self) -> int:
+        """The highest exact sample of the tree: shared pages split between who shares them."""
+        return self._peak
+
     def _keep_peak(self) -> None:
         """The phase's peak: the highest sample, or the kernel's mark plus our own memory."""
+        self._held = self.limit.held() if self.limit.kills() else None
         own = meter.private(os.getpid())
         peak = max(self._peak, self.child.high_water + own)
         measured = self.supervisor.measured

@@ -41,21 +41,35 @@ def with_package(environment: Mapping[str, str]) -> dict[str, str]:
     return {**environment, "PYTHONPATH": os.pathsep.join(dict.fromkeys(p for p in path if p))}
 
 
+def worker_command(phase: str) -> list[str]:
+    """What starts a worker of this process."""
+    return [sys.executable, "-m", "edgeladder.jobs.worker", phase, str(os.getpid())]
+
+
 class Child:
     """A running worker."""
 
-    def __init__(self, phase: str, order: Order, limit: MemoryLimit, log: str | None):
-        """Start `python -m edgeladder.jobs.worker PHASE` and hand it the order.
+    def __init__(
+        self,
+        phase: str,
+        order: Order,
+        limit: MemoryLimit,
+        log: str | None,
+        lock: int | None = None,
+    ):
+        """Start `python -m edgeladder.jobs.worker PHASE SUPERVISOR` and hand it the order.
 
         Args:
             phase: plan, precompute, train or evaluate.
             order: the worker's first line of stdin.
             limit: entered between fork and exec, so that every page is charged to it.
             log: file the worker's stderr is appended to; None keeps only its tail.
+            lock: descriptor of the run's lock, which is held until the worker has ended too.
         """
         environment = with_package({**WORKER_ENVIRONMENT, **os.environ})
         self.process = subprocess.Popen(
-            [*limit.prefix, sys.executable, "-m", "edgeladder.jobs.worker", phase],
+            [*limit.prefix, *worker_command(phase)],
+            pass_fds=() if lock is None else (lock,),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -1,7 +1,8 @@
 """The line between a worker and its supervisor: orders come in, events go out, both JSON lines.
 
 Orders are taken between steps only, so that a checkpoint never catches a half-made update. When
-the supervisor is gone its end of the pipe closes, and the worker stops as if told to.
+the supervisor is gone its end of the pipe closes, and the worker stops as if told to; it is given
+a moment for that (`orphan`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import queue
 import threading
 
 from edgeladder.core.events import Event, write_event
+from edgeladder.jobs import orphan
 
 RESTART_CODE = 75  # EX_TEMPFAIL: the worker left a checkpoint and asks to be started again
 ORDERS = ("trim", "checkpoint", "halve", "restart", "stop")
@@ -35,6 +37,7 @@ class Control:
                 if order in ORDERS:
                     self._orders.put(order)
         self._orders.put("stop")
+        orphan.end_soon()
 
     def order(self, name: str) -> None:
         """Queue an order from inside the process (a signal handler, a test)."""

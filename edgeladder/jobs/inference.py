@@ -117,7 +117,7 @@ class InferenceSupervisor:
             order = replace(order, sizes=policy.shrink(plan, phase, sizes))
             self.record({"kind": "restart", "phase": phase, "cause": attempt.cause})
             if len(causes) > request.restarts:
-                raise self._gave_up(phase, causes)
+                raise self._gave_up(attempt, causes)
 
     def _attempt(self, phase: str, order: Order) -> tuple[Attempt, Any]:
         """One worker's life; what it found, None where it shall be started again.
@@ -156,7 +156,7 @@ class InferenceSupervisor:
             self._enforced = order.budget_bytes
             self.measured.pop(phase, None)
         if attempt.plan is None:
-            raise self._gave_up(phase, [attempt.cause])
+            raise self._gave_up(attempt, [attempt.cause])
         return attempt.plan
 
     def _measure_machine(self) -> None:
@@ -177,12 +177,12 @@ class InferenceSupervisor:
             actions=self.actions,
         )
 
-    def _gave_up(self, phase: str, causes: list[str]) -> BudgetError:
-        peak = self.measured.get(phase, 0)
+    def _gave_up(self, attempt: Attempt, causes: list[str]) -> BudgetError:
+        peak = attempt.sampled_peak_bytes
         return BudgetError(
             f"{self._request.command} ran out of memory {len(causes)} times within a budget of "
             f"{self._enforced / 1e6:.0f} MB ({'; '.join(dict.fromkeys(causes))}); "
-            f"it reached {peak / 1e6:.0f} MB",
+            f"the last time {attempt.reached()}",
             where=self.where,
             remedy=f"--budget {policy.next_budget(self._enforced, peak) / 1e6:.0f}MB",
         )

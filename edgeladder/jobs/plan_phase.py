@@ -21,7 +21,7 @@ from edgeladder.budget.planner import check, only, plan
 from edgeladder.budget.workload import Asked, Workload
 from edgeladder.core import disk
 from edgeladder.core.bundle import Bundle
-from edgeladder.core.config import DeviceProfile, Profile
+from edgeladder.core.config import MOST_VIEWS, DeviceProfile, Profile
 from edgeladder.core.errors import ConfigError, IntegrityError
 from edgeladder.core.files import write_json
 from edgeladder.core.job import Condensation, Counts, Job, PlanOrder
@@ -90,7 +90,18 @@ def prepare(order: PlanOrder, control: Control) -> tuple[Outcome, Job]:
 def _filled(
     request: TrainRequest, bundle: Bundle, profile: Profile, device: DeviceProfile | None
 ) -> TrainRequest:
-    """A request with nothing left to be chosen."""
+    """A request with nothing left to be chosen.
+
+    Raises:
+        ConfigError: more augmented views than anyone can want.
+    """
+    views = profile.train.views if request.views is None else request.views
+    if not 0 <= views <= MOST_VIEWS:
+        raise ConfigError(
+            f"{views} augmented views of each picture: 0 to {MOST_VIEWS} are possible",
+            where="--views",
+            remedy="4 to 16 are worth their time; each is another pass through the tower",
+        )
     return replace(
         request,
         bundle=str(bundle.folder),
@@ -100,7 +111,7 @@ def _filled(
             meter.available_bytes() or meter.total_bytes(),
         ),
         threads=request.threads or _threads(device),
-        views=profile.train.views if request.views is None else request.views,
+        views=views,
         seed=profile.train.seed if request.seed is None else request.seed,
     )
 
@@ -270,6 +281,7 @@ def _decide(
             manifest=bundle.manifest,
             classes=len(dataset.classes),
             pictures=len(dataset.pictures),
+            views=request.views or 0,
             batch=min(profile.train.batch, pictures),
             moments=profile.train.moments,
             engine=name,

@@ -13,7 +13,6 @@ worker.log           what the workers wrote to stderr
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import time
@@ -24,6 +23,7 @@ from typing import Any
 from edgeladder.core import disk
 from edgeladder.core.errors import ConfigError
 from edgeladder.core.files import storage_errors
+from edgeladder.core.locks import Tell, take_lock
 
 METRICS = "metrics.jsonl"
 
@@ -83,26 +83,31 @@ class RunDirectory:
         self.log = self.folder / "worker.log"
         self._lock: int | None = None
 
-    def lock(self) -> None:
-        """Take the run for this process.
+    def lock(self, tell: Tell | None = None) -> None:
+        """Take the run for this process and the workers that it hands the lock to.
+
+        Args:
+            tell: told what is waited for, where another process has it.
 
         Raises:
-            ConfigError: another process is training in it.
+            ConfigError: another process is training in it, and goes on doing so.
             StorageError: the folder cannot be made.
         """
         with storage_errors(self.folder):
             disk.make_folders(self.folder)
             self._lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._lock)
-            self._lock = None
+        if not take_lock(self._lock, f"the run {self.folder}", tell):
+            self.unlock()
             raise ConfigError(
                 "another process is training in this run directory",
                 where=str(self.folder),
                 remedy="wait for it, stop it, or choose another folder with --run",
-            ) from None
+            )
+
+    @property
+    def lock_descriptor(self) -> int | None:
+        """The lock that this process holds, for a worker to hold as well; None: none."""
+        return self._lock
 
     def unlock(self) -> None:
         """Let others have the run."""

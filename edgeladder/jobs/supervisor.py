@@ -153,7 +153,7 @@ class Supervisor:
         assert self.run is not None
         self._check_folder(self.run)
         fresh = not self.run.folder.exists()
-        self.run.lock()
+        self.run.lock(tell=lambda what: self.progress("train", 0, None, what))
         try:
             job = self._decide("train")
         except EdgeLadderError:
@@ -354,11 +354,11 @@ class Supervisor:
         )
 
     def _gave_up(self, name: str, causes: list[str], attempt: Attempt) -> BudgetError:
-        peak = self.measured.get(name, 0)
+        peak = attempt.sampled_peak_bytes
         return BudgetError(
             f"{name} ran out of memory {len(causes)} times within a budget of "
-            f"{self.budget_bytes / 1e6:.0f} MB ({'; '.join(dict.fromkeys(causes))}); "
-            f"it reached {peak / 1e6:.0f} MB, the last checkpoint is of step "
+            f"{self.budget_bytes / 1e6:.0f} MB ({'; '.join(dict.fromkeys(causes))}); the last time "
+            f"{attempt.reached()}; the last checkpoint is of step "
             f"{attempt.checkpoint_step}, the last step was {attempt.last_step}",
             where=self.request.run,
             remedy=f"--budget {policy.next_budget(self.budget_bytes, peak) / 1e6:.0f}MB"

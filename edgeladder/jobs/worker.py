@@ -1,4 +1,4 @@
-"""Entry point of the worker processes: `python -m edgeladder.jobs.worker PHASE`.
+"""Entry point of the worker processes: `python -m edgeladder.jobs.worker PHASE SUPERVISOR`.
 
 The request is the first line of stdin, orders are the lines after it; events leave on stdout as
 JSON lines. Nothing heavy is imported before the phase is known.
@@ -19,6 +19,7 @@ from edgeladder.core.events import Done, Failed, HighWater, OutOfMemory
 from edgeladder.core.failures import known_failure
 from edgeladder.core.orders import Outcome, read_order
 from edgeladder.core.records import to_json
+from edgeladder.jobs import orphan
 from edgeladder.jobs.control import RESTART_CODE, Control
 
 Phase = Callable[[Any, Control], tuple[Outcome, Any]]
@@ -35,6 +36,8 @@ _PHASES = {
     "deploy": "edgeladder.jobs.deploy_phase:deploy",
     "judge": "edgeladder.jobs.judge_phase:judge",
 }
+# these save what they have when they are told to stop, their supervisor's end included
+_NOTHING_TO_SAVE = _PHASES.keys() - {"train", "precompute"}
 
 
 def _phase(name: str) -> Phase:
@@ -50,11 +53,15 @@ def main() -> int:
     """Run one phase; the exit code the supervisor reads."""
     events_out = os.dup(1)
     os.dup2(2, 1)  # a library that prints must not break the events' lines
+    orphan.end_with_parent(int(sys.argv[2]))
     name, line = sys.argv[1], _first_line(0)
     control = Control(orders_in=os.dup(0), events_out=events_out)
     code = 0
     try:
-        outcome, result = _phase(name)(read_order(name, json.loads(line)), control)
+        run = _phase(name)
+        if name not in _NOTHING_TO_SAVE:
+            orphan.leave_time_to_save()
+        outcome, result = run(read_order(name, json.loads(line)), control)
         if outcome == "done":
             control.tell(Done(result=to_json(result)))
         else:

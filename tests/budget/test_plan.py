@@ -203,6 +203,15 @@ def test_the_json_is_the_designs():
     assert values["phases"]["precompute"].keys() >= {"batch", "whole"}
 
 
+def test_views_are_counted_and_told():
+    """Keys and places of 64 views of a hundred thousand pictures are hundreds of megabytes."""
+    few, many = (decide(8_000 * MB, pictures=100_000, views=views) for views in (0, 64))
+    assert (few.views, many.views, many.to_json()["views"]) == (0, 64, 64)
+    for name, least in (("precompute", 700 * MB), ("train", 100 * MB)):
+        more = many.least[name] - few.least[name]
+        assert least < more < 2 * least
+
+
 def test_what_planning_takes_is_part_of_the_smallest_budget():
     workload = Workload(manifest=manifest(), classes=2, pictures=4, batch=1)
     decided = plan(workload, BASELINE, 4_000 * MB, planning_bytes=900 * MB)

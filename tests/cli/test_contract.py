@@ -75,6 +75,18 @@ def test_what_can_be_typed_is_usage(place: dict[str, str], cli: Cli, more: list[
     assert answer["error"]["remedy"]
 
 
+def test_more_views_than_anyone_can_want_are_refused_at_once(
+    place: dict[str, str], cli: Cli, tmp_path: Path
+) -> None:
+    options = {key: value for key, value in place.items() if key != "--run"}
+    for count in ("99999", "65", "-1"):
+        code, answer = cli("precompute", *words(options), "--views", count)
+        assert code == errors.ConfigError.exit_code and "--views" in str(answer), answer
+    assert not (tmp_path / "cache").exists()
+    code, answer = cli("plan", *words(options), "--set", "train.views=4")
+    assert code == 0 and answer["views"] == 4
+
+
 @pytest.mark.parametrize("option", ["--run", "--cache"])
 @pytest.mark.parametrize("below", [True, False])
 def test_a_folder_that_is_or_lies_under_a_file(

@@ -30,6 +30,15 @@ def test_each_phase_is_announced(capfd):
     assert capfd.readouterr().err.splitlines() == ["plan", "train", "train 5/5 loss 0.2500"]
 
 
+def test_what_is_waited_for_is_always_said(capfd):
+    with module.Progress() as progress:
+        progress("precompute", 0, None, "")
+        progress("precompute", 0, 0, "waiting up to 10 s for the lock of the cache x")
+    assert capfd.readouterr().err.splitlines()[1] == (
+        "precompute waiting up to 10 s for the lock of the cache x"
+    )
+
+
 def test_a_bar_is_drawn_on_a_terminal_and_taken_down(capfd, monkeypatch):
     monkeypatch.setattr(module.sys.stderr, "isatty", lambda: True, raising=False)
     with module.Progress() as progress:

@@ -87,10 +87,27 @@ def once(order, control):
 
 def wait_for_stop(order, control):
     control.tell(Progress(step=1, steps=2))
+    open(order.values["state"] + ".ready", "w").close()
     while "stop" not in control.take():
         time.sleep(0.01)
     open(order.values["state"], "w").close()
     return "stop", {}
+
+
+def deaf(order, control):
+    """Never asks what it was told."""
+    open(order.values["ready"], "w").close()
+    time.sleep(60)
+    return "done", {}
+
+
+def busy(order, control):
+    """C calls that each keep the interpreter to themselves for a while."""
+    open(order.values["ready"], "w").close()
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        sum(range(2_000_000))
+    return "done", {}
 
 
 def family(order, control):

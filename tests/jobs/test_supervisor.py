@@ -1,6 +1,7 @@
 """The supervisor keeps the tree below the budget, loses nothing, and says what it learnt."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,11 +12,14 @@ import psutil
 import pytest
 
 from edgeladder.budget import meter
+from edgeladder.budget.limits import MemoryLimit
 from edgeladder.budget.watchdog import Watchdog
+from edgeladder.core import locks
 from edgeladder.core.errors import BudgetError, ConfigError, DataError, EdgeLadderError, Interrupted
 from edgeladder.core.orders import FreeOrder
 from edgeladder.core.plan import MachineBaseline, PhasePlan, Plan
 from edgeladder.core.request import TrainRequest
+from edgeladder.jobs.child import Child, with_package, worker_command
 from edgeladder.jobs.run_directory import MetricsLog, RunDirectory, read_metrics
 from edgeladder.jobs.supervisor import Supervisor, train
 
@@ -128,6 +132,12 @@ def test_exit_3_with_what_was_learnt_after_the_last_restart(tmp_path):
             free(supervisor, "phases:explode", {"take": 900 * MB})
         assert caught.value.exit_code == 3
         assert "the last step was 7" in caught.value.message
+        # by the counter that killed it, and never above what it was held to
+        if supervisor.layer in ("cgroup1", "cgroup2"):
+            counter = r"memory\.(?:peak|max_usage_in_bytes) of the workers was"
+            found = re.search(counter + r" ([\d.]+) of the ([\d.]+) MB", caught.value.message)
+            assert found and float(found[1]) <= float(found[2]) < supervisor.budget_bytes / MB
+        assert "proportional size" in caught.value.message
         assert "--budget" in caught.value.remedy and "--resume" in caught.value.remedy
         assert len(records(supervisor, "restart")) == 3
 
@@ -177,7 +187,8 @@ def test_a_killed_supervisor_takes_its_worker_along(tmp_path):
     while not psutil.Process(process.pid).children() and time.monotonic() < deadline:
         time.sleep(0.05)
     (worker,) = (child.pid for child in psutil.Process(process.pid).children())
-    time.sleep(0.5)
+    while not os.path.exists(f"{state}.ready") and time.monotonic() < deadline:
+        time.sleep(0.02)
     process.kill()
     process.wait()
     while not state.exists() and time.monotonic() < deadline:
@@ -188,13 +199,93 @@ def test_a_killed_supervisor_takes_its_worker_along(tmp_path):
     assert not os.path.exists(f"/proc/{worker}")
 
 
-def test_one_training_per_run_directory(tmp_path):
+ORPHANS = """
+import os, subprocess, sys, time
+from edgeladder.jobs.child import worker_command, with_package
+worker = subprocess.Popen(
+    worker_command(sys.argv[1]), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+    env=with_package(os.environ), start_new_session=True,
+)
+worker.stdin.write(b'{"values": {"ready": "%s"}}\\n' % sys.argv[2].encode())
+worker.stdin.flush()
+print(worker.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("phase", ["phases:deaf", "phases:busy"])
+def test_a_worker_that_does_not_listen_ends_half_a_second_after_its_supervisor(tmp_path, phase):
+    """Neither code that never asks for orders nor one that leaves other threads little time."""
+    ready = tmp_path / "ready"
+    command = [sys.executable, "-c", ORPHANS, phase, str(ready)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        worker = int(process.stdout.readline())
+        deadline = time.monotonic() + 20
+        while not ready.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert ready.exists()
+        process.kill()
+        process.wait()
+        killed = time.monotonic()
+        while _runs(worker) and time.monotonic() < killed + 20:
+            time.sleep(0.01)
+        assert time.monotonic() - killed < 5 and not _runs(worker)  # 0.3 s where it gets a core
+
+
+def _runs(pid):
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_a_worker_whose_supervisor_ended_before_it_could_ask_ends_at_once():
+    done = subprocess.run(
+        [*worker_command("evaluate")[:-1], "1" if os.getpid() != 1 else "2"],
+        env=with_package(os.environ), capture_output=True, stdin=subprocess.DEVNULL, timeout=20,
+    )  # fmt: skip
+    assert done.returncode == 1 and not done.stderr
+
+
+def test_one_training_per_run_directory(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "WAIT_SECONDS", 0.1)
     first = RunDirectory(tmp_path / "run")
     first.lock()
+    told = []
     with pytest.raises(ConfigError, match="another process"):
-        RunDirectory(tmp_path / "run").lock()
+        RunDirectory(tmp_path / "run").lock(told.append)
+    assert len(told) == 1 and str(tmp_path / "run") in told[0]
     first.unlock()
-    RunDirectory(tmp_path / "run").lock()
+    RunDirectory(tmp_path / "run").lock(told.append)
+    assert len(told) == 1
+
+
+def test_a_run_that_is_being_left_is_waited_for(tmp_path):
+    first, told = RunDirectory(tmp_path / "run"), []
+    first.lock()
+    threading.Timer(0.3, first.unlock).start()
+    RunDirectory(tmp_path / "run").lock(told.append)
+    assert told and "waiting" in told[0]
+
+
+def test_the_runs_lock_is_held_until_its_worker_has_ended(tmp_path, monkeypatch):
+    """Else a run that is resumed at once would write beside the old worker."""
+    monkeypatch.setattr(locks, "WAIT_SECONDS", 0.0)
+    with make(tmp_path, 400 * MB) as supervisor:
+        child = Child(
+            "phases:wait_for_stop", FreeOrder(values={"state": str(tmp_path / "saved")}),
+            MemoryLimit("none"), None, supervisor.run.lock_descriptor,
+        )  # fmt: skip
+        try:
+            while not child.events(0.1):
+                pass
+            supervisor.run.unlock()  # as its end would
+            with pytest.raises(ConfigError, match="another process"):
+                RunDirectory(tmp_path / "run").lock()
+        finally:
+            child.kill()
+            child.end()
+        RunDirectory(tmp_path / "run").lock()
 
 
 def test_what_to_resume_must_exist(tmp_path):

@@ -13,7 +13,10 @@ from edgeladder.budget import kernel_marks, meter  # noqa: E402
 
 
 class TreeSampler(threading.Thread):
-    """Samples a tree's proportional memory every 5 ms and the kernel's mark of each process."""
+    """Samples a tree's proportional memory every 5 ms and the kernel's mark of each process.
+
+    The tree itself is looked up ten times a second: that takes longer than measuring it.
+    """
 
     def __init__(self, pid: int, interval_seconds: float = 0.005):
         super().__init__(daemon=True)
@@ -25,8 +28,9 @@ class TreeSampler(threading.Thread):
 
     def run(self) -> None:
         """Sample until stopped."""
+        tree = meter.TreeMeter(self.pid)
         while self._going:
-            usage = meter.measure(self.pid)
+            usage = tree.read()
             self.peak_bytes = max(self.peak_bytes, usage.bytes)
             self.samples += 1
             for pid in usage.processes:

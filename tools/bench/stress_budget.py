@@ -147,8 +147,11 @@ def prepare(options: argparse.Namespace, folder: Path) -> list[Case]:
     Raises:
         SystemExit: the unconstrained run failed.
     """
-    cases = []
+    cases: list[Case] = []
     for index, told in enumerate(options.case):
+        if told in options.case[:index]:  # named again, so that it is drawn more often
+            cases.append(cases[options.case.index(told)])
+            continue
         bundle, _, data = told.partition(":")
         cache, free = str(folder / f"cache-{index}"), folder / f"free-{index}"
         done = run(request(options, (bundle, data), cache, free, 4_000 * MB), {})
@@ -177,7 +180,7 @@ def one(options: argparse.Namespace, drawn: Draw, case: Case, folder: Path) -> R
     error = done["answer"].get("error") or {}
     row: Row = {
         "number": drawn.number,
-        "case": Path(case.bundle).resolve().name if drawn.case else "first",
+        "case": drawn.case,
         "budget_bytes": drawn.budget_bytes,
         "leak_bytes": drawn.leak_bytes,
         "balloon_bytes": drawn.balloon_bytes,
@@ -242,7 +245,13 @@ def read_rows(state: Path | None) -> list[Row]:
 def main() -> int:
     """Run the stress test, or show how far it came."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--case", action="append", default=[], metavar="BUNDLE:PICTURES")
+    parser.add_argument(
+        "--case",
+        action="append",
+        default=[],
+        metavar="BUNDLE:PICTURES",
+        help="one that is given twice is drawn twice as often",
+    )
     parser.add_argument("--runs", type=int, default=20, help="in all, those in --state included")
     parser.add_argument("--state", type=Path, help="one line a run; continued where it is there")
     parser.add_argument("--summary", action="store_true", help="show --state, run nothing")

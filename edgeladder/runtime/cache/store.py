@@ -12,7 +12,6 @@ the index can always be made again; a kill at any moment loses at most what was 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from edgeladder.core import disk
 from edgeladder.core.bundle import Side
 from edgeladder.core.errors import ConfigError, IntegrityError, StorageError
 from edgeladder.core.files import storage_errors
+from edgeladder.core.locks import Tell, take_lock
 from edgeladder.runtime.cache.index import KeyIndex, read_index
 from edgeladder.runtime.cache.layout import (
     CHECKS,
@@ -73,7 +73,15 @@ def sample_key(content_digest: bytes, view: int = 0, version: str = "", *, scale
 class ActivationCache:
     """One store: samples of one side of one backbone."""
 
-    def __init__(self, folder: Path, layout: Layout, *, writable: bool, shard_bytes: int):
+    def __init__(
+        self,
+        folder: Path,
+        layout: Layout,
+        *,
+        writable: bool,
+        shard_bytes: int,
+        tell: Tell | None = None,
+    ):
         self.folder = folder
         self.layout = layout
         self.reader = ShardReader(folder, layout)
@@ -86,7 +94,7 @@ class ActivationCache:
         self._lock_descriptor: int | None = None
         self._blocks: dict[str, Float16Block] = {}  # by field: where taps are converted
         if writable:
-            self._lock()
+            self._lock(tell)
             self._sweep()
         self._load_index()
 
@@ -100,11 +108,15 @@ class ActivationCache:
         *,
         writable: bool = False,
         shard_bytes: int = SHARD_BYTES,
+        tell: Tell | None = None,
     ) -> ActivationCache:
         """Open the store of a bundle's tower below a cache folder, made if `writable`.
 
+        Args:
+            tell: told what is waited for, where another process is writing to it.
+
         Raises:
-            ConfigError: another process is writing to it.
+            ConfigError: another process is writing to it, and goes on doing so.
             StorageError: the folder cannot be made.
         """
         layout = Layout(bundle, side, dtype)
@@ -112,23 +124,21 @@ class ActivationCache:
         if writable:
             with storage_errors(store):
                 disk.make_folders(store)
-        return cls(store, layout, writable=writable, shard_bytes=shard_bytes)
+        return cls(store, layout, writable=writable, shard_bytes=shard_bytes, tell=tell)
 
-    def _lock(self) -> None:
+    def _lock(self, tell: Tell | None) -> None:
         with storage_errors(self.folder):
             self._lock_descriptor = os.open(
                 self.folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644
             )
-        try:
-            fcntl.flock(self._lock_descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not take_lock(self._lock_descriptor, f"the cache {self.folder}", tell):
             os.close(self._lock_descriptor)
             self._lock_descriptor = None
             raise ConfigError(
                 "another process is writing to this cache",
                 where=str(self.folder),
                 remedy="wait for it to end, or choose another folder with --cache",
-            ) from None
+            )
 
     def _sweep(self) -> None:
         """Remove what a killed writer left behind."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgeladder.runtime.cache.layout import EMBEDDING, TapDtype, l2_normalize
+from edgeladder.runtime.cache.layout import EMBEDDING, l2_normalize
 from edgeladder.runtime.cache.store import ActivationCache, sample_key
 from edgeladder.runtime.towers.runner import ArraySamples, TowerRunner, TowerSizes
 from edgeladder.runtime.towers.tokens import Tokenizer
@@ -27,8 +27,7 @@ class ClassRun:
     def __init__(
         self,
         bundle: Bundle,
-        folder: Path,
-        dtype: TapDtype,
+        cache: ActivationCache,
         sizes: TowerSizes,
         workdir: Path,
         on_group: Callable[[], None] | None,
@@ -37,7 +36,7 @@ class ClassRun:
         self._bundle = bundle
         self._sizes = sizes
         self._on_group = on_group or (lambda: None)
-        self._cache = ActivationCache.open(folder, bundle, "text", dtype, writable=True)
+        self._cache = cache
         self._runner = TowerRunner(bundle, "text", sizes, workdir)
 
     def run(self, prompts: list[list[str]], progress: Progress | None) -> list[bytes]:

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgeladder.core.bundle import Side
 from edgeladder.core.errors import DataError
 from edgeladder.runtime.cache.layout import TapDtype
 from edgeladder.runtime.cache.selection import Selection, stack_keys
+from edgeladder.runtime.cache.store import ActivationCache
 from edgeladder.runtime.cache.working_folder import remove_working_folder, working_folder
 from edgeladder.runtime.pictures.dataset import Dataset, Picture
 from edgeladder.runtime.pictures.decode import EXACT_PIXELS
@@ -110,11 +112,13 @@ def precompute(
     workdir = working_folder(folder)
     try:
         started = time.perf_counter()
-        texts = ClassRun(bundle, folder, dtype, sizes.text, workdir, on_group)
+        store = _store(bundle, folder, "text", dtype, progress)
+        texts = ClassRun(bundle, store, sizes.text, workdir, on_group)
         text_keys = texts.run(class_prompts(dataset.names, templates), progress)
         between = time.perf_counter()
         guard = PictureGuard(sizes.max_pixels, sizes.picture_bytes, wanted.avoid, on_decode)
-        images = PictureRun(bundle, folder, dtype, sizes.image, guard, workdir, on_group)
+        store = _store(bundle, folder, "image", dtype, progress)
+        images = PictureRun(bundle, store, sizes.image, guard, workdir, on_group)
         pictures = [(picture, wanted.views) for picture in wanted.train]
         pictures += [(picture, 0) for picture in wanted.test]
         keys = images.run(pictures, dataset.source, progress)
@@ -132,6 +136,18 @@ def precompute(
         seconds=ended - between,
         text_seconds=between - started,
     )
+
+
+def _store(
+    bundle: Bundle, folder: Path, side: Side, dtype: TapDtype, progress: Progress | None
+) -> ActivationCache:
+    """A store to write to; whoever waits for its other writer says so."""
+
+    def tell(what: str) -> None:
+        if progress is not None:
+            progress(0, 0, what)
+
+    return ActivationCache.open(folder, bundle, side, dtype, writable=True, tell=tell)
 
 
 def _selection(

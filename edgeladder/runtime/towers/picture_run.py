@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeladder.core.errors import DataError
-from edgeladder.runtime.cache.layout import EMBEDDING, TapDtype
+from edgeladder.runtime.cache.layout import EMBEDDING
 from edgeladder.runtime.cache.store import ActivationCache, sample_key
 from edgeladder.runtime.pictures.dataset import Picture
 from edgeladder.runtime.pictures.decode import EXACT_PIXELS, decoding_scale, normalize
@@ -71,8 +71,7 @@ class PictureRun:
     def __init__(
         self,
         bundle: Bundle,
-        folder: Path,
-        dtype: TapDtype,
+        cache: ActivationCache,
         sizes: TowerSizes,
         guard: PictureGuard,
         workdir: Path,
@@ -86,7 +85,7 @@ class PictureRun:
         self._decoding = False
         self._workdir = workdir
         self._on_group = on_group or (lambda: None)
-        self._cache = ActivationCache.open(folder, bundle, "image", dtype, writable=True)
+        self._cache = cache
         self._runner = TowerRunner(bundle, "image", sizes, workdir)
         self._group: _Squares | None = None
         self._group_keys: list[bytes] = []

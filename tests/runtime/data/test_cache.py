@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from tiny_tower import DIM, PRE, TOKENS, WIDTH, TinyBundle
 
+from edgeladder.core import locks
 from edgeladder.core.errors import ConfigError, IntegrityError, StorageError
 from edgeladder.runtime.cache.layout import Layout, from_int8, to_int8
 from edgeladder.runtime.cache.selection import stack_keys
@@ -250,14 +252,24 @@ def test_another_backbone_or_dtype_has_its_own_store(tiny: TinyBundle, tmp_path:
     assert len(open_cache(tmp_path, tiny)) == 1
 
 
-def test_one_writer_at_a_time(tiny: TinyBundle, tmp_path: Path) -> None:
+def test_one_writer_at_a_time(
+    tiny: TinyBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A second one is told; readers are welcome; a closed one makes way."""
+    monkeypatch.setattr(locks, "WAIT_SECONDS", 0.1)
     first = open_cache(tmp_path, tiny, writable=True)
     with pytest.raises(ConfigError, match="another process is writing"):
         open_cache(tmp_path, tiny, writable=True)
     assert len(open_cache(tmp_path, tiny)) == 0
     first.close()
     open_cache(tmp_path, tiny, writable=True).close()
+
+
+def test_a_writer_that_is_about_to_end_is_waited_for(tiny: TinyBundle, tmp_path: Path) -> None:
+    first, told = open_cache(tmp_path, tiny, writable=True), []
+    threading.Timer(0.2, first.close).start()
+    open_cache(tmp_path, tiny, writable=True, tell=told.append).close()
+    assert len(told) == 1 and "waiting" in told[0] and str(tmp_path) in told[0]
 
 
 def test_int8_is_close(tiny: TinyBundle, tmp_path: Path) -> None:
