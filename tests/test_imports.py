@@ -49,8 +49,11 @@ def heavy() -> set[str]:
     return set(HEAVY) - loaded_by(["onnxruntime"])
 
 
-@pytest.mark.parametrize("wing", ["core", "runtime", "budget", "jobs", "report", "cli"])
+@pytest.mark.parametrize("wing", ["core", "runtime", "budget", "jobs", "report", "cli", "serve"])
 def test_a_wing_loads_nothing_of_the_host(wing, heavy):
+    if wing == "serve":
+        pytest.importorskip("uvicorn")
+        pytest.importorskip("av")
     names = [name for name in modules_of(wing) if name != "edgeladder.cli.fleet_commands"]
     assert names
     assert not loaded_by(names) & heavy
@@ -80,6 +83,14 @@ def test_help_loads_neither_numpy_nor_pydantic_nor_yaml():
 def test_the_supervisor_stays_small():
     loaded = loaded_by(["edgeladder.jobs.supervisor"])
     assert not {"numpy", "pydantic", "yaml", "onnxruntime", "PIL"} & loaded
+
+
+def test_what_serves_and_waits_stays_small():
+    """It counts inside the budget as long as it stays up: pictures are opened by its worker."""
+    pytest.importorskip("uvicorn")
+    loaded = loaded_by(["edgeladder.serve.server"])
+    heavy = {"numpy", "pydantic", "yaml", "onnxruntime", "PIL", "httptools", "uvloop", "av"}
+    assert not heavy & loaded
 
 
 def test_nothing_outside_the_host_imports_it_at_module_level():

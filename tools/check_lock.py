@@ -1,4 +1,4 @@
-"""Check requirements/device.txt against pyproject.toml, offline: what `tools/lint lock` runs.
+"""Check requirements/*.txt against pyproject.toml, offline: what `tools/lint lock` runs.
 
 Every requirement is pinned to one version with SHA-256 hashes, names no registry and no URL, and
 every dependency of a device install is there at a version that pyproject.toml allows, whatever the
@@ -16,24 +16,26 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / "requirements" / "device.txt"
+CAMERA = ROOT / "requirements" / "camera.txt"  # FFmpeg, for those who want it
 _HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
 _PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 _MACHINES = ("x86_64", "aarch64")
 
 
-def dependencies(project: str, extra: str = "sign") -> list[Requirement]:
-    """Requirements of the base install and one extra, read from pyproject.toml's text.
+def dependencies(project: str, lock: Path = LOCK) -> list[Requirement]:
+    """Requirements of a list of pins: the base install and its extras, or the camera's alone.
 
     By hand, because Python 3.10 has no TOML reader.
     """
-    base = project.split("\ndependencies = [", 1)[1].split("\n]", 1)[0]
-    more = re.search(rf"^{extra} = \[(.*?)\]", project, re.MULTILINE | re.DOTALL)
-    text = base + (more[1] if more else "")
+    text = "" if lock == CAMERA else project.split("\ndependencies = [", 1)[1].split("\n]", 1)[0]
+    for extra in ("camera",) if lock == CAMERA else ("sign", "serve"):
+        more = re.search(rf"^{extra} = \[(.*?)\]", project, re.MULTILINE | re.DOTALL)
+        text += more[1] if more else ""
     return [Requirement(words) for words in re.findall(r'"([^"]+)"', text)]
 
 
-def problems(lock: str, project: str) -> list[str]:
-    """Everything that is wrong with a lock file, in words."""
+def problems(lock: str, project: str, name: Path = LOCK) -> list[str]:
+    """Everything that is wrong with a lock file's text, in words."""
     found = []
     pinned: dict[str, list[Requirement]] = {}
     for entry in lock.replace("\\\n", " ").splitlines():
@@ -49,7 +51,7 @@ def problems(lock: str, project: str) -> list[str]:
         if not hashes or len(_HASH.findall(entry)) != len(hashes):
             found.append(f"{requirement.name} has no SHA-256 hash, or another kind")
         pinned.setdefault(canonicalize_name(requirement.name), []).append(requirement)
-    for wanted in dependencies(project):
+    for wanted in dependencies(project, name):
         lines = pinned.get(canonicalize_name(wanted.name), [])
         found += [
             f"{line} is not what pyproject.toml asks for: {wanted}"
@@ -80,11 +82,13 @@ def _places_without(lines: list[Requirement]) -> list[str]:
 
 def main() -> int:
     """Print what is wrong; 1 if anything is."""
-    found = problems(
-        LOCK.read_text(encoding="utf-8"), (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    )
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    found = []
+    for lock in (LOCK, CAMERA):
+        wrong = problems(lock.read_text(encoding="utf-8"), project, lock)
+        found += [f"requirements/{lock.name}: {line}" for line in wrong]
     for line in found:
-        print(f"requirements/device.txt: {line}", file=sys.stderr)
+        print(line, file=sys.stderr)
     if found:
         print("tools/lock writes it anew", file=sys.stderr)
     return 1 if found else 0

@@ -1,4 +1,4 @@
-"""What using a trained run needs: predict, evaluate on pictures, deploy.
+"""What using a trained run needs: predict, evaluate on pictures, deploy, serve.
 
 peak = supervisor + baseline + adapter + ladder's graphs + class embeddings (of any number of names:
        their prompts pass the text tower in groups of whole classes)
@@ -60,6 +60,14 @@ def deploy_phases(
         asking = _file_bytes(workload)
         parts["file"] = max(0.0, asking - parts["towers"])
         yield phase_of(parts, **phase.sizes(), disk_bytes=phase.disk_bytes)
+
+
+def serve_phases(
+    workload: InferenceWorkload, baseline: MachineBaseline, base: int
+) -> Iterator[PhasePlan]:
+    """As predict, one picture at a time."""
+    for whole in (True, False):
+        yield _phase(workload, baseline, base, 1, whole=whole)
 
 
 def _phase(

@@ -16,6 +16,7 @@ from edgeladder.budget.inference_costs import (
     deploy_phases,
     judge_phases,
     predict_phases,
+    serve_phases,
 )
 from edgeladder.budget.policy import PLANNED_SHARE
 from edgeladder.budget.step_costs import evaluate_phases, train_phases
@@ -31,6 +32,7 @@ _INFERENCE = {
     "evaluate_pictures": judge_phases,
     "deploy": deploy_phases,
     "judge": predict_phases,
+    "serve": serve_phases,
 }
 INFERENCE_PHASES = tuple(_INFERENCE)
 
@@ -86,7 +88,7 @@ def plan_inference(
 
     Args:
         workload: model and adapter sizes.
-        phase: predict, evaluate_pictures or deploy: the plan's only phase.
+        phase: predict, evaluate_pictures, deploy or serve: the plan's only phase.
         baseline: of this machine.
         budget_bytes: for the whole process tree.
         supervisor_bytes: of the waiting process; 0 takes the bare supervisor's.

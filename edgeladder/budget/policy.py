@@ -124,7 +124,7 @@ def shrink(plan: Plan, phase: str, sizes: PhasePlan) -> PhasePlan:
         phase: its name; an unknown one is left as it is.
         sizes: of the attempt that failed, with what the worker itself made smaller.
     """
-    if phase in ("precompute", "predict", "deploy", "evaluate_pictures", "judge"):
+    if phase in ("precompute", "predict", "deploy", "evaluate_pictures", "judge", "serve"):
         if sizes.whole:
             return replace(sizes, whole=False, group=sizes.group or _group_of(phase))
         batch = max(1, (sizes.batch or 2) // 2)

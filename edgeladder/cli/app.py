@@ -24,6 +24,7 @@ from edgeladder.cli import (
     library_commands,
     report_commands,
     run_commands,
+    service_commands,
     signing_commands,
     train_commands,
 )
@@ -33,14 +34,20 @@ from edgeladder.core.failures import known_failure
 
 _ClickException: type = typer.BadParameter.__mro__[2]  # typer may carry its own copy of click
 _EXTRAS = {  # optional package -> the extra that brings it
+    "anyio": "serve",
     "asyncssh": "fleet",
+    "av": "camera",
     "cryptography": "sign",
     "flwr": "flower",
     "onnx": "host",
     "onnxscript": "host",
     "open_clip": "host",
+    "python_multipart": "serve",
+    "starlette": "serve",
     "torch": "host",
     "transformers": "hf",
+    "uvicorn": "serve",
+    "watchdog": "serve",
 }
 
 app = typer.Typer(
@@ -56,6 +63,7 @@ for module in (
     export_command,
     train_commands,
     inference_commands,
+    service_commands,
     report_commands,
     run_commands,
     doctor_command,

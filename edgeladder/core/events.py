@@ -8,6 +8,7 @@ from typing import Any
 
 from edgeladder.core import errors
 from edgeladder.core.errors import BudgetError, EdgeLadderError, IntegrityError
+from edgeladder.core.inference import AskedClasses, Prediction
 from edgeladder.core.plan import Plan
 from edgeladder.core.records import from_json, to_json
 
@@ -49,6 +50,22 @@ class Planned:
     """What a worker that plans its own phase has decided."""
 
     plan: Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """A worker that stays has opened what it needs: questions are answered from now on."""
+
+    classes: int
+    asked: AskedClasses | None = None  # None: the classes that the run was trained on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """What a worker that stays says of one picture."""
+
+    number: int  # the question's
+    prediction: Prediction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,13 +119,26 @@ class OutOfMemory(EdgeLadderError):  # noqa: N818 - named for what happened, as 
     """An allocation failed inside a worker: at the kernel's limit, or at the system's."""
 
 
-Event = Progress | Decoding | CheckpointWritten | ChunkChanged | Planned | HighWater | Done | Failed
+Event = (
+    Progress
+    | Decoding
+    | CheckpointWritten
+    | ChunkChanged
+    | Planned
+    | Ready
+    | Answered
+    | HighWater
+    | Done
+    | Failed
+)
 _NAMES: dict[str, type[Event]] = {
     "progress": Progress,
     "decoding": Decoding,
     "checkpoint": CheckpointWritten,
     "chunk": ChunkChanged,
     "planned": Planned,
+    "ready": Ready,
+    "answered": Answered,
     "high_water": HighWater,
     "done": Done,
     "error": Failed,

@@ -12,19 +12,20 @@ from typing import Literal
 from edgeladder.core.comparison import Judgements
 from edgeladder.core.plan import PhasePlan
 
-Command = Literal["predict", "evaluate", "deploy", "judge"]
+Command = Literal["predict", "evaluate", "deploy", "judge", "serve"]
 # the phase of each: `evaluate` alone is what a training does from its cache
 PHASE_OF: dict[str, str] = {
     "predict": "predict",
     "evaluate": "evaluate_pictures",
     "deploy": "deploy",
     "judge": "judge",
+    "serve": "serve",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceRequest:
-    """One `predict`, `evaluate`, `deploy` or `judge` as the user asked for it; paths as text."""
+    """One use of a trained run (`Command`) as the user asked for it; paths as text."""
 
     command: Command
     run: str  # run directory, or a folder with an adapter
@@ -82,6 +83,15 @@ class Prediction:
     error: str | None = None
     known: float | None = None  # higher: more like the trained classes; None: the run cannot say
     unknown: bool = False  # `known` is below the run's threshold: probably none of the classes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One picture's file, put to a worker that stays."""
+
+    number: int  # its answer's
+    path: str
+    top: int = 1  # labels
 
 
 @dataclass(frozen=True, kw_only=True)

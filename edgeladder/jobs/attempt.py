@@ -13,6 +13,7 @@ from edgeladder.budget.policy import EXACT_SHARE
 from edgeladder.budget.watchdog import Action, Watchdog
 from edgeladder.core.errors import EdgeLadderError, Interrupted
 from edgeladder.core.events import (
+    Answered,
     CheckpointWritten,
     ChunkChanged,
     Decoding,
@@ -23,6 +24,7 @@ from edgeladder.core.events import (
     OutOfMemory,
     Planned,
     Progress,
+    Ready,
 )
 from edgeladder.core.memory_record import MemoryAction
 from edgeladder.core.records import to_json
@@ -43,7 +45,15 @@ _STOP_GRACE_SECONDS = 60.0  # for a checkpoint after an order to leave
 
 
 # of what memory pressure leaves nothing smaller to do than to start again
-_NOT_SHRINKABLE = ("precompute", "evaluate", "predict", "evaluate_pictures", "deploy", "judge")
+_NOT_SHRINKABLE = (
+    "precompute",
+    "evaluate",
+    "predict",
+    "evaluate_pictures",
+    "deploy",
+    "judge",
+    "serve",
+)
 
 
 class Watcher(Protocol):
@@ -70,13 +80,32 @@ class Watcher(Protocol):
         """Keep a line of evidence."""
 
 
+class Listener(Protocol):
+    """Who talks with a worker that stays."""
+
+    def told(self, event: Ready | Answered) -> None:
+        """Something came from the worker."""
+
+    def between(self, attempt: Attempt) -> float:
+        """Called between two looks at the worker; seconds until the next one, at most."""
+
+
 class Attempt:
     """One life of a phase's worker."""
 
-    def __init__(self, supervisor: Watcher, phase: str, order: Order, limit: MemoryLimit) -> None:
+    def __init__(
+        self,
+        supervisor: Watcher,
+        phase: str,
+        order: Order,
+        limit: MemoryLimit,
+        listener: Listener | None = None,
+    ) -> None:
         self.supervisor = supervisor
         self.phase = phase
         self.limit = limit
+        self.used_bytes = 0  # of the tree, as last measured
+        self._listener = listener
         self.cause = ""
         self.picture = ""  # whose decoding memory ran out in
         self._decoding = ""
@@ -133,7 +162,7 @@ class Attempt:
                 guard.expected_bytes = self.plan.phases[self.phase].planned_peak_bytes
             began = time.monotonic()
             child.mark()
-            used = self._measure(guard)
+            used = self.used_bytes = self._measure(guard)
             if not confirmed:
                 confirmed = self._confirm()
             now = time.monotonic()
@@ -142,8 +171,9 @@ class Attempt:
                 child.order("stop")
             if self._told_stop_at and now - self._told_stop_at > _STOP_GRACE_SECONDS:
                 child.kill()
+            calm = self._listener.between(self) if self._listener else _CALM_SECONDS
             if guard is None:
-                wait = _CALM_SECONDS
+                wait = calm
                 continue
             if now - surroundings_at > _SURROUNDINGS_SECONDS:
                 surroundings_at = now
@@ -151,7 +181,7 @@ class Attempt:
             action = guard.observe(used, now, available_bytes=available, stall=stall)
             if action is not None:
                 self._act(action)
-            wait = _CLOSE_SECONDS if guard.watch_closely(used) else _CALM_SECONDS
+            wait = _CLOSE_SECONDS if guard.watch_closely(used) else calm
             wait = max(wait, _WATCH_SHARE * (now - began - self._meter.walk_seconds))
 
     def _measure(self, guard: Watchdog | None) -> int:
@@ -213,6 +243,9 @@ class Attempt:
             self.plan = event.plan
         elif isinstance(event, Decoding):
             self._decoding = event.path
+        elif isinstance(event, (Ready, Answered)):
+            if self._listener is not None:
+                self._listener.told(event)
         elif isinstance(event, HighWater):
             self.child.high_water = max(self.child.high_water, event.bytes)
         elif isinstance(event, CheckpointWritten):

@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -86,6 +87,7 @@ class Child:
         self._tail = b""
         self._log = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644) if log else None
         self.high_water = 0
+        self._sending = threading.Lock()  # a closed descriptor's number is another file's next
         self._send(json.dumps(to_json(order)))
 
     @property
@@ -152,10 +154,11 @@ class Child:
             code = self.process.wait()
         # whatever the worker started must not outlive it
         self.kill()
-        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
-            if stream:
-                with contextlib.suppress(BrokenPipeError):
-                    stream.close()
+        with self._sending:
+            for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+                if stream:
+                    with contextlib.suppress(BrokenPipeError):
+                        stream.close()
         if self._log is not None:
             os.close(self._log)
             self._log = None
@@ -164,8 +167,8 @@ class Child:
     def _send(self, line: str) -> None:
         data = (line + "\n").encode()
         deadline = time.monotonic() + 10
-        try:
+        with self._sending, contextlib.suppress(BrokenPipeError):
+            if self.process.stdin is None or self.process.stdin.closed:
+                return
             while data and time.monotonic() < deadline:
                 data = data[os.write(self._stdin, data) :]
-        except BrokenPipeError:
-            return

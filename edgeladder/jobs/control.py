@@ -1,4 +1,4 @@
-"""The line between a worker and its supervisor: orders come in, events go out, both JSON lines.
+"""The line between a worker and its supervisor: orders come in, events go out, a line each.
 
 Orders are taken between steps only, so that a checkpoint never catches a half-made update. When
 the supervisor is gone its end of the pipe closes, and the worker stops as if told to; it is given
@@ -7,11 +7,14 @@ a moment for that (`orphan`).
 
 from __future__ import annotations
 
+import json
 import os
 import queue
 import threading
 
 from edgeladder.core.events import Event, write_event
+from edgeladder.core.inference import Question
+from edgeladder.core.records import from_json
 from edgeladder.jobs import orphan
 
 RESTART_CODE = 75  # EX_TEMPFAIL: the worker left a checkpoint and asks to be started again
@@ -24,6 +27,7 @@ class Control:
     def __init__(self, orders_in: int | None = None, events_out: int | None = None):
         """Args: two file descriptors; without them nothing is ever ordered and events are lost."""
         self._orders: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._questions: queue.SimpleQueue[str] = queue.SimpleQueue()  # empty: look at the orders
         self._out = events_out
         self._lock = threading.Lock()
         if orders_in is not None:
@@ -35,13 +39,21 @@ class Control:
             for line in stream:
                 order = line.strip()
                 if order in ORDERS:
-                    self._orders.put(order)
-        self._orders.put("stop")
+                    self.order(order)
+                elif order.startswith("{"):
+                    self._questions.put(order)
+        self.order("stop")
         orphan.end_soon()
 
     def order(self, name: str) -> None:
         """Queue an order from inside the process (a signal handler, a test)."""
         self._orders.put(name)
+        self._questions.put("")
+
+    def question(self) -> Question | None:
+        """Wait for the next question; None: an order came, which `take` has."""
+        line = self._questions.get()
+        return from_json(Question, json.loads(line), where="a question") if line else None
 
     def take(self) -> list[str]:
         """All orders since the last call, each once, in the order they came."""

@@ -20,7 +20,7 @@ from edgeladder.core.memory_record import MemoryAction, MemoryResult, PhaseMemor
 from edgeladder.core.orders import BaselineOrder
 from edgeladder.core.plan import Plan
 from edgeladder.core.records import from_json
-from edgeladder.jobs.attempt import Attempt
+from edgeladder.jobs.attempt import Attempt, Listener
 from edgeladder.jobs.interrupts import Interrupts
 from edgeladder.jobs.machine_baseline import baseline_path, remembered_baseline
 from edgeladder.jobs.worker_limit import open_worker_limit
@@ -96,31 +96,54 @@ class InferenceSupervisor:
     def answer(self) -> tuple[Result, MemoryResult]:
         """Run workers until one is done."""
         request, phase = self._request, PHASE_OF[self._request.command]
-        budget_bytes = self._enforced
-        if not baseline_path().is_file():
-            self._measure_machine()
-        order = InferenceOrder(
-            request=request,
-            budget_bytes=budget_bytes,
-            # rounded up, so that the smallest budget named is right for the next process as well
-            supervisor_bytes=_ROUND_BYTES * math.ceil(meter.private(os.getpid()) / _ROUND_BYTES),
-        )
+        order = self.order()
         causes: list[str] = []
         while True:
-            attempt, found = self._attempt(phase, order)
+            attempt, found = self.attempt(phase, order)
             if found is not None:
                 result = from_json(RESULT_OF[request.command], found, where=f"the {phase} worker")
-                return result, self._memory(attempt.plan, phase)
+                return result, self.memory(attempt.plan, phase)
             causes.append(attempt.cause)
-            plan = attempt.plan or self._plan(phase, order)
-            sizes = order.sizes or plan.phases[phase]
-            order = replace(order, sizes=policy.shrink(plan, phase, sizes))
+            order = self.shrunk(order, phase, attempt)
             self.record({"kind": "restart", "phase": phase, "cause": attempt.cause})
             if len(causes) > request.restarts:
-                raise self._gave_up(attempt, causes)
+                raise self.gave_up(attempt, causes)
 
-    def _attempt(self, phase: str, order: Order) -> tuple[Attempt, Any]:
+    def order(self, reserve_bytes: int = 0) -> InferenceOrder:
+        """What the first worker is told, once this machine is measured.
+
+        Args:
+            reserve_bytes: that this process may yet take, or another beside the worker.
+        """
+        if not baseline_path().is_file():
+            self._measure_machine()
+        own = meter.private(os.getpid()) + reserve_bytes
+        return InferenceOrder(
+            request=self._request,
+            budget_bytes=self._enforced,
+            # rounded up, so that the smallest budget named is right for the next process as well
+            supervisor_bytes=_ROUND_BYTES * math.ceil(own / _ROUND_BYTES),
+        )
+
+    def shrunk(self, order: InferenceOrder, phase: str, attempt: Attempt) -> InferenceOrder:
+        """What the next worker is told after memory ran out in one.
+
+        Raises:
+            BudgetError: nothing fits.
+        """
+        plan = attempt.plan or self._plan(phase, order)
+        sizes = order.sizes or plan.phases[phase]
+        return replace(order, sizes=policy.shrink(plan, phase, sizes))
+
+    def attempt(
+        self, phase: str, order: Order, listener: Listener | None = None
+    ) -> tuple[Attempt, Any]:
         """One worker's life; what it found, None where it shall be started again.
+
+        Args:
+            phase: the worker's.
+            order: its first line.
+            listener: who talks with a worker that stays.
 
         Raises:
             Interrupted: told to stop.
@@ -131,7 +154,7 @@ class InferenceSupervisor:
         limit = open_worker_limit(self._request.limit, self._enforced, baseline)
         self._layer = limit.layer if self._enforced else self._layer
         try:
-            attempt = Attempt(self, phase, order, limit)
+            attempt = Attempt(self, phase, order, limit, listener)
             outcome, found = attempt.run(0)
         finally:
             limit.close()
@@ -151,25 +174,28 @@ class InferenceSupervisor:
         """
         self._enforced = 0
         try:
-            attempt, _ = self._attempt(phase, replace(order, only_plan=True))
+            attempt, _ = self.attempt(phase, replace(order, only_plan=True))
         finally:
             self._enforced = order.budget_bytes
             self.measured.pop(phase, None)
         if attempt.plan is None:
-            raise self._gave_up(attempt, [attempt.cause])
+            raise self.gave_up(attempt, [attempt.cause])
         return attempt.plan
 
     def _measure_machine(self) -> None:
         """Once per machine, before anything of the budget is spent."""
         self._enforced, budget_bytes = 0, self._enforced
         try:
-            self._attempt("baseline", BaselineOrder())
+            self.attempt("baseline", BaselineOrder())
         finally:
             self._enforced = budget_bytes
 
-    def _memory(self, plan: Plan | None, phase: str) -> MemoryResult:
+    def memory(self, plan: Plan | None, phase: str) -> MemoryResult:
+        """Planned against measured peak."""
         planned = plan.phases[phase].planned_peak_bytes if plan is not None else 0
-        peaks = PhaseMemory(planned_peak_bytes=planned, measured_peak_bytes=self.measured[phase])
+        peaks = PhaseMemory(
+            planned_peak_bytes=planned, measured_peak_bytes=self.measured.get(phase, 0)
+        )
         return MemoryResult(
             budget_bytes=self._enforced,
             enforcement=self._layer,
@@ -177,7 +203,8 @@ class InferenceSupervisor:
             actions=self.actions,
         )
 
-    def _gave_up(self, attempt: Attempt, causes: list[str]) -> BudgetError:
+    def gave_up(self, attempt: Attempt, causes: list[str]) -> BudgetError:
+        """The error of workers that ran out of memory again and again."""
         peak = attempt.sampled_peak_bytes
         return BudgetError(
             f"{self._request.command} ran out of memory {len(causes)} times within a budget of "

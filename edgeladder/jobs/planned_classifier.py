@@ -1,4 +1,4 @@
-"""What the workers of predict, evaluate and deploy share: open the run, plan, classify, obey."""
+"""What the workers of predict, evaluate, deploy and serve share: open, plan, classify, obey."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _UNHASHED = (
 )
 
 
-class _LeaveError(Exception):
-    """An order to leave: raised between two batches."""
+class LeaveError(Exception):
+    """An order to leave: raised between two batches, or while none is asked for."""
 
     def __init__(self, outcome: Outcome):
         super().__init__()
@@ -52,19 +52,26 @@ def with_classifier(
     if order.only_plan:
         return "done", None
     sizes = _sizes(order.sizes or plan.phases[PHASE_OF[request.command]])
-
-    def obey(samples: float) -> None:
-        for told in control.take():
-            if told == "trim":
-                trim_heap()
-            elif told in ("stop", "restart"):
-                raise _LeaveError("stop" if told == "stop" else "restart")
-
     try:
-        with Classifier(run, sizes, threads=request.threads, on_batch=obey) as classifier:
+        with Classifier(
+            run, sizes, threads=request.threads, on_batch=lambda samples: obey(control)
+        ) as classifier:
             return "done", work(classifier)
-    except _LeaveError as leave:
+    except LeaveError as leave:
         return leave.outcome, None
+
+
+def obey(control: Control) -> None:
+    """Do what was ordered since the last time.
+
+    Raises:
+        LeaveError: to stop, or to be started again.
+    """
+    for told in control.take():
+        if told == "trim":
+            trim_heap()
+        elif told in ("stop", "restart"):
+            raise LeaveError("stop" if told == "stop" else "restart")
 
 
 def decide(order: InferenceOrder, run: OpenedRun) -> Plan:

@@ -35,6 +35,7 @@ _PHASES = {
     "evaluate_pictures": "edgeladder.jobs.evaluate_pictures_phase:evaluate",
     "deploy": "edgeladder.jobs.deploy_phase:deploy",
     "judge": "edgeladder.jobs.judge_phase:judge",
+    "serve": "edgeladder.jobs.serve_phase:serve",
 }
 # these save what they have when they are told to stop, their supervisor's end included
 _NOTHING_TO_SAVE = _PHASES.keys() - {"train", "precompute"}

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tools.check_lock import LOCK, ROOT, dependencies, problems
+from tools.check_lock import CAMERA, LOCK, ROOT, dependencies, problems
 
 PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 TEXT = LOCK.read_text(encoding="utf-8")
@@ -15,8 +15,13 @@ TEXT = LOCK.read_text(encoding="utf-8")
 def test_the_list_is_what_the_project_asks_for() -> None:
     assert problems(TEXT, PROJECT) == []
     names = {requirement.name for requirement in dependencies(PROJECT)}
-    assert {"numpy", "onnxruntime", "pydantic", "cryptography"} <= names
+    assert {"numpy", "onnxruntime", "pydantic", "cryptography", "starlette", "uvicorn"} <= names
     assert not re.search(r"://|--(extra-)?index-url|--find-links|--trusted-host", TEXT)
+
+
+def test_the_cameras_list_is_what_the_extra_asks_for() -> None:
+    assert problems(CAMERA.read_text(encoding="utf-8"), PROJECT, CAMERA) == []
+    assert [requirement.name for requirement in dependencies(PROJECT, CAMERA)] == ["av"]
 
 
 @pytest.mark.parametrize(
