@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,6 +11,12 @@ from edgeladder.cli import options
 from edgeladder.cli.output import Answer, table
 from edgeladder.core.records import to_json
 
+if TYPE_CHECKING:
+    from edgeladder.core.config import Profile
+
+Fits = Annotated[
+    Path | None, typer.Option("--bundle", help="Say which fit this bundle (nano: what ships).")
+]
 Name = Annotated[str, typer.Argument(help="A shipped name, or a YAML file of yours.")]
 Names = Annotated[list[str] | None, typer.Argument(help="Names or YAML files. [all shipped]")]
 
@@ -25,14 +32,10 @@ def register(app: typer.Typer) -> None:
 
 def _group(kind: Any) -> typer.Typer:
     group = typer.Typer(rich_markup_mode=None)
-
-    @group.callback(invoke_without_command=True)
-    def default(context: typer.Context, as_json: options.Json = False) -> Answer | None:
-        return listing(kind) if context.invoked_subcommand is None else None
-
-    @group.command("list", help=f"All shipped {kind}.")
-    def list_all(as_json: options.Json = False) -> Answer:
-        return listing(kind)
+    if kind == "profiles":
+        _list_profiles(group)
+    else:
+        _list_plainly(group, kind)
 
     @group.command("show", help=f"Every value of one of the {kind}, defaults included.")
     def show(name: Name, as_json: options.Json = False) -> Answer:
@@ -45,19 +48,63 @@ def _group(kind: Any) -> typer.Typer:
     return group
 
 
+def _list_plainly(group: typer.Typer, kind: Any) -> None:
+    @group.callback(invoke_without_command=True)
+    def default(context: typer.Context, as_json: options.Json = False) -> Answer | None:
+        return listing(kind) if context.invoked_subcommand is None else None
+
+    @group.command("list", help=f"All shipped {kind}.")
+    def list_all(as_json: options.Json = False) -> Answer:
+        return listing(kind)
+
+
+def _list_profiles(group: typer.Typer) -> None:
+    @group.callback(invoke_without_command=True)
+    def default(
+        context: typer.Context, bundle: Fits = None, as_json: options.Json = False
+    ) -> Answer | None:
+        return listing("profiles", bundle) if context.invoked_subcommand is None else None
+
+    @group.command("list", help="All shipped profiles, and which of them fit a bundle.")
+    def list_all(bundle: Fits = None, as_json: options.Json = False) -> Answer:
+        return listing("profiles", bundle)
+
+
 def _load(kind: str, name: str) -> Any:
     from edgeladder.core import yaml_config
 
     return yaml_config.load_device(name) if kind == "devices" else yaml_config.load_profile(name)
 
 
-def listing(kind: Any) -> Answer:
-    """The shipped names with their summaries."""
+def listing(kind: Any, bundle: Path | None = None) -> Answer:
+    """The shipped names with their summaries; with a bundle, whether each can be trained on it."""
     from edgeladder.core.yaml_config import library
 
-    items = [{"name": name, "summary": _load(kind, name).summary} for name in library(kind)]
-    rows = [[item["name"], item["summary"]] for item in items]
-    return Answer({kind: items}, lambda: table(["name", "summary"], rows))
+    exported = None if bundle is None else _exported(bundle)
+    items, rows = [], []
+    for name in library(kind):
+        loaded = _load(kind, name)
+        item = {"name": name, "summary": loaded.summary}
+        if exported is not None:
+            from edgeladder.core.profile_fit import fitted, misfit
+
+            found = misfit(fitted(loaded, exported), exported, name)
+            item |= {"fits": found is None, "reason": found.reason if found else None}
+        items.append(item)
+        fits = [] if exported is None else ["yes" if item["fits"] else "no"]
+        rows.append([name, *fits, item["summary"]])
+    header = ["name", *([] if exported is None else ["fits"]), "summary"]
+    return Answer({kind: items}, lambda: table(header, rows))
+
+
+def _exported(bundle: Path) -> Profile:
+    """The profile that a bundle was exported with."""
+    from edgeladder.core.bundle import Bundle
+    from edgeladder.core.shipped import named_bundle
+
+    found = named_bundle(bundle)
+    options.require(bundle=found)
+    return Bundle.open(found, verify=False).manifest.profile
 
 
 def showing(kind: str, name: str) -> Answer:

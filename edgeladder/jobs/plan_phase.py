@@ -28,7 +28,7 @@ from edgeladder.core.job import Condensation, Counts, Job, PlanOrder
 from edgeladder.core.made_here import device_secret
 from edgeladder.core.orders import Outcome
 from edgeladder.core.plan import Plan
-from edgeladder.core.prompt_kinds import KINDS
+from edgeladder.core.profile_fit import fitted, require_fit
 from edgeladder.core.records import to_json
 from edgeladder.core.request import TrainRequest
 from edgeladder.core.run_config import Environment, RunConfig, read_config, write_config
@@ -213,43 +213,16 @@ def _condense(
 
 
 def _profile(request: TrainRequest, bundle: Bundle) -> Profile:
+    """What is asked for, as this bundle takes it.
+
+    Raises:
+        ConfigError: it asks for another ladder than the exported one.
+    """
     exported = bundle.manifest.profile
-    profile = load_profile(request.profile) if request.profile else exported
+    profile = fitted(load_profile(request.profile), exported) if request.profile else exported
     profile = override(profile, request.overrides)
-    wanted, given = to_json(profile.ladder), to_json(exported.ladder)
-    exported_prompts = exported.ladder.prompts
-    if profile.ladder.prompts.keep is not None and exported_prompts.keep is None:
-        raise ConfigError(
-            "this bundle's prompts cannot be condensed: its ladder has no masks"
-            if KINDS[exported_prompts.kind].condense
-            else "this bundle's ladder has no prompts to condense",
-            where=f"bundle {bundle.folder} (profile {exported.name!r})",
-            remedy="export it with masks: `edgeladder export --profile condensation`, or any "
-            "profile with --set ladder.prompts.keep=1, and train on that",
-        )
-    if profile.ladder.prompts.dropout is not None and exported_prompts.dropout is None:
-        raise ConfigError(
-            "this bundle's ladder has no input for prompt dropout",
-            where=f"bundle {bundle.folder} (profile {exported.name!r})",
-            remedy="export it with --set ladder.prompts.dropout=0.1, or leave the key alone",
-        )
-    for values in (wanted, given):
-        # what the device does: how much to keep, given masks, what the prompts begin as, and how
-        # much of them a step leaves out
-        values["prompts"] |= {
-            "initialize": None,
-            "keep": values["prompts"]["keep"] is not None,
-            "dropout": values["prompts"]["dropout"] is not None,
-        }
-    differing = [f"ladder.{key}" for key in given if wanted[key] != given[key]]
-    if differing:
-        name = request.profile or exported.name
-        raise ConfigError(
-            f"{', '.join(differing)} of profile {name!r} differ from the exported ladder's",
-            where=f"bundle {bundle.folder} (profile {exported.name!r})",
-            remedy=f"the ladder is fixed at export: `edgeladder export --profile {name}` "
-            "on the host, or leave these keys alone",
-        )
+    where = f"bundle {bundle.folder} (profile {exported.name!r})"
+    require_fit(profile, exported, request.profile or exported.name, where=where)
     return profile
 
 

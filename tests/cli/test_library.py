@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from edgeladder.cli.app import main
 from edgeladder.core.records import to_json
@@ -41,6 +42,32 @@ def test_show_gives_every_key_and_can_be_read_back(capfd, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(json.dumps(shown))
     assert load_profile(str(path)) == load_profile("default")
+
+
+def test_profiles_say_which_fit_a_bundle(capfd):
+    listed = answer(capfd, "profiles", "list", "--bundle", "nano")["profiles"]
+    fits = {item["name"]: item["fits"] for item in listed}
+    # heads alone train nothing by steps, so they fit whatever ladder there is
+    assert fits["nano"] and fits["kernel"] and fits["gda"] and fits["proker"]
+    assert not fits["lst"]
+    assert next(item for item in listed if item["name"] == "lst")["reason"]
+    assert main(["profiles", "--bundle", "nano"]) == 0
+    assert "fits" in capfd.readouterr().out.splitlines()[0]
+
+
+@pytest.mark.parametrize("name", ["kernel", "gda", "proker"])
+def test_a_head_alone_is_planned_on_the_shipped_bundle(capfd, tmp_path, name, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for place in ("one", "two"):
+        (tmp_path / "data" / place).mkdir(parents=True)
+        for number in range(2):
+            picture = tmp_path / "data" / place / f"{number}.png"
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(picture)
+    given = ["plan", "--bundle", "nano", "--profile", name, "--budget", "1GB"]
+    assert answer(capfd, *given)["fits"]
+    # what is asked for by name is still refused
+    refused = answer(capfd, *given, "--set", "ladder.width=8", code=2)["error"]
+    assert "ladder.width" in refused["message"]
 
 
 def test_an_unknown_name_gets_the_nearest_one(capfd):
