@@ -19,33 +19,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from edgeladder.budget.cgroup_files import number as _number
+from edgeladder.budget.cgroup_files import own_paths as _own_paths
+from edgeladder.budget.cgroup_files import read as _read
+from edgeladder.budget.cgroup_files import write as _write
 from edgeladder.core.errors import ConfigError
 
 LAYERS = ("cgroup2", "cgroup1", "systemd-run", "rlimit")
 _PREFIX = "edgeladder-"
 _PAGE = 4096
 _PEAK_FILES = {"cgroup1": "memory.max_usage_in_bytes", "cgroup2": "memory.peak"}
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="ascii", errors="replace") as stream:
-            return stream.read().strip()
-    except OSError:
-        return ""
-
-
-def _write(path: str, text: str) -> bool:
-    try:
-        with open(path, "w", encoding="ascii") as stream:
-            stream.write(text)
-    except OSError:
-        return False
-    return True
-
-
-def _number(text: str) -> int | None:
-    return int(text) if text.isdigit() else None
 
 
 @dataclass
@@ -167,17 +150,6 @@ def open_limit(
     if wanted != "auto":
         raise ConfigError(f"no {wanted} limit here", where=notes[0], remedy="ask for auto instead")
     return MemoryLimit("none", notes=notes)
-
-
-def _own_paths(proc: str) -> dict[str, str]:
-    """This process's cgroup per controller; the unified hierarchy has the empty name."""
-    paths = {}
-    for line in _read(f"{proc}/self/cgroup").splitlines():
-        _, _, rest = line.partition(":")
-        names, _, path = rest.partition(":")
-        for name in names.split(","):
-            paths[name] = path
-    return paths
 
 
 def _remove_stale(parent: str) -> None:

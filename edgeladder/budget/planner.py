@@ -134,14 +134,22 @@ def check(plan: Plan) -> None:
     phase = max(plan.phases, key=lambda name: plan.phases[name].planned_peak_bytes)
     peak = plan.phases[phase].planned_peak_bytes
     least = math.ceil(plan.minimum_budget_bytes / _MB)
+    why = f": {plan.narrowed}" if plan.narrowed else ""
+    remedy = f"--budget {least}MB or more"
+    if why:
+        remedy += f", in a cgroup that leaves as much: raise its limit by {_missing(plan)} MB"
     raise BudgetError(
         f"{phase} needs {format_size(peak)} at its smallest, which fits no budget below "
-        f"{least} MB; the budget is {format_size(plan.budget_bytes)}",
+        f"{least} MB; the budget is {format_size(plan.budget_bytes)}{why}",
         where="plan",
-        remedy=f"--budget {least}MB or more"
+        remedy=remedy
         + (", or --set train.batch with a smaller number" if phase == "train" else ""),
         minimum_budget_bytes=plan.minimum_budget_bytes,
     )
+
+
+def _missing(plan: Plan) -> int:
+    return math.ceil((plan.minimum_budget_bytes - plan.budget_bytes) / _MB)
 
 
 def _choose(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from edgeladder.core.plan import PhasePlan, Plan
+from edgeladder.core.plan import PhasePlan, Plan, Surrounding
 
 # ---- shares of the budget: watch and limit
 # after Dask's worker memory manager (distributed.worker.memory)
@@ -67,6 +67,11 @@ FEWEST_HEAD_PICTURES = 2  # of every class: with one, leaving out says nothing
 def default_budget(device_bytes: int | None, available_bytes: int) -> int:
     """The budget where none was given: the device's own, else a share of what is available."""
     return device_bytes or int(DEFAULT_BUDGET_SHARE * available_bytes)
+
+
+def within(budget_bytes: int, surrounding: Surrounding | None) -> int:
+    """A budget, or what the surrounding cgroup leaves where that is less."""
+    return min(budget_bytes, surrounding.room_bytes) if surrounding else budget_bytes
 
 
 def wants_bare_supervisor(budget_bytes: int | None) -> bool:

@@ -228,6 +228,7 @@ def _planned(decided: Plan) -> str:
             table(["phase", "peak", "chunk", "batch", "group"], rows),
             f"{verdict} {format_size(decided.budget_bytes)}; "
             f"the smallest budget that fits is {format_size(decided.minimum_budget_bytes)}",
+            *([f"a larger budget is of no use: {decided.narrowed}"] if decided.narrowed else []),
         ]
     )
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from edgeladder.core.comparison import Judgements
-from edgeladder.core.plan import PhasePlan
+from edgeladder.core.plan import PhasePlan, Surrounding
 
 Command = Literal["predict", "evaluate", "deploy", "judge", "serve"]
 # the phase of each: `evaluate` alone is what a training does from its cache
@@ -55,6 +55,7 @@ class InferenceOrder:
     supervisor_bytes: int  # of the process that waits
     sizes: PhasePlan | None = None  # after memory ran out; None: as planned
     only_plan: bool = False  # refuse, or say what was decided: nothing runs
+    surrounding: Surrounding | None = None  # a cgroup with a limit around all this
 
 
 @dataclass(frozen=True, kw_only=True)

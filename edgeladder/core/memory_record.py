@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from edgeladder.core.plan import Surrounding
+
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseMemory:
@@ -33,3 +35,4 @@ class MemoryResult:
     enforcement: str | None  # layer of the kernel's limit; None: no phase ran under one
     phases: dict[str, PhaseMemory] = field(default_factory=dict)
     actions: list[MemoryAction] = field(default_factory=list)
+    surrounding: Surrounding | None = None  # a cgroup with a limit that all of it ran in

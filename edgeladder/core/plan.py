@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from edgeladder.core.sizes import format_size
+
 
 @dataclass(frozen=True)
 class MachineBaseline:
@@ -35,6 +37,20 @@ class MachineBaseline:
             TypeError: written by a version that measured something else.
         """
         return cls(**values)
+
+
+@dataclass(frozen=True)
+class Surrounding:
+    """A cgroup that this process was started in, and what it leaves."""
+
+    folder: str
+    limit_bytes: int
+    others_bytes: int  # of what else runs in it, page cache left out
+
+    @property
+    def room_bytes(self) -> int:
+        """What a budget can be in there."""
+        return max(1, self.limit_bytes - self.others_bytes)
 
 
 @dataclass(frozen=True)
@@ -97,6 +113,19 @@ class Plan:
     least: Mapping[str, int] = field(default_factory=dict)  # smallest peak of each phase
     head: str = "none"  # kind of the closed-form head that is fitted before the evaluation
     views: int = 0  # augmented ones of each training picture
+    surrounding: Surrounding | None = None  # a cgroup with a limit that all this runs in
+
+    @property
+    def narrowed(self) -> str:
+        """In words, what made the budget smaller than was asked for; empty where nothing did."""
+        around = self.surrounding
+        if around is None or self.budget_bytes < around.room_bytes:
+            return ""
+        return (
+            f"the surrounding cgroup {around.folder} is limited to "
+            f"{format_size(around.limit_bytes)}, of which what else runs in it takes "
+            f"{format_size(around.others_bytes)}"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The `plan` JSON of the design; `from_json` is its inverse."""
@@ -111,11 +140,12 @@ class Plan:
             "least": dict(self.least),
             "head": self.head,
             "views": self.views,
+            "surrounding": asdict(self.surrounding) if self.surrounding else None,
         }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Plan:
-        """A plan from `to_json`'s values; those of older versions lack the last three.
+        """A plan from `to_json`'s values; those of older versions lack the last four.
 
         Raises:
             KeyError, TypeError: not a plan.
@@ -131,4 +161,5 @@ class Plan:
             least=values.get("least", {}),
             head=values.get("head", "none"),
             views=values.get("views", 0),
+            surrounding=Surrounding(**told) if (told := values.get("surrounding")) else None,
         )

@@ -10,7 +10,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from edgeladder.core.plan import MachineBaseline
+from edgeladder.core.plan import MachineBaseline, Surrounding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,7 @@ class TrainRequest:
     baseline: MachineBaseline | None = None  # of this machine, filled in by the supervisor
     bare: bool = False  # whether to plan for a bare supervisor, though this process is larger
     supervisor_bytes: int = 0  # memory of the process that waits, filled in by the supervisor
+    surrounding: Surrounding | None = None  # a cgroup with a limit around it, likewise
 
     @property
     def folder(self) -> str:
@@ -61,4 +62,6 @@ class TrainRequest:
         told = {key: value for key, value in values.items() if key in known}
         if isinstance(told.get("baseline"), dict):
             told["baseline"] = MachineBaseline.from_json(told["baseline"])
+        if isinstance(told.get("surrounding"), dict):
+            told["surrounding"] = Surrounding(**told["surrounding"])
         return cls(**told)

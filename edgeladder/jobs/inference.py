@@ -13,12 +13,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from edgeladder.budget import kernel_marks, meter, policy
+from edgeladder.budget.surroundings import surrounding
 from edgeladder.core.errors import BudgetError, Interrupted
 from edgeladder.core.inference import PHASE_OF, RESULT_OF, InferenceOrder, InferenceRequest
 from edgeladder.core.inference import InferenceResult as Result
 from edgeladder.core.memory_record import MemoryAction, MemoryResult, PhaseMemory
 from edgeladder.core.orders import BaselineOrder
-from edgeladder.core.plan import Plan
+from edgeladder.core.plan import Plan, Surrounding
 from edgeladder.core.records import from_json
 from edgeladder.jobs.attempt import Attempt, Listener
 from edgeladder.jobs.interrupts import Interrupts
@@ -76,7 +77,8 @@ class InferenceSupervisor:
         self.gpu_before = kernel_marks.gpu_bytes()
         self._interrupts = interrupts
         self._layer: str | None = None
-        self._request = _resolved(request)
+        self._surrounding = surrounding(meter.private(os.getpid()))
+        self._request = _resolved(request, self._surrounding)
         self._enforced = self._request.budget_bytes or 0
 
     @property
@@ -121,6 +123,7 @@ class InferenceSupervisor:
         return InferenceOrder(
             request=self._request,
             budget_bytes=self._enforced,
+            surrounding=self._surrounding,
             # rounded up, so that the smallest budget named is right for the next process as well
             supervisor_bytes=_ROUND_BYTES * math.ceil(own / _ROUND_BYTES),
         )
@@ -201,6 +204,7 @@ class InferenceSupervisor:
             enforcement=self._layer,
             phases={self._request.command: peaks},
             actions=self.actions,
+            surrounding=self._surrounding,
         )
 
     def gave_up(self, attempt: Attempt, causes: list[str]) -> BudgetError:
@@ -222,8 +226,8 @@ def _named(command: str, progress: Progress | None) -> Progress:
     return lambda phase, *event: progress(command, *event)
 
 
-def _resolved(request: InferenceRequest) -> InferenceRequest:
-    """The request with its budget and, where a device is named, that one's cores."""
+def _resolved(request: InferenceRequest, around: Surrounding | None) -> InferenceRequest:
+    """The request with the budget that it can have and, where a device is named, its cores."""
     device = None
     if request.device is not None:
         from edgeladder.core.yaml_config import load_device  # 20 MB, which then count
@@ -236,4 +240,4 @@ def _resolved(request: InferenceRequest) -> InferenceRequest:
     threads = request.threads
     if threads is None and device is not None:
         threads = min(device.cores, len(os.sched_getaffinity(0)))
-    return replace(request, budget_bytes=budget_bytes, threads=threads)
+    return replace(request, budget_bytes=policy.within(budget_bytes, around), threads=threads)

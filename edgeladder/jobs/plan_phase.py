@@ -133,7 +133,7 @@ def _job(
     condense = _condense(request, profile, steps, steps_per_epoch)
     return Job(
         request=request,
-        budget_bytes=request.budget_bytes,
+        budget_bytes=decided.budget_bytes,
         seed=request.seed,
         threads=request.threads,
         engine=engine,
@@ -165,6 +165,7 @@ def _resume(request: TrainRequest, run: RunDirectory) -> tuple[TrainRequest, Run
             limit=request.limit,
             restarts=request.restarts,
             supervisor_bytes=request.supervisor_bytes,
+            surrounding=request.surrounding,
         ),
         config,
     )
@@ -197,6 +198,7 @@ def _condensing(request: TrainRequest, run: RunDirectory) -> TrainRequest:
         restarts=request.restarts,
         baseline=request.baseline,
         supervisor_bytes=request.supervisor_bytes,
+        surrounding=request.surrounding,
         resume=False,
     )
 
@@ -268,7 +270,7 @@ def _decide(
         decided = plan(
             workload,
             baseline,
-            request.budget_bytes,
+            policy.within(request.budget_bytes, request.surrounding),
             supervisor_bytes=request.supervisor_bytes,
             asked=Asked(mode=request.mode, chunk=request.chunk),
             planning_bytes=request.supervisor_bytes
@@ -277,6 +279,7 @@ def _decide(
                 policy.BASELINE_WORKER_BYTES + baseline.worker_bytes,
             ),
         )
+        decided = replace(decided, surrounding=request.surrounding)
         if decided.fits:
             return decided, name
     assert decided is not None

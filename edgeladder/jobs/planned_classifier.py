@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -100,6 +101,7 @@ def decide(order: InferenceOrder, run: OpenedRun) -> Plan:
         supervisor_bytes=order.supervisor_bytes,
         planning_bytes=order.supervisor_bytes + kernel_marks.high_water(os.getpid()),
     )
+    plan = replace(plan, surrounding=order.surrounding)
     check(plan)
     return plan
 

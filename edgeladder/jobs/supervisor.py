@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 from edgeladder.budget import kernel_marks, meter, policy
 from edgeladder.budget.limits import MemoryLimit
+from edgeladder.budget.surroundings import surrounding
 from edgeladder.core import disk, errors
 from edgeladder.core.errors import BudgetError, EdgeLadderError, Interrupted
 from edgeladder.core.files import write_json
@@ -36,7 +37,7 @@ from edgeladder.core.job import (
 from edgeladder.core.memory_record import MemoryAction, MemoryResult, PhaseMemory
 from edgeladder.core.orders import BaselineOrder, FreeOrder
 from edgeladder.core.ownership import require_ours
-from edgeladder.core.plan import MachineBaseline, PhasePlan, Plan
+from edgeladder.core.plan import MachineBaseline, PhasePlan, Plan, Surrounding
 from edgeladder.core.records import from_json, to_json
 from edgeladder.core.request import TrainRequest
 from edgeladder.core.result import CacheUse, RunResult, Seconds, Throughput
@@ -121,6 +122,7 @@ class Supervisor:
         self.metrics: MetricsLog | None = None
         self.measured: dict[str, int] = {}
         self.layer: str | None = None
+        self.surrounding: Surrounding | None = None  # known once a worker has planned
         self.actions: list[MemoryAction] = []
         self._interrupts = Interrupts()
         self.gpu_before = kernel_marks.gpu_bytes()
@@ -164,6 +166,8 @@ class Supervisor:
         self.record(
             {"kind": "start", "budget_bytes": self.budget_bytes, "plan": job.plan.to_json()}
         )
+        if self.surrounding is not None:
+            self.record({"kind": "surrounding", **to_json(self.surrounding)})
         filled = self.phase("precompute", job, PrecomputeResult)
         trained = self.phase("train", job, TrainResult)
         evaluated = self.phase("evaluate", job, EvaluateResult)
@@ -253,6 +257,7 @@ class Supervisor:
             enforcement=self.layer,
             phases=phases,
             actions=self.actions,
+            surrounding=self.surrounding,
         )
 
     def record(self, values: dict[str, Any]) -> None:
@@ -265,7 +270,13 @@ class Supervisor:
         baseline = from_json(MachineBaseline, measured, where="the baseline worker")
         own = meter.private(os.getpid())
         bare = baseline.supervisor_bytes if self.request.bare else own
-        return replace(self.request, baseline=baseline, supervisor_bytes=min(own, bare))
+        self.surrounding = surrounding(meter.private(os.getpid()))
+        return replace(
+            self.request,
+            baseline=baseline,
+            supervisor_bytes=min(own, bare),
+            surrounding=self.surrounding,
+        )
 
     def _forget_run(self) -> None:
         """A request that was refused leaves no folder behind."""

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from edgeladder.budget import meter
 from edgeladder.core.errors import BudgetError, ConfigError, IntegrityError
+from edgeladder.core.plan import Surrounding
 from edgeladder.core.records import to_json
 from edgeladder.core.request import TrainRequest
 from edgeladder.jobs import supervisor
@@ -142,6 +143,30 @@ def test_a_budget_too_small_is_refused_with_the_smallest_that_fits(ask):
     planned = supervisor.plan(ask(budget_bytes=40 * MB))
     assert not planned.fits and abs(planned.minimum_budget_bytes - least) <= 5 * MB
     assert supervisor.plan(ask(budget_bytes=planned.minimum_budget_bytes + 10 * MB)).fits
+
+
+def test_a_surrounding_cgroup_smaller_than_the_budget_is_respected_and_said(ask, monkeypatch):
+    """The plan, the record of the run and the answer: all name it."""
+    least = supervisor.plan(ask()).minimum_budget_bytes
+    around = Surrounding("/sys/fs/cgroup/box", least + 30 * MB, 10 * MB)
+    monkeypatch.setattr(supervisor, "surrounding", lambda own_bytes: around)
+    request = ask("inside", budget_bytes=4_000 * MB)
+    decided = supervisor.plan(request)
+    assert decided.budget_bytes == least + 20 * MB and decided.surrounding == around
+    result = supervisor.train(request)
+    assert result.memory.budget_bytes == least + 20 * MB
+    assert result.memory.surrounding == around
+    (record,) = (
+        record
+        for record in read_metrics(Path(request.run) / "metrics.jsonl")
+        if record["kind"] == "surrounding"
+    )
+    assert record["limit_bytes"] == around.limit_bytes and record["others_bytes"] == 10 * MB
+    monkeypatch.setattr(
+        supervisor, "surrounding", lambda own_bytes: Surrounding("/sys/fs/cgroup/box", 40 * MB, 0)
+    )
+    with pytest.raises(BudgetError, match="/sys/fs/cgroup/box is limited to 40 MB"):
+        supervisor.train(ask("beside", budget_bytes=4_000 * MB))
 
 
 def cached(folder):
