@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from edgeladder.budget.policy import DEMO_BYTES
+from edgeladder.core.command_line import command
 from edgeladder.core.errors import IntegrityError
 from edgeladder.core.ownership import require_ours
+from edgeladder.core.progress import QUIET, Progress
 from edgeladder.core.records import to_json
 from edgeladder.core.shipped import DEMO_PICTURES, NANO_BUNDLE
 from edgeladder.core.sizes import format_size
@@ -30,14 +31,14 @@ def run_demo(
     *,
     out: Path | None = None,
     budget_bytes: int | None = None,
-    progress: Callable[..., None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[dict[str, Any], str]:
     """Plan, precompute, train, evaluate and report on what ships with the package.
 
     Args:
         out: folder of the run; a new one below `runs/` without it. Its cache lies inside.
         budget_bytes: of the whole process tree; 160 MB without it.
-        progress: told (phase, done, total, note).
+        progress: told of phases and of evidence.
 
     Returns:
         The `train` JSON with `report` and `seconds`, and the same for a person.
@@ -61,7 +62,8 @@ def run_demo(
     budget_bytes = DEMO_BYTES if budget_bytes is None else budget_bytes
     run = out or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
     require_ours(run, "run")
-    print(f"{_WHAT}\nbudget {format_size(budget_bytes)}, run {run}\n", file=sys.stderr)
+    if progress is None or progress.level > QUIET:
+        print(f"{_WHAT}\nbudget {format_size(budget_bytes)}, run {run}\n", file=sys.stderr)
     started = time.monotonic()
     values = to_json(
         supervisor.train(
@@ -74,6 +76,7 @@ def run_demo(
                 shots=SHOTS,
             ),
             progress,
+            progress.evidence if progress is not None else None,
         )
     )
     from edgeladder.report import write_report  # only now: what it imports counts as well
@@ -85,47 +88,39 @@ def run_demo(
 
 def say(values: dict[str, Any]) -> str:
     """What a run of the demo showed, for a terminal."""
-    from rich.console import Console
-
-    console = Console(width=88, highlight=False, force_terminal=sys.stdout.isatty())
-    with console.capture() as captured:
-        _screen(console, values)
-    return captured.get().rstrip()
-
-
-def _screen(console: Any, values: dict[str, Any]) -> None:
     accuracy, memory = values["accuracy"], values["memory"]
-    console.print(f"\n[bold]Accuracy[/bold] on held-out pictures ({accuracy['split']})")
-    for label, share, colour in (
-        ("zero-shot, from names alone", accuracy["zero_shot"], "blue"),
-        (f"tuned, {SHOTS} pictures a class", accuracy["tuned"], "green"),
+    lines = [f"Accuracy on held-out pictures ({accuracy['split']})"]
+    for label, share in (
+        ("zero-shot, from names alone", accuracy["zero_shot"]),
+        (f"tuned, {SHOTS} pictures a class", accuracy["tuned"]),
     ):
-        console.print(f"  {label:<30}{_bar(share, colour)} [bold]{100 * share:5.1f} %[/bold]")
+        lines.append(f"  {label:<30}{_bar(share)} {100 * share:5.1f} %")
     budget = memory["budget_bytes"]
-    console.print(f"\n[bold]Memory[/bold], peak of the whole process tree, budget {_size(budget)}")
+    lines += ["", f"Memory, peak of the whole process tree, budget {_size(budget)}"]
     for name, phase in memory["phases"].items():
         peak = phase.get("measured_peak_bytes")
         if peak is not None:
-            inside = peak <= budget
-            bar = _bar(min(1.0, peak / budget), "green" if inside else "red")
             planned = _size(phase.get("planned_peak_bytes"))
-            console.print(f"  {name:<30}{bar} [bold]{_size(peak):>8}[/bold]  planned {planned}")
-    console.print(
-        f"\n{values['steps']} steps, {values['seconds']} s in all, engine {values['engine']}, "
-        f"budget held by: {memory['enforcement']}"
-    )
-    console.print(f"[bold]Report[/bold]  {values['report']}", soft_wrap=True)
-    console.print(
-        "\n[bold]Next[/bold]  your own pictures, one folder a class:\n"
-        f"  edgeladder train --bundle nano --data PICTURES --budget 160MB\n"
-        f"  edgeladder predict --run {values['run']} PICTURE.jpg",
-        soft_wrap=True,
+            bar = _bar(min(1.0, peak / budget))
+            lines.append(f"  {name:<30}{bar} {_size(peak):>8}  planned {planned}")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{values['steps']} steps, {values['seconds']} s in all, engine {values['engine']}, "
+            f"budget held by: {memory['enforcement']}",
+            f"Report  {values['report']}",
+            "",
+            "Next  your own pictures, one folder a class:",
+            "  edgeladder train --bundle nano --data PICTURES --budget 160MB",
+            f"  {command('predict', '--run', values['run'])} PICTURE.jpg",
+        ]
     )
 
 
-def _bar(share: float, colour: str, width: int = 28) -> str:
+def _bar(share: float, width: int = 28) -> str:
     full = round(share * width)
-    return f"[{colour}]{'━' * full}[/{colour}][dim]{'─' * (width - full)}[/dim]"
+    return "━" * full + "─" * (width - full)
 
 
 def _size(size_bytes: float | None) -> str:

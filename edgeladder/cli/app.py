@@ -27,10 +27,13 @@ from edgeladder.cli import (
     service_commands,
     signing_commands,
     train_commands,
+    verbosity,
 )
+from edgeladder.cli.command import App
 from edgeladder.cli.output import Answer, Output
 from edgeladder.core.errors import BudgetError, ConfigError, EdgeLadderError
 from edgeladder.core.failures import known_failure
+from edgeladder.core.progress import NORMAL, VERBOSE
 
 _ClickException: type = typer.BadParameter.__mro__[2]  # typer may carry its own copy of click
 _EXTRAS = {  # optional package -> the extra that brings it
@@ -50,12 +53,12 @@ _EXTRAS = {  # optional package -> the extra that brings it
     "watchdog": "serve",
 }
 
-app = typer.Typer(
+app = App(
     name="edgeladder",
     help="Adapt a frozen CLIP to a place, on the device, inside a memory budget.",
     epilog="Each command has --help, and --json for exactly one JSON object on stdout.",
     cls=lazy.LazyGroup,
-    add_completion=False,
+    add_completion=True,
     rich_markup_mode=None,  # plain help: rich would cost half of the start-up time
     pretty_exceptions_enable=False,
 )
@@ -106,6 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in given
+    verbosity.set_level(NORMAL)  # until the command says otherwise
     try:
         return _main(given, as_json)
     except train_commands.StepAside as aside:  # stdout is itself again
@@ -135,7 +139,7 @@ def _main(given: list[str], as_json: bool) -> int:
 
 def explain(error: BaseException) -> tuple[EdgeLadderError | None, int]:
     """What to tell the user about an exception, and the exit code; None: nothing to tell."""
-    if os.environ.get("EDGELADDER_TRACEBACK") == "1":
+    if os.environ.get("EDGELADDER_TRACEBACK") == "1" or verbosity.level() >= VERBOSE:
         traceback.print_exception(error)
     if isinstance(error, EdgeLadderError):
         return error, error.exit_code
@@ -182,8 +186,8 @@ def _unexpected(error: BaseException) -> EdgeLadderError:
     kind = type(error).__name__
     return EdgeLadderError(
         f"unexpected {kind}: {error}" if str(error) else f"unexpected {kind}",
-        remedy="run it again with EDGELADDER_TRACEBACK=1 in the environment to see where it "
-        "happened, and report that",
+        remedy="run it again with -v (or EDGELADDER_TRACEBACK=1 in the environment) to see where "
+        "it happened, and report that",
     )
 
 

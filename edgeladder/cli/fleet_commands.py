@@ -11,6 +11,7 @@ import typer
 
 from edgeladder.cli import fleet_job_commands, fleet_round_commands
 from edgeladder.cli import options as common
+from edgeladder.cli.command import App
 from edgeladder.cli.fleet_options import Patience, answer, open_fleet
 from edgeladder.cli.gathered import gathered
 from edgeladder.cli.output import Answer
@@ -19,7 +20,7 @@ from edgeladder.fleet import box_checks, console, host_pool, install, push, trus
 from edgeladder.fleet.outcomes import FleetOutcome, HostResult, failed
 from edgeladder.fleet.remote_jobs import Waiting
 
-app = typer.Typer(
+app = App(
     help="Many boxes over SSH: push, train, watch, pull, aggregate.",
     no_args_is_help=True,
     add_completion=False,

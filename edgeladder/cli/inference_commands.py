@@ -79,7 +79,8 @@ def predict(
     """Labels and probabilities for pictures."""
     place = _place(run, bundle, device, budget)
     asked = {"paths": [str(path) for path in paths], "top": top, "classes": classes}
-    values = _answer("predict", {**place, **asked})
+    with Progress() as progress:
+        values = _answer("predict", {**place, **asked}, progress)
     return Answer(values, lambda: _predicted(values))
 
 
@@ -125,7 +126,11 @@ def _answer(
     from edgeladder.core.records import to_json
     from edgeladder.jobs.inference import run_inference
 
-    result, memory = run_inference(InferenceRequest(command=command, **told), progress)
+    result, memory = run_inference(
+        InferenceRequest(command=command, **told),
+        progress,
+        progress.evidence if progress is not None else None,
+    )
     return {**to_json(result), "memory": to_json(memory)}
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeladder.cli import options
+from edgeladder.cli.command import App
 from edgeladder.cli.output import Answer, table
 from edgeladder.core.records import to_json
 
@@ -31,7 +32,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _group(kind: Any) -> typer.Typer:
-    group = typer.Typer(rich_markup_mode=None)
+    group = App(rich_markup_mode=None)
     if kind == "profiles":
         _list_profiles(group)
     else:

@@ -64,7 +64,7 @@ def condense(
         **given,
     )
     with Progress() as progress:
-        result = supervisor.train(request, progress)
+        result = supervisor.train(request, progress, progress.evidence)
     from edgeladder.report import write_report  # only now: what it imports counts as well
 
     page = write_report(Path(result.run))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeladder.cli import options
+from edgeladder.cli.command import App
 from edgeladder.cli.output import Answer
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def register(app: typer.Typer) -> None:
         ("bundle", "Sign and verify a bundle; make a publisher's key.", (keygen, sign, verify)),
         ("adapter", "Sign and verify a run's adapter.", (sign_adapter, verify_adapter)),
     ):
-        group = typer.Typer(help=summary, no_args_is_help=True)
+        group = App(help=summary, no_args_is_help=True)
         for command in commands:
             group.command(command.__name__.removesuffix("_adapter"))(command)
         app.add_typer(group, name=name)

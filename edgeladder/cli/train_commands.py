@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from edgeladder.budget.policy import wants_bare_supervisor
-from edgeladder.cli import options
+from edgeladder.cli import options, verbosity
 from edgeladder.cli.gathered import gathered
 from edgeladder.cli.output import Answer, table
 from edgeladder.cli.progress import Progress
 from edgeladder.core.config import MOST_VIEWS
 from edgeladder.core.errors import BudgetError, ConfigError
+from edgeladder.core.progress import NORMAL
 from edgeladder.core.records import to_json
 from edgeladder.core.sizes import format_size
 
@@ -94,7 +95,7 @@ def precompute(
     place = _found(place)
     request = _request(place, views=views, cache_dtype=dtype)
     with Progress() as progress:
-        filled, memory = supervisor.precompute(request, progress)
+        filled, memory = supervisor.precompute(request, progress, progress.evidence)
     return Answer(
         {**to_json(filled), "memory": to_json(memory)},
         lambda: (
@@ -151,7 +152,7 @@ def train(
     if may_step_aside and _small(request):
         raise StepAside(request)
     with Progress() as progress:
-        result = supervisor.train(request, progress)
+        result = supervisor.train(request, progress, progress.evidence)
     return finished(result)
 
 
@@ -167,7 +168,7 @@ class StepAside(Exception):  # noqa: N818 - not an error
         from edgeladder.jobs import supervisor
 
         then = ["-m", "edgeladder.cli.finish", *(["--json"] if as_json else [])]
-        supervisor.become(self.request, as_json=as_json, then=then)
+        supervisor.become(self.request, as_json=as_json, then=then, level=verbosity.level())
 
 
 def _small(request: TrainRequest) -> bool:
@@ -192,7 +193,8 @@ def _found(place: Place) -> Place:
     """The place with the bundle that is meant; refuses while it or the pictures are missing."""
     bundle = options.shipped_or(place.bundle)
     options.require(bundle=bundle, pictures=place.data)
-    if bundle != place.bundle and place.bundle is options.BUNDLE:
+    nobody_named_it = bundle != place.bundle and place.bundle is options.BUNDLE
+    if nobody_named_it and verbosity.level() >= NORMAL:
         typer.echo(
             "no ./bundle here: nano is taken, which ships (--bundle names another)", err=True
         )

@@ -10,34 +10,19 @@ from typing import Any
 from edgeladder.core.errors import BudgetError
 from edgeladder.core.failures import known_failure
 from edgeladder.core.printable import one_line, printable
+from edgeladder.core.progress import NORMAL, Progress
 from edgeladder.core.records import from_json, to_json
 from edgeladder.core.request import TrainRequest
 from edgeladder.jobs import supervisor
 
-_TENTH = 10
 
-
-class _Lines:
-    """Progress as a plain line now and then, on stderr."""
-
-    def __init__(self) -> None:
-        self._said: tuple[str, int, str] = ("", -1, "")
-
-    def __call__(self, phase: str, done: int = 0, total: int | None = None, note: str = "") -> None:
-        part = _TENTH * done // total if total else -1
-        waits = note if not total else ""  # for a lock: all that is said before anything is counted
-        if (phase, part, waits) != self._said:
-            self._said = (phase, part, waits)
-            line = f"{phase} {done}/{total}" if total else phase
-            print(f"{line}: {one_line(waits)}" if waits else line, file=sys.stderr, flush=True)
-
-
-def _answer(command: str, request: TrainRequest) -> Any:
+def _answer(command: str, request: TrainRequest, level: int) -> Any:
     """The JSON values of a command's answer."""
-    if command == "precompute":
-        filled, memory = supervisor.precompute(request, _Lines())
-        return {**to_json(filled), "memory": to_json(memory)}
-    return to_json(supervisor.train(request, _Lines()))
+    with Progress(level) as progress:
+        if command == "precompute":
+            filled, memory = supervisor.precompute(request, progress, progress.evidence)
+            return {**to_json(filled), "memory": to_json(memory)}
+        return to_json(supervisor.train(request, progress, progress.evidence))
 
 
 def main() -> int:
@@ -45,7 +30,7 @@ def main() -> int:
     values = json.loads(sys.argv[1])
     request = from_json(TrainRequest, values["request"], where="the command line")
     try:
-        result = _answer(values.get("command", "train"), request)
+        result = _answer(values.get("command", "train"), request, values.get("level", NORMAL))
     except Exception as failure:
         error = known_failure(failure)
         if error is None:

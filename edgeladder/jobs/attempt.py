@@ -30,6 +30,7 @@ from edgeladder.core.memory_record import MemoryAction
 from edgeladder.core.records import to_json
 from edgeladder.jobs.child import Child
 from edgeladder.jobs.control import RESTART_CODE
+from edgeladder.jobs.memory_series import MemorySeries
 
 if TYPE_CHECKING:
     from edgeladder.budget.limits import MemoryLimit
@@ -42,6 +43,7 @@ _WATCH_SHARE = 20  # waits at least so many times as long as a measurement took:
 _EXACT_SECONDS, _EXACT_BYTES = 0.25, 1_000_000  # an exact measurement holds so long, or so far
 _SURROUNDINGS_SECONDS = 0.5  # between two looks at the rest of the machine
 _STOP_GRACE_SECONDS = 60.0  # for a checkpoint after an order to leave
+_TELL_SECONDS = 0.5  # between two words about memory, where no work was told of
 
 
 # of what memory pressure leaves nothing smaller to do than to start again
@@ -60,7 +62,7 @@ class Watcher(Protocol):
     """Who an attempt is made for: asked what holds, told what happens."""
 
     run: RunDirectory | None
-    progress: Callable[..., None]  # (phase, done, total, note)
+    progress: Callable[..., None]  # (phase, done, total, note, used_bytes, budget_bytes)
     measured: dict[str, int]  # highest peak of each phase
     actions: list[MemoryAction]
     gpu_before: int | None
@@ -129,6 +131,9 @@ class Attempt:
         self._exact_at = 0.0
         self._killed_for = ""
         self._held: str | None = None  # at which of the kernel's counters a process was killed
+        self._series = MemorySeries()
+        self._told = Progress(step=0)
+        self._told_at = 0.0
 
     def run(self, expected_bytes: int) -> tuple[str, Any]:
         """Watch until the worker ends: `done` with its result, `again`, or `stop`."""
@@ -166,6 +171,8 @@ class Attempt:
             if not confirmed:
                 confirmed = self._confirm()
             now = time.monotonic()
+            self._series.add(now, used)
+            self._tell(used, budget, now, any(isinstance(event, Progress) for event in events))
             if supervisor.interrupted and not self._told_stop_at:
                 self._told_stop_at = now
                 child.order("stop")
@@ -253,8 +260,16 @@ class Attempt:
         elif isinstance(event, ChunkChanged):
             self.chunk = event.chunk
         elif isinstance(event, Progress):
-            self.last_step = event.step
-            self.supervisor.progress(self.phase, event.step, event.steps, event.note)
+            self.last_step, self._told = event.step, event
+
+    def _tell(self, used_bytes: int, budget_bytes: int, now: float, news: bool) -> None:
+        """Say how far the work is and what memory it takes: at news, and now and then."""
+        if not news and now - self._told_at < _TELL_SECONDS:
+            return
+        self._told_at = now
+        told = self._told
+        note = told.note or (f"loss {told.loss:.4g}" if told.loss is not None else "")
+        self.supervisor.progress(self.phase, told.step, told.steps, note, used_bytes, budget_bytes)
 
     def reached(self) -> str:
         """What ended this life, in words: which counter, and how much by it.
@@ -277,6 +292,8 @@ class Attempt:
         peak = max(self._peak, self.child.high_water + own)
         measured = self.supervisor.measured
         measured[self.phase] = max(measured.get(self.phase, 0), peak)
+        budget = self.supervisor.enforced_bytes(self.phase)
+        self._tell(peak, budget, time.monotonic(), True)  # what the samples missed
         self.supervisor.record(
             {
                 "kind": "phase",
@@ -287,6 +304,7 @@ class Attempt:
                 "supervisor_bytes": own,
                 "limit_peak_bytes": self.limit.peak_bytes(),
                 "limit_kills": self.limit.kills(),
+                "memory": self._series.to_json(),
             }
         )
 

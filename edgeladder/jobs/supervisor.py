@@ -24,6 +24,7 @@ from edgeladder.budget import kernel_marks, meter, policy
 from edgeladder.budget.limits import MemoryLimit
 from edgeladder.budget.surroundings import surrounding
 from edgeladder.core import disk, errors
+from edgeladder.core.command_line import resume_command
 from edgeladder.core.errors import BudgetError, EdgeLadderError, Interrupted
 from edgeladder.core.files import write_json
 from edgeladder.core.job import (
@@ -38,6 +39,7 @@ from edgeladder.core.memory_record import MemoryAction, MemoryResult, PhaseMemor
 from edgeladder.core.orders import BaselineOrder, FreeOrder
 from edgeladder.core.ownership import require_ours
 from edgeladder.core.plan import MachineBaseline, PhasePlan, Plan, Surrounding
+from edgeladder.core.progress import NORMAL
 from edgeladder.core.records import from_json, to_json
 from edgeladder.core.request import TrainRequest
 from edgeladder.core.result import CacheUse, RunResult, Seconds, Throughput
@@ -50,12 +52,20 @@ from edgeladder.jobs.worker_limit import open_worker_limit
 if TYPE_CHECKING:
     from edgeladder.core.orders import Order
 
-Progress = Callable[..., None]  # (phase, done, total, note)
+Progress = Callable[..., None]  # (phase, done, total, note, used_bytes, budget_bytes)
+Record = Callable[[dict[str, Any]], None]
 Result = TypeVar("Result")
 
 
-def train(request: TrainRequest, progress: Progress | None = None) -> RunResult:
+def train(
+    request: TrainRequest, progress: Progress | None = None, record: Record | None = None
+) -> RunResult:
     """Plan, precompute what is missing, train, evaluate.
+
+    Args:
+        request: what to do.
+        progress: told (phase, done, total, note, used_bytes, budget_bytes).
+        record: given each line of evidence: limits, memory actions, restarts, peaks.
 
     Raises:
         ConfigError, DataError, IntegrityError: before anything heavy starts.
@@ -63,21 +73,21 @@ def train(request: TrainRequest, progress: Progress | None = None) -> RunResult:
         Interrupted: SIGINT or SIGTERM came; a checkpoint was written.
         StorageError: the disk is full; checkpoints and cache so far are kept.
     """
-    with Supervisor(request, progress) as supervisor:
+    with Supervisor(request, progress, record) as supervisor:
         return supervisor.train()
 
 
 def precompute(
-    request: TrainRequest, progress: Progress | None = None
+    request: TrainRequest, progress: Progress | None = None, record: Record | None = None
 ) -> tuple[PrecomputeResult, MemoryResult]:
-    """Plan, then fill the cache."""
-    with Supervisor(request, progress, keep_run=False) as supervisor:
+    """Plan, then fill the cache; arguments as `train`'s."""
+    with Supervisor(request, progress, record, keep_run=False) as supervisor:
         return supervisor.precompute()
 
 
 def plan(request: TrainRequest) -> Plan:
     """What `train` would do. Never a BudgetError."""
-    with Supervisor(request, None, keep_run=False) as supervisor:
+    with Supervisor(request, keep_run=False) as supervisor:
         return supervisor.plan()
 
 
@@ -86,6 +96,7 @@ def become(
     *,
     as_json: bool = False,
     then: Sequence[str] = (),
+    level: int = NORMAL,
 ) -> NoReturn:
     """Replace this process by a bare supervisor, so that a large caller does not count.
 
@@ -96,10 +107,11 @@ def become(
         as_json: whether errors and the result are printed as JSON.
         then: arguments of a Python process that takes over after a training that succeeded, in
             place of printing; the run's folder is added to them.
+        level: how much it says on stderr, of `core.progress`.
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    told = {"json": as_json, "request": to_json(request), "then": list(then)}
+    told = {"json": as_json, "request": to_json(request), "then": list(then), "level": level}
     values = json.dumps(told)
     arguments = [sys.executable, "-m", "edgeladder.jobs", values]
     os.execve(sys.executable, arguments, with_package(os.environ))
@@ -108,9 +120,17 @@ def become(
 class Supervisor:
     """Runs phases for one request; holds the run's lock, its log and the signal handlers."""
 
-    def __init__(self, request: TrainRequest, progress: Progress | None, *, keep_run: bool = True):
+    def __init__(
+        self,
+        request: TrainRequest,
+        progress: Progress | None = None,
+        record: Record | None = None,
+        *,
+        keep_run: bool = True,
+    ):
         self.request = request
         self.progress = progress or (lambda *event: None)
+        self._evidence: Record = record or (lambda values: None)
         self.run: RunDirectory | None = None
         if keep_run:
             if request.resume and not request.run:
@@ -261,7 +281,8 @@ class Supervisor:
         )
 
     def record(self, values: dict[str, Any]) -> None:
-        """Append to metrics.jsonl, where the run has one."""
+        """Append to metrics.jsonl, where the run has one, and tell who listens."""
+        self._evidence(values)
         if self.metrics is not None:
             self.metrics(values)
 
@@ -323,13 +344,7 @@ class Supervisor:
             if outcome == "done":
                 return result
             if outcome == "stop":
-                raise Interrupted(
-                    f"stopped during {name}; all work so far is saved",
-                    where=self.request.run,
-                    remedy=f"continue with --resume {self.request.run}"
-                    if self.run is not None
-                    else "run the same command again",
-                )
+                raise self._stopped(name)
             causes.append(attempt.cause)
             if not isinstance(order, (PhaseOrder, FreeOrder)):
                 pass  # sizes of its own choice
@@ -343,6 +358,16 @@ class Supervisor:
             self._record_restart(name, order, attempt, len(causes))
             if len(causes) > self.request.restarts:
                 raise self._gave_up(name, causes, attempt)
+
+    def _stopped(self, name: str) -> Interrupted:
+        if self.run is not None and self.run.started():
+            return Interrupted(
+                f"stopped during {name}; all work so far is saved",
+                where=self.request.run,
+                remedy=f"go on with: {resume_command(self.request.folder)}",
+            )
+        saved = "all work so far is saved" if name == "precompute" else "nothing was begun"
+        return Interrupted(f"stopped during {name}; {saved}", remedy="run the same command again")
 
     def _blames(self, picture: str, suspects: list[str]) -> bool:
         """Whether the same picture was being decoded when workers ended, often enough."""

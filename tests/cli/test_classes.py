@@ -25,7 +25,9 @@ def answered(monkeypatch: pytest.MonkeyPatch) -> Answered:
     """Requests as the worker would get them, each answered among a trained and two new names."""
     requests: Answered = []
 
-    def run(request: InferenceRequest, progress: object) -> tuple[Predictions, MemoryResult]:
+    def run(
+        request: InferenceRequest, progress: object, record: object
+    ) -> tuple[Predictions, MemoryResult]:
         requests.append(request)
         found = Prediction(path="a.png", labels=[Label(label="gnu", probability=0.9)])
         asked = AskedClasses(count=3, new=["gnu", "yak"], head="none")

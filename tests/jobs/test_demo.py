@@ -42,7 +42,7 @@ def test_the_demo_learns_inside_its_budget(tmp_path: Path):
 
 
 def test_a_package_without_its_model_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(demo, "_HERE", tmp_path)
+    monkeypatch.setattr(demo, "NANO_BUNDLE", tmp_path)
     with pytest.raises(IntegrityError, match="came without manifest.json"):
         demo.run_demo(out=tmp_path / "run")
 

@@ -121,7 +121,8 @@ def test_resumed_after_sigterm_and_kill_nine_equals_uninterrupted(ask, tmp_path)
     output, _ = process.communicate()
     if process.returncode:  # a machine fast enough may have been done
         assert process.returncode == 130
-        assert "--resume" in json.loads(output)["error"]["remedy"]
+        remedy = json.loads(output)["error"]["remedy"]
+        assert remedy == f"go on with: edgeladder train --resume {cut.run}"
         resumed = {**to_json(cut), "resume": True, "bundle": "", "data": ""}
         told = json.dumps({"json": True, "request": resumed})
         process = start_and_wait(told, "step")
