@@ -1,6 +1,7 @@
 """What every command has: `-q` and `-v`, options in groups, and an example in its `--help`.
 
-Commands are registered on an `App` in place of typer's own class and need nothing else for it.
+Commands are registered on an `App` in place of typer's own class and need nothing else for it. An
+example stands in `cli.examples`, or at the end of a command's docstring after "Example: ".
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ GROUPS = {
 }
 _GROUP_OF = {name: group for group, names in GROUPS.items() for name in names.split()}
 _OTHER = "Options"
+_EXAMPLE = "Example: "  # in a docstring
 
 
 class Command(TyperCommand):
@@ -66,12 +68,16 @@ class Command(TyperCommand):
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Write the example."""
-        example = EXAMPLES.get(" ".join(ctx.command_path.split()[1:]))
-        if example:
+        examples = self.examples(" ".join(ctx.command_path.split()[1:]))
+        if examples:
             with formatter.section("Example"):
-                for line in example.splitlines():
+                for line in examples:
                     formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
-        super().format_epilog(ctx, formatter)
+
+    def examples(self, words: str) -> list[str]:
+        """Command lines that show the command of these words at work."""
+        text = EXAMPLES.get(words) or self.epilog or ""
+        return [" ".join(line.split()) for line in text.split("; ") if line]
 
 
 class App(typer.Typer):
@@ -80,10 +86,13 @@ class App(typer.Typer):
     def command(self, name: str | None = None, **more: Any) -> Callable[..., Any]:
         """Register a command; see `typer.Typer.command`."""
         more.setdefault("cls", Command)
-        register = super().command(name, **more)
+        register = super().command
 
         def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-            register(_with_verbosity(function))
+            text, _, example = (function.__doc__ or "").partition(_EXAMPLE)
+            told = _with_verbosity(function)
+            told.__doc__ = text
+            register(name, **{"epilog": example.strip(), **more})(told)
             return function
 
         return decorate

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from edgeladder.cli import options
+from edgeladder.cli.command import App
 from edgeladder.cli.output import Answer, table
 from edgeladder.cli.progress import Progress
 from edgeladder.core.errors import ConfigError
@@ -23,7 +24,7 @@ _PART = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
-    group = typer.Typer(rich_markup_mode=None)
+    group = App(rich_markup_mode=None)
     group.callback(invoke_without_command=True)(runs)
     for name, command in (("pin", pin), ("unpin", unpin), ("remove", remove)):
         group.command(name)(command)
