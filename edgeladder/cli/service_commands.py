@@ -1,4 +1,4 @@
-"""`edgeladder serve`: a trained run that stays on duty."""
+"""`edgeladder serve` and `watch`: a trained run that stays on duty."""
 
 from __future__ import annotations
 
@@ -16,14 +16,19 @@ from edgeladder.core.errors import ConfigError
 from edgeladder.core.printable import one_line
 
 if TYPE_CHECKING:
+    from edgeladder.core.inference import InferenceRequest
     from edgeladder.serve.settings import Address
 
+PrintUnit = Annotated[
+    bool, typer.Option("--print-unit", help="Print a systemd unit of this command and end.")
+]
 _TOKEN = "EDGELADDER_TOKEN"  # a command line is seen by all who may list processes
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
-    app.command()(serve)
+    for command in (serve, watch):
+        app.command()(command)
 
 
 def serve(
@@ -59,23 +64,25 @@ def serve(
     classes: Classes = None,
     device: options.Device = None,
     budget: options.Budget = None,
+    print_unit: PrintUnit = False,
     as_json: options.Json = False,
 ) -> Answer:
     """Answer pictures over HTTP until told to stop: a page for phones, JSON for programs."""
-    from edgeladder.core.inference import InferenceRequest
     from edgeladder.core.records import to_json
     from edgeladder.core.sizes import parse_size
     from edgeladder.serve import server
     from edgeladder.serve.settings import Address, Limits
 
-    request = InferenceRequest(
-        command="serve",
-        run=str(options.newest_run(run)),
-        bundle=None if bundle is None else str(bundle),
-        classes=classes,
-        device=device,
-        budget_bytes=options.budget_bytes(budget),
-    )
+    request = _request(run, bundle, classes, device, budget)
+    if print_unit:
+        words = [*_words(request), "--host", host, "--port", str(port), "--max-body", max_body]
+        words += ["--waiting", str(waiting)]
+        for option, path in (("--certificate", certificate), ("--key", key)):
+            words += [] if path is None else [option, os.path.abspath(path)]
+        words += [word for item in name or () for word in ("--name", item)]
+        writes = [] if token_file is None else [Path(os.path.abspath(token_file)).parent]
+        words += [] if token_file is None else ["--token-file", os.path.abspath(token_file)]
+        return _unit("answers pictures over HTTP", ["serve", *words], request, writes, network=True)
     address = Address(
         host=host,
         port=port,
@@ -87,6 +94,125 @@ def serve(
     served = server.serve(request, address, limits, _token(address, token_file), _say)
     values = to_json(served)
     return Answer(values, lambda: _told(values))
+
+
+def watch(
+    folder: Annotated[Path, typer.Argument(help="Where pictures arrive; folders in it too.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="Answers: a .csv or .jsonl file that lines are added to.")
+    ] = Path("answers.csv"),
+    run: options.Run = None,
+    bundle: RunBundle = None,
+    sort_into: Annotated[
+        Path | None, typer.Option("--sort-into", help="Move pictures into class folders below it.")
+    ] = None,
+    ask: Annotated[
+        Path | None,
+        typer.Option("--ask", help="Move pictures of no known class here, for a person."),
+    ] = None,
+    set_aside: Annotated[
+        Path | None, typer.Option("--set-aside", help="Move what cannot be read here.")
+    ] = None,
+    copy: Annotated[bool, typer.Option("--copy", help="Copy instead of moving.")] = False,
+    top: Annotated[int, typer.Option("--top", min=1, help="Labels a picture, in .jsonl.")] = 1,
+    poll: Annotated[
+        float | None,
+        typer.Option("--poll", min=0.1, help="Seconds between looks, where the kernel is silent."),
+    ] = None,
+    settle: Annotated[
+        float, typer.Option("--settle", min=0, help="Seconds a file must not have changed.")
+    ] = 1.0,
+    once: Annotated[
+        bool, typer.Option("--once", help="End when all that is there is labelled.")
+    ] = False,
+    classes: Classes = None,
+    device: options.Device = None,
+    budget: options.Budget = None,
+    print_unit: PrintUnit = False,
+    as_json: options.Json = False,
+) -> Answer:
+    """Label pictures as they arrive in a folder, until told to stop."""
+    from edgeladder.core.records import to_json
+    from edgeladder.serve.placing import Places
+    from edgeladder.serve.watch import WatchRequest
+    from edgeladder.serve.watch import watch as run_watch
+
+    request = _request(run, bundle, classes, device, budget, top=top)
+    if print_unit:
+        paths = {"--out": out, "--sort-into": sort_into, "--ask": ask, "--set-aside": set_aside}
+        given = {option: os.path.abspath(path) for option, path in paths.items() if path}
+        words = [os.path.abspath(folder), *_words(request), "--settle", f"{settle:g}"]
+        words += ["--top", str(top), *(word for pair in given.items() for word in pair)]
+        words += ["--copy"] if copy else []
+        words += [] if poll is None else ["--poll", f"{poll:g}"]
+        writes = [Path(os.path.abspath(folder)), Path(given.pop("--out")).parent]
+        writes += [Path(path) for path in given.values()]
+        about = f"labels pictures that arrive in {os.path.abspath(folder)}"
+        return _unit(about, ["watch", *words], request, writes)
+    asked = WatchRequest(
+        folder=folder,
+        out=out,
+        places=Places(sort_into=sort_into, ask=ask, set_aside=set_aside, copy=copy),
+        poll_seconds=poll,
+        settle_seconds=settle,
+        once=once,
+    )
+    values = to_json(run_watch(asked, request, _say))
+    return Answer(values, lambda: _watched(values))
+
+
+def _request(
+    run: Path | None,
+    bundle: Path | None,
+    classes: str | None,
+    device: str | None,
+    budget: str | None,
+    **more: Any,
+) -> InferenceRequest:
+    from edgeladder.core.inference import InferenceRequest
+
+    return InferenceRequest(
+        command="serve",
+        run=str(options.newest_run(run)),
+        bundle=None if bundle is None else str(bundle),
+        classes=classes,
+        device=device,
+        budget_bytes=options.budget_bytes(budget),
+        **more,
+    )
+
+
+def _words(request: InferenceRequest) -> list[str]:
+    """The options that say which run within what, by whole paths."""
+    words = ["--run", os.path.abspath(request.run), "--budget", str(request.budget_bytes)]
+    words += [] if request.bundle is None else ["--bundle", os.path.abspath(request.bundle)]
+    words += [] if request.classes is None else ["--classes", request.classes]
+    return words + ([] if request.device is None else ["--device", request.device])
+
+
+def _unit(
+    about: str,
+    words: list[str],
+    request: InferenceRequest,
+    writes: list[Path],
+    *,
+    network: bool = False,
+) -> Answer:
+    """Raises ConfigError where no budget is given, which the unit is to hold it to."""
+    from edgeladder.serve.unit import Unit
+
+    if request.budget_bytes is None:
+        raise ConfigError("a unit needs a budget", remedy="add --budget, such as 400MB")
+    unit = Unit(
+        about=f"EdgeLadder {about}",
+        words=words,
+        budget_bytes=request.budget_bytes,
+        writes=list(dict.fromkeys(writes)),
+        reads=[Path(os.path.abspath(request.run))],
+        network=network,
+    )
+    text = unit.text()
+    return Answer({"unit": text}, text.rstrip("\n"))
 
 
 def _token(address: Address, file: Path | None) -> str | None:
@@ -115,6 +241,13 @@ def _token(address: Address, file: Path | None) -> str | None:
 
 def _say(line: str) -> None:
     print(one_line(line), file=sys.stderr, flush=True)
+
+
+def _watched(values: dict[str, Any]) -> str:
+    return (
+        f"{values['pictures']} pictures labelled, {values['unreadable']} of them unreadable, "
+        f"{values['unknown']} of no known class"
+    )
 
 
 def _told(values: dict[str, Any]) -> str:

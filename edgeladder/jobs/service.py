@@ -151,6 +151,16 @@ class Service:
             self._send_next()
             return asked.future
 
+    @property
+    def top(self) -> int:
+        """Labels a picture, as the request has them."""
+        return self._request.top
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether `start` has returned."""
+        return self._ready is not None
+
     def use(self) -> ServiceUse:
         """How it stands now."""
         attempt = self._attempt

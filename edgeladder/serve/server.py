@@ -8,8 +8,6 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import FrameType
-from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -21,6 +19,7 @@ from edgeladder.jobs.service import Service
 from edgeladder.serve.application import Application
 from edgeladder.serve.doors import Doors
 from edgeladder.serve.settings import Address, Limits
+from edgeladder.serve.signals import Signals
 from edgeladder.serve.working_folder import working_folder
 
 RESERVE_BYTES = 16_000_000  # of the budget: what connections and uploads hold at their most
@@ -62,7 +61,7 @@ def serve(
     listener = bind(address)
     with contextlib.ExitStack() as stack:
         stack.callback(listener.close)
-        signals = stack.enter_context(_Signals())
+        signals = stack.enter_context(Signals())
         folder = stack.enter_context(working_folder("serve"))
         service = Service(
             request,
@@ -80,8 +79,7 @@ def serve(
             log(f"listening on {url(listener, address)}")
             asyncio.run(server.serve(sockets=[listener]))
         service.close(limits.drain_seconds)
-        if signal.SIGINT in signals.came:
-            raise Interrupted("stopped", remedy="run the same command again")
+        signals.raise_interrupt()
         use = service.use()
         return Served(
             requests=application.metrics.totals(),
@@ -226,25 +224,3 @@ class _Protocol(H11Protocol):
         if self._is_between() and not self.transport.is_closing():
             self.transport.write(_LATE)
             self.transport.close()
-
-
-class _Signals:
-    """SIGINT and SIGTERM, noted and handed on instead of thrown."""
-
-    def __init__(self) -> None:
-        self.came: list[int] = []
-        self.then: Callable[[int], None] = lambda number: None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Signals:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._on_signal)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.came.append(number)
-        self.then(number)

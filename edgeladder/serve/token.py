@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hmac
-import os
 import secrets
 import stat
 from pathlib import Path
 
+from edgeladder.core import disk
 from edgeladder.core.errors import ConfigError
-from edgeladder.core.files import write_bytes
+from edgeladder.core.files import storage_errors
 
 _RANDOM_BYTES = 24  # 192 bits: no number of tries finds it
 _LEAST_CHARACTERS = 16
@@ -29,8 +29,8 @@ def token_from(path: Path) -> str:
         StorageError: it cannot be read or made.
     """
     if not path.exists():
-        write_bytes(path, (new_token() + "\n").encode())  # mode 0600, as all our temporary files
-        os.chmod(path, 0o600)
+        with storage_errors(path):
+            disk.write_new(path, (new_token() + "\n").encode(), 0o600)
     if stat.S_IMODE(path.stat().st_mode) & 0o077:
         raise ConfigError("others can read this token", where=str(path), remedy=f"chmod 600 {path}")
     return checked(path.read_text(encoding="utf-8", errors="replace").strip(), str(path))

@@ -24,6 +24,7 @@ from edgeladder.runtime.pictures.class_names import (
     readable,
     suggestion,
 )
+from edgeladder.runtime.pictures.extensions import EXTENSIONS
 from edgeladder.runtime.pictures.sources import (
     FileSource,
     FolderSource,
@@ -34,10 +35,6 @@ from edgeladder.runtime.pictures.sources import (
 from edgeladder.runtime.pictures.tables import SUFFIXES, encodable, read_rows
 
 SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
-EXTENSIONS = frozenset(
-    {".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp"}
-    | {".ppm", ".pgm", ".pbm", ".avif", ".jp2"}
-)
 TEST_SHARE = 0.25  # where no split folders say otherwise
 _MAKE_DATA = (
     "give a folder or .zip of class/picture, or a .csv/.jsonl of path and label, with --data"
