@@ -158,7 +158,8 @@ class Graph:
         return b"".join(self._blocks(self._contents(), {}, "edgeladder"))
 
     def _contents(self) -> _Contents:
-        fields = [encode(1, node) for node in self.nodes] + [encode(2, "edgeladder")]
+        nodes = _without_training_outputs(self.nodes, self.outputs)
+        fields = [encode(1, node) for node in nodes] + [encode(2, "edgeladder")]
         fields += [encode(11, value) for value in self.inputs]
         fields += [encode(12, value) for value in self.outputs]
         constants = []
@@ -196,6 +197,49 @@ class _Contents:
     def size(self) -> int:
         """Bytes of all of it."""
         return sum(map(len, self.fields)) + sum(len(h) + t.size for h, t in self.constants)
+
+
+def _without_training_outputs(nodes: Sequence[bytes], outputs: Sequence[bytes]) -> list[bytes]:
+    """Layer norms without the mean and deviation that no node reads.
+
+    Exporters write all three outputs; OpenVINO's reader refuses what is there for training only.
+    """
+    read = {text(value) for item in outputs for number, value in parse(item) if number == 1}
+    read = read.union(*map(_names_read, nodes))
+    found = []
+    for node in nodes:
+        fields = parse(node)
+        if (4, b"LayerNormalization") in fields:
+            given = [value for number, value in fields if number == 2]
+            while len(given) > 1 and text(given[-1]) not in read:
+                given.pop()
+            others = [field for field in fields if field[0] != 2]
+            node = message([*others, *((2, name) for name in given)])
+        found.append(node)
+    return found
+
+
+def _names_read(node: bytes) -> set[str]:
+    """Tensors that a NodeProto reads, those that its subgraphs read or give among them."""
+    names = set()
+    for number, value in parse(node):
+        if number == 1:
+            names.add(text(value))
+        elif number == 5 and isinstance(value, bytes):
+            for place, graph in parse(value):
+                if place in (6, 11) and isinstance(graph, bytes):
+                    names |= _graph_reads(graph)
+    return names
+
+
+def _graph_reads(graph: bytes) -> set[str]:
+    names: set[str] = set()
+    for number, value in parse(graph):
+        if number == 1 and isinstance(value, bytes):
+            names |= _names_read(value)
+        elif number == 12 and isinstance(value, bytes):
+            names |= {text(word) for place, word in parse(value) if place == 1}
+    return names
 
 
 def one_node_model(

@@ -2,8 +2,8 @@
 
 Where memory is ample the image tower is opened whole and kept open, its weights mapped from the
 bundle, and pictures pass through a few at a time; else they pass in groups, one segment in memory
-at a time. Class names pass through the text tower once, segment by segment. Which it is, is for
-the budget to say (`InferenceSizes`).
+at a time. Class names pass through the text tower once, segment by segment, on the CPU. Which it
+is, is for the budget to say (`InferenceSizes`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from edgeladder.core.bundle import Bundle
 from edgeladder.core.errors import ConfigError
 from edgeladder.core.files import read_json
 from edgeladder.core.inference import AskedClasses, Label
+from edgeladder.core.provider import ProviderChoice
 from edgeladder.runtime.adapter import Adapter, check_bundle, load_adapter
 from edgeladder.runtime.cache.layout import EMBEDDING, EMBEDDING_PRE, l2_normalize
 from edgeladder.runtime.class_encoder import encode_classes, grouped
@@ -51,6 +52,8 @@ class InferenceSizes:
     class_chunk: int = 64  # classes encoded by the ladder at a time
     max_pixels: int = EXACT_PIXELS  # of pictures decoded in full
     picture_bytes: int | None = None  # of memory for decoding one; None: no limit
+    provider: ProviderChoice = ProviderChoice()  # of the towers
+    gpu_limit_bytes: int | None = None  # that it may take on a GPU
 
     @property
     def at_once(self) -> int:
@@ -212,6 +215,8 @@ class Classifier:
             batch=self.sizes.batch,
             threads=self.threads,
             whole=self.sizes.whole,
+            provider=self.sizes.provider,
+            gpu_limit_bytes=self.sizes.gpu_limit_bytes,
         )
         self._tower = TowerRunner(self.bundle, "image", tower, Path(self._work.name))
 

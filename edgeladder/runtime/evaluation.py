@@ -157,7 +157,11 @@ def open_store(classifier: Classifier, folder: Any, dtype: str) -> ActivationCac
     if folder is None or not Path(folder).is_dir():
         return None
     return ActivationCache.open(
-        folder, classifier.bundle, "image", "int8" if dtype == "int8" else "fp16"
+        folder,
+        classifier.bundle,
+        "image",
+        "int8" if dtype == "int8" else "fp16",
+        arithmetic=classifier.sizes.provider.arithmetic,
     )
 
 

@@ -9,13 +9,15 @@ from typing import Any, Literal
 import numpy as np
 import onnxruntime
 
-from edgeladder.core.errors import IntegrityError
+from edgeladder.core.errors import ConfigError, IntegrityError
+from edgeladder.core.provider import PROVIDERS
+from edgeladder.runtime.accelerator_options import provider_options
 
 Arena = Literal["own", "shared"]
 """Where activations' memory is kept from one run to the next: by the session, until it closes, or
 in one heap of all sessions that ask for it."""
 
-PROVIDERS = ["CPUExecutionProvider"]
+CPU_PROVIDER = "CPUExecutionProvider"
 # int8 weights are multiplied as the graph says: dequantised, in float32. onnxruntime 1.20 and later
 # would quantise the activations too, wherever a product's weights are dequantised: no faster here,
 # 6e-3 off on nano's embeddings, and not the same on every processor
@@ -116,6 +118,54 @@ def open_segment(
         ) from error
 
 
+def open_accelerated(
+    path: Path,
+    provider: str,
+    *,
+    threads: int,
+    sizes: Mapping[str, int],
+    folder: Path,
+    memory_bytes: int | None,
+) -> onnxruntime.InferenceSession:
+    """A tower's session on a provider that is not the CPU's; nodes it has no kernel for stay there.
+
+    Args:
+        provider: by our name (`core.provider`).
+        threads: of what runs on the CPU's cores.
+        sizes: of dimensions that the file only names, so that engines are built for them.
+        folder: where engines are kept.
+        memory_bytes: that it may take on a GPU; None: no limit.
+
+    Raises:
+        ConfigError: it is not in this onnxruntime, or cannot run here or cannot run this tower.
+    """
+    options = _options(None)
+    _use_threads(options, threads, share=False)
+    for name, size in sizes.items():
+        options.add_free_dimension_override_by_name(name, size)
+    registered = PROVIDERS[provider].registered
+    asked = provider_options(provider, threads=threads, folder=folder, memory_bytes=memory_bytes)
+    remedy = f"`edgeladder doctor` says what {provider} needs; --provider cpu does without"
+    try:
+        session = _open(path, options, providers=asked)
+    except Exception as error:  # onnxruntime raises its own classes, none of them public
+        raise ConfigError(
+            f"{provider} cannot run this tower here: {_first_line(error)}",
+            where=str(path),
+            remedy=remedy,
+        ) from error
+    if registered not in session.get_providers():  # what cannot start is left out without an error
+        raise ConfigError(
+            f"{provider} does not start on this machine", where="onnxruntime", remedy=remedy
+        )
+    return session
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
+
+
 def open_plain(model: Path | bytes, threads: int = 0) -> onnxruntime.InferenceSession:
     """A session for anything else, with no heap that outlives a run.
 
@@ -161,13 +211,19 @@ def _open(
     model: Path | bytes,
     options: onnxruntime.SessionOptions,
     disabled_optimizers: Sequence[str] = (),
+    providers: Sequence[tuple[str, dict[str, str]]] = (),
 ) -> onnxruntime.InferenceSession:
-    """The one place where a session is made."""
+    """The one place where a session is made.
+
+    Args:
+        providers: asked before the CPU's, with their options.
+    """
     return onnxruntime.InferenceSession(
         model if isinstance(model, bytes) else str(model),
         options,
-        providers=PROVIDERS,
+        providers=[*providers, CPU_PROVIDER],
         disabled_optimizers=list(disabled_optimizers),
+        enable_fallback=0,  # without it a provider that fails is replaced, and nobody told
     )
 
 

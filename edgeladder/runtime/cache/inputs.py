@@ -121,7 +121,9 @@ class CacheReader:
         ladder = bundle.manifest.ladder
         self._groups = [group for group in ladder.groups if group.side == "image"]
         self._extra = list(ladder.image_inputs)
-        self._images = ActivationCache.open(cache_folder, bundle, "image", selection.dtype)
+        self._images = ActivationCache.open(
+            cache_folder, bundle, "image", selection.dtype, arithmetic=selection.arithmetic
+        )
         self._texts = ActivationCache.open(cache_folder, bundle, "text", selection.dtype)
         # damage on one side has the other looked through, so that one precompute heals both
         self._images.reader.companions = [self._texts.reader]

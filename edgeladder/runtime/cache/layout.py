@@ -57,7 +57,13 @@ class TapField:
 class Layout:
     """The fields of one side's samples."""
 
-    def __init__(self, bundle: Bundle, side: Side, dtype: TapDtype):
+    def __init__(self, bundle: Bundle, side: Side, dtype: TapDtype, arithmetic: str = ""):
+        """Lay out a sample.
+
+        Args:
+            arithmetic: of the provider that the tower runs on (`ProviderChoice`); empty: the
+                CPU's. What others compute differs in the last digits and is never mixed with it.
+        """
         tower = getattr(bundle.manifest, side)
         width = bundle.manifest.model.embedding_dim
         self.side = side
@@ -77,12 +83,14 @@ class Layout:
                 self.fields.append(group.scales)
         self.fields.append(Field(CHECKS, "uint32", (len(self.fields),)))
         self.sample_bytes = sum(field.sample_bytes for field in self.fields)
-        self.name = f"{side}-{self._digest(bundle.tower_key(side))[:16]}-{dtype}"
+        self.name = f"{side}-{self._digest(bundle.tower_key(side), arithmetic)[:16]}-{dtype}"
+        if arithmetic:
+            self.name += "-" + arithmetic.partition(" ")[0]
 
-    def _digest(self, tower_key: str) -> str:
-        """Of all that decides a sample's content: tower, cut, preprocessing, fields."""
+    def _digest(self, tower_key: str, arithmetic: str) -> str:
+        """Of all that decides a sample's content: tower, cut, preprocessing, fields, provider."""
         fields = [(field.name, field.dtype, field.shape) for field in self.fields]
-        parts = [_VERSION, tower_key, self.tap_names, fields]
+        parts = [_VERSION, tower_key, self.tap_names, fields, *([arithmetic] if arithmetic else [])]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def locate(self, taps: list[int]) -> tuple[TapField, list[int]]:

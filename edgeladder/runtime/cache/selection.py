@@ -19,6 +19,7 @@ from edgeladder.runtime.cache.layout import KEY_BYTES, TapDtype
 
 _TENSORS = ("train_keys", "train_labels", "test_keys", "test_labels", "text_keys")
 _TEXTS = ("classes", "class_names", "templates", "dtype", "skipped", "aliases")
+_LATER = {"arithmetic": ""}  # what selections of older versions lack
 
 
 @dataclass
@@ -36,6 +37,7 @@ class Selection:
     dtype: TapDtype = "fp16"  # of the stores the keys are found in
     skipped: list[dict[str, str]] = field(default_factory=list)  # path and reason
     aliases: list[list[str]] = field(default_factory=list)  # further names per class, if any
+    arithmetic: str = ""  # of the provider in whose store the pictures are; empty: the CPU's
 
     @property
     def views(self) -> int:
@@ -44,7 +46,7 @@ class Selection:
 
     def save(self, path: Path) -> None:
         """Write atomically. Raises StorageError."""
-        texts = {name: json.dumps(getattr(self, name)) for name in _TEXTS}
+        texts = {name: json.dumps(getattr(self, name)) for name in (*_TEXTS, *_LATER)}
         write_tensors(Path(path), {name: getattr(self, name) for name in _TENSORS}, texts)
 
     @classmethod
@@ -59,6 +61,8 @@ class Selection:
             if not stored.intact():
                 raise ValueError("its checksum is not the one it was written with")
             texts = {name: json.loads(stored.metadata[name]) for name in _TEXTS}
+            for name, value in _LATER.items():
+                texts[name] = json.loads(stored.metadata.get(name, json.dumps(value)))
             tensors: dict[str, Any] = {name: stored[name] for name in _TENSORS}
         except (IntegrityError, KeyError, TypeError, ValueError) as error:
             raise IntegrityError(

@@ -109,17 +109,19 @@ class ActivationCache:
         writable: bool = False,
         shard_bytes: int = SHARD_BYTES,
         tell: Tell | None = None,
+        arithmetic: str = "",
     ) -> ActivationCache:
         """Open the store of a bundle's tower below a cache folder, made if `writable`.
 
         Args:
             tell: told what is waited for, where another process is writing to it.
+            arithmetic: of the provider whose results it holds; empty: the CPU's.
 
         Raises:
             ConfigError: another process is writing to it, and goes on doing so.
             StorageError: the folder cannot be made.
         """
-        layout = Layout(bundle, side, dtype)
+        layout = Layout(bundle, side, dtype, arithmetic)
         store = Path(folder) / layout.name
         if writable:
             with storage_errors(store):

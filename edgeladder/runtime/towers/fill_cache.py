@@ -117,7 +117,8 @@ def precompute(
         text_keys = texts.run(class_prompts(dataset.names, templates), progress)
         between = time.perf_counter()
         guard = PictureGuard(sizes.max_pixels, sizes.picture_bytes, wanted.avoid, on_decode)
-        store = _store(bundle, folder, "image", dtype, progress)
+        provider = sizes.image.provider
+        store = _store(bundle, folder, "image", dtype, progress, provider.arithmetic)
         images = PictureRun(bundle, store, sizes.image, guard, workdir, on_group)
         pictures = [(picture, wanted.views) for picture in wanted.train]
         pictures += [(picture, 0) for picture in wanted.test]
@@ -126,6 +127,7 @@ def precompute(
     finally:
         remove_working_folder(workdir)
     selection = _selection(dataset, wanted, templates, text_keys, images.skipped, keys)
+    selection.arithmetic = provider.arithmetic
     return PrecomputeResult(
         selection=selection,
         new=images.new,
@@ -139,7 +141,12 @@ def precompute(
 
 
 def _store(
-    bundle: Bundle, folder: Path, side: Side, dtype: TapDtype, progress: Progress | None
+    bundle: Bundle,
+    folder: Path,
+    side: Side,
+    dtype: TapDtype,
+    progress: Progress | None,
+    arithmetic: str = "",
 ) -> ActivationCache:
     """A store to write to; whoever waits for its other writer says so."""
 
@@ -147,7 +154,9 @@ def _store(
         if progress is not None:
             progress(0, 0, what)
 
-    return ActivationCache.open(folder, bundle, side, dtype, writable=True, tell=tell)
+    return ActivationCache.open(
+        folder, bundle, side, dtype, writable=True, tell=tell, arithmetic=arithmetic
+    )
 
 
 def _selection(

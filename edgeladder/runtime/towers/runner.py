@@ -3,7 +3,8 @@
 Segment by segment, one block's weights are in memory at a time: each segment is opened once per
 group and run over all its samples, hidden states waiting on disk in between. The group pays for
 opening the segments; the batch decides the memory. Whole, all segments stay open and samples pass
-through without touching the disk. Which it is, and the sizes, is for `budget/` to say.
+through without touching the disk. A provider that is not the CPU's runs the tower in one piece
+(`accelerated_tower`). Which it is, and the sizes, is for `budget/` to say.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import numpy as np
 
 from edgeladder.core.bundle import Side
 from edgeladder.core.manifest import rows_at_once
+from edgeladder.core.provider import ProviderChoice
 from edgeladder.core.trim import trim_heap
 from edgeladder.runtime.cache.layout import EMBEDDING, EMBEDDING_PRE
+from edgeladder.runtime.towers.accelerated_tower import AcceleratedTower
 from edgeladder.runtime.towers.spill import SpillFile
 
 if TYPE_CHECKING:
@@ -33,13 +36,15 @@ SOURCE_NAMES = {"image": "pixels", "text": "tokens"}
 
 @dataclass(frozen=True)
 class TowerSizes:
-    """How a tower is run; results do not depend on it, to the last bit."""
+    """How a tower is run; results depend on the provider, and on nothing else to the last bit."""
 
     group: int = 128  # samples per opening of the segments; more: less time opening, more disk
     batch: int = 1  # samples per run of a segment; more: more memory, hardly faster on few cores
     threads: int = 2
     whole: bool = False  # all segments open at once
     spin: bool = True  # waiting threads spin, a sixth faster; off where other work needs the cores
+    provider: ProviderChoice = ProviderChoice()
+    gpu_limit_bytes: int | None = None  # that a provider may take on a GPU
 
 
 class Samples(Protocol):
@@ -90,7 +95,9 @@ class TowerRunner:
         self._tower: TowerRecord = getattr(bundle.manifest, side)
         self._source = SOURCE_NAMES[side]
         self._wanted = wanted_outputs(self._tower, side)
+        self._side = side
         self._sessions: list[InferenceSession] = []  # whole: all of them, kept between groups
+        self._accelerated: AcceleratedTower | None = None
 
     def run(self, samples: Samples, sink: Sink, on_batch: OnBatch | None = None) -> None:
         """Pass all samples through the tower, `sizes.group` at a time.
@@ -98,8 +105,12 @@ class TowerRunner:
         Raises:
             StorageError: no space for the hidden states; the sink keeps what it was given.
             IntegrityError: a segment cannot be loaded.
+            ConfigError: the provider cannot run it.
         """
         tick = on_batch or (lambda samples_done: None)
+        if self.sizes.provider.accelerates:
+            self._run_accelerated(samples, sink, tick)
+            return
         if self.sizes.whole:
             self._run_whole(samples, sink, tick)
             return
@@ -109,7 +120,7 @@ class TowerRunner:
 
     def close(self) -> None:
         """Close the sessions."""
-        self._sessions = []
+        self._sessions, self._accelerated = [], None
         trim_heap()
 
     def _session(self, segment: SegmentRecord) -> InferenceSession:
@@ -161,6 +172,29 @@ class TowerRunner:
             feeds = {name: np.concatenate([x, x[-1:]]) for name, x in feeds.items()}
         found = session.run(names, feeds)
         return {name: array[:count] for name, array in zip(names, found, strict=True)}
+
+    # ---- on another provider
+
+    def _run_accelerated(self, samples: Samples, sink: Sink, tick: OnBatch) -> None:
+        sizes = self.sizes
+        if self._accelerated is None and samples.count:
+            self._accelerated = AcceleratedTower(
+                self._bundle,
+                self._side,
+                sizes.provider.name,
+                # a picture that comes alone is answered sooner by itself
+                batch=1 if samples.count == 1 else sizes.batch,
+                threads=sizes.threads,
+                memory_bytes=sizes.gpu_limit_bytes,
+            )
+        for start, stop in _windows(samples.count, self._batch_open()):
+            assert self._accelerated is not None
+            found = self._accelerated.run(samples.read(start, stop), list(self._wanted))
+            sink(start, {self._wanted[name]: array for name, array in found.items()})
+            tick(stop - start)
+
+    def _batch_open(self) -> int:
+        return self._accelerated.batch if self._accelerated is not None else self.sizes.batch
 
     # ---- segment by segment
 

@@ -17,12 +17,12 @@ from edgeladder.core.records import to_json
 from edgeladder.runtime import deploy_graph, deployment, evaluation, prediction
 from edgeladder.runtime.adapter import load_adapter, save_adapter
 from edgeladder.runtime.classifier import Classifier, probabilities
-from edgeladder.runtime.deploy_check import drawn_pictures
 from edgeladder.runtime.evaluation import EVALUATION, Judged
 from edgeladder.runtime.heads.closed_form import fit_head, head_arrays
 from edgeladder.runtime.heads.kernel import normalise
 from edgeladder.runtime.logits import Activations, softmax
 from edgeladder.runtime.pictures.decode import decode_square
+from edgeladder.runtime.pictures.drawn import drawn_pictures
 from edgeladder.runtime.session import open_plain, open_session
 from tests.runtime.infer.conftest import CLASSES
 
