@@ -122,6 +122,18 @@ def watch(
     settle: Annotated[
         float, typer.Option("--settle", min=0, help="Seconds a file must not have changed.")
     ] = 1.0,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--source",
+            envvar="EDGELADDER_SOURCE",
+            help="A camera: /dev/video0, rtsp://.., or a video; its frames arrive in the folder.",
+        ),
+    ] = None,
+    every: Annotated[
+        float, typer.Option("--every", min=0.01, help="Seconds between two frames.")
+    ] = 1.0,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep frames that go nowhere else.")] = False,
     once: Annotated[
         bool, typer.Option("--once", help="End when all that is there is labelled.")
     ] = False,
@@ -145,10 +157,12 @@ def watch(
         words += ["--top", str(top), *(word for pair in given.items() for word in pair)]
         words += ["--copy"] if copy else []
         words += [] if poll is None else ["--poll", f"{poll:g}"]
+        words += [] if source is None else ["--source", source, "--every", f"{every:g}"]
+        words += ["--keep"] if keep else []
         writes = [Path(os.path.abspath(folder)), Path(given.pop("--out")).parent]
         writes += [Path(path) for path in given.values()]
         about = f"labels pictures that arrive in {os.path.abspath(folder)}"
-        return _unit(about, ["watch", *words], request, writes)
+        return _unit(about, ["watch", *words], request, writes, camera=source)
     asked = WatchRequest(
         folder=folder,
         out=out,
@@ -156,6 +170,9 @@ def watch(
         poll_seconds=poll,
         settle_seconds=settle,
         once=once,
+        source=source,
+        every_seconds=every,
+        keep=keep,
     )
     values = to_json(run_watch(asked, request, _say))
     return Answer(values, lambda: _watched(values))
@@ -197,6 +214,7 @@ def _unit(
     writes: list[Path],
     *,
     network: bool = False,
+    camera: str | None = None,
 ) -> Answer:
     """Raises ConfigError where no budget is given, which the unit is to hold it to."""
     from edgeladder.serve.unit import Unit
@@ -209,7 +227,8 @@ def _unit(
         budget_bytes=request.budget_bytes,
         writes=list(dict.fromkeys(writes)),
         reads=[Path(os.path.abspath(request.run))],
-        network=network,
+        network=network or (camera is not None and "://" in camera),
+        devices=camera is not None and camera.startswith("/dev/"),
     )
     text = unit.text()
     return Answer({"unit": text}, text.rstrip("\n"))

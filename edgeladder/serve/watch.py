@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections import deque
@@ -19,6 +20,8 @@ from edgeladder.core.memory_record import MemoryResult
 from edgeladder.core.printable import one_line
 from edgeladder.jobs.service import Service, WorkerEndedError
 from edgeladder.serve.arrivals import Arrival, Arrivals
+from edgeladder.serve.camera import FRAME
+from edgeladder.serve.camera_process import CAMERA_BYTES, Camera
 from edgeladder.serve.journal import Entry, Journal
 from edgeladder.serve.placing import Places, place
 from edgeladder.serve.signals import Signals
@@ -40,7 +43,14 @@ class WatchRequest:
     poll_seconds: float | None = None
     settle_seconds: float = 1.0
     once: bool = False  # end when nothing is left to do
-    delete: bool = False  # pictures that stay: frames of a camera, which nobody else has
+    source: str | None = None  # a camera, whose frames arrive in the folder
+    every_seconds: float = 1.0  # between two frames
+    keep: bool = False  # frames that go nowhere else
+
+    @property
+    def deletes(self) -> bool:
+        """Whether what is labelled and stays is removed: frames that we made."""
+        return self.source is not None and not self.keep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,27 +72,38 @@ class Watch:
         self._journal = Journal(request.out)
         self._asked: deque[tuple[Arrival, Future[Prediction]]] = deque()
         self._taken: set[str] = set()
+        self._camera: Camera | None = None
         self.pictures = self.unreadable = self.unknown = 0
 
     def run(self, stopped: Callable[[], bool]) -> None:
         """Until told to stop; what is at the worker then is written yet."""
         request = self._request
-        self._finish_placing()
         try:
-            with Arrivals(
-                request.folder,
-                self._journal.is_done,
-                request.places.folders(),
-                request.settle_seconds,
-                request.poll_seconds,
-                self._log,
-            ) as arrivals:
-                self._loop(arrivals, stopped)
-                left = time.monotonic() + _DRAIN_SECONDS
-                while self._asked and time.monotonic() < left:
-                    self._answered(arrivals)
+            with contextlib.ExitStack() as stack:
+                if request.source is not None:
+                    camera = Camera(
+                        request.source, request.folder, request.every_seconds, self._log
+                    )
+                    self._camera = stack.enter_context(camera)
+                self._run(stopped)
         finally:
             self._journal.close()
+
+    def _run(self, stopped: Callable[[], bool]) -> None:
+        request = self._request
+        self._finish_placing()
+        with Arrivals(
+            request.folder,
+            self._journal.is_done,
+            request.places.folders(),
+            request.settle_seconds,
+            request.poll_seconds,
+            self._log,
+        ) as arrivals:
+            self._loop(arrivals, stopped)
+            left = time.monotonic() + _DRAIN_SECONDS
+            while self._asked and time.monotonic() < left:
+                self._answered(arrivals)
 
     def _loop(self, arrivals: Arrivals, stopped: Callable[[], bool]) -> None:
         waiting: deque[Arrival] = deque()
@@ -94,8 +115,16 @@ class Watch:
                 self._take(arrivals, waiting.popleft())
             if self._asked:
                 self._answered(arrivals)
-            elif idle and not waiting and self._request.once and arrivals.is_idle:
+            elif idle and not waiting and self._is_over and arrivals.is_idle:
                 return
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether nothing more is expected, once nothing is left."""
+        if self._camera is None:
+            return self._request.once
+        self._camera.look()
+        return self._camera.ended
 
     def _take(self, arrivals: Arrivals, arrival: Arrival) -> None:
         name = arrival.name
@@ -145,7 +174,7 @@ class Watch:
         )
         if target is not None:
             self._place(arrivals.folder / arrival.name, arrival, target)
-        elif self._request.delete:
+        elif self._request.deletes and arrival.name.startswith(FRAME):
             (arrivals.folder / arrival.name).unlink(missing_ok=True)
             self._journal.placed(arrival, is_gone=True)
 
@@ -178,6 +207,9 @@ def watch(
         StorageError: the disk is full; nothing is lost, the same command goes on.
         Interrupted: Ctrl-C.
     """
+    if request.source is not None:
+        with storage_errors(request.folder):
+            request.folder.mkdir(parents=True, exist_ok=True)
     if not request.folder.is_dir():
         raise ConfigError(
             f"no folder at {request.folder}",
@@ -188,7 +220,7 @@ def watch(
         service = Service(
             inference,
             ends=PICTURE_DEATHS,
-            reserve_bytes=RESERVE_BYTES,
+            reserve_bytes=RESERVE_BYTES + (CAMERA_BYTES if request.source else 0),
             log=log,
         )
         signals.then = lambda number: None if service.is_ready else service.stop_soon()
