@@ -19,6 +19,7 @@ from edgeladder.budget.inference_costs import (
     serve_phases,
 )
 from edgeladder.budget.policy import PLANNED_SHARE
+from edgeladder.budget.review_costs import review_phases
 from edgeladder.budget.step_costs import evaluate_phases, train_phases
 from edgeladder.budget.tower_costs import larger_pictures, precompute_phases
 from edgeladder.budget.workload import Asked, InferenceWorkload, Workload
@@ -33,6 +34,8 @@ _INFERENCE = {
     "deploy": deploy_phases,
     "judge": predict_phases,
     "serve": serve_phases,
+    "check": review_phases,
+    "suggest": review_phases,
 }
 INFERENCE_PHASES = tuple(_INFERENCE)
 

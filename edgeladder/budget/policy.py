@@ -48,6 +48,15 @@ PREDICT_TEXT_GROUP = 256  # prompts per opening of the text segments
 EXACT_PIXELS = 4096 * 4096  # larger pictures are decoded at a lower resolution anyway
 FEWEST_PIXELS = 2_000_000  # decoded in full whatever the budget: what cheap cameras make
 
+# ---- phases of the towers alone: whole, or segment by segment with ever smaller batches
+STREAMED_PHASES = (
+    "precompute", "predict", "deploy", "evaluate_pictures", "judge", "serve", "check", "suggest",
+)  # fmt: skip
+
+# ---- check and suggest
+# pictures of a class-balanced sample that labels are judged by: memory is their number squared
+REVIEW_PICTURES = (1000, 500, 250, 125)
+
 # ---- training
 CHUNKS = (128, 64, 32, 16, 8, 4, 2, 1)  # pictures at a time, where a step is chunked
 KEEP_BYTES = 64_000_000  # of class activations between steps: they are the same in every step
@@ -129,7 +138,7 @@ def shrink(plan: Plan, phase: str, sizes: PhasePlan) -> PhasePlan:
         phase: its name; an unknown one is left as it is.
         sizes: of the attempt that failed, with what the worker itself made smaller.
     """
-    if phase in ("precompute", "predict", "deploy", "evaluate_pictures", "judge", "serve"):
+    if phase in STREAMED_PHASES:
         if sizes.whole:
             return replace(sizes, whole=False, group=sizes.group or _group_of(phase))
         batch = max(1, (sizes.batch or 2) // 2)
@@ -157,4 +166,4 @@ def shrink(plan: Plan, phase: str, sizes: PhasePlan) -> PhasePlan:
 
 
 def _group_of(phase: str) -> int:
-    return GROUP if phase == "precompute" else PREDICT_GROUP
+    return GROUP if phase in ("precompute", "check", "suggest") else PREDICT_GROUP

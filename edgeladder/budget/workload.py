@@ -38,6 +38,9 @@ class InferenceWorkload:
     head_bytes: int = 0  # of a closed-form head's arrays as the adapter stores them
     files: dict[str, int] = field(default_factory=dict)  # sizes of the graphs' files
     dtype: str = "fp32"  # deploy: of the weights in the file
+    pictures: int = 0  # check, suggest: all that are looked through
+    feature_width: int = 0  # of each one as they are compared
+    run: bool = False  # suggest: whether a run is asked how sure it is
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,10 @@ from typing import Literal
 
 from edgeladder.core.comparison import Judgements
 from edgeladder.core.plan import PhasePlan, Surrounding
+from edgeladder.core.review import Review
+from edgeladder.core.suggestion import Suggestions
 
-Command = Literal["predict", "evaluate", "deploy", "judge", "serve"]
+Command = Literal["predict", "evaluate", "deploy", "judge", "serve", "check", "suggest"]
 # the phase of each: `evaluate` alone is what a training does from its cache
 PHASE_OF: dict[str, str] = {
     "predict": "predict",
@@ -20,23 +22,28 @@ PHASE_OF: dict[str, str] = {
     "deploy": "deploy",
     "judge": "judge",
     "serve": "serve",
+    "check": "check",
+    "suggest": "suggest",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceRequest:
-    """One use of a trained run (`Command`) as the user asked for it; paths as text."""
+    """One command below a budget as the user asked for it; all paths as text."""
 
     command: Command
-    run: str  # run directory, or a folder with an adapter
+    run: str = ""  # run directory, or a folder with an adapter; check: none; suggest: maybe
     bundle: str | None = None  # None: the one the run remembers
     paths: list[str] = field(default_factory=list)  # predict: pictures, folders, archives
-    top: int = 1  # predict: labels per picture
+    top: int = 1  # predict: labels per picture; suggest: pictures
     data: str | None = None  # evaluate; None: what the run trained on
     cache: str | None = None  # evaluate; None: the run's
     split: str | None = None  # evaluate: train, validation or test; None: what was held out
     classes: str | None = None  # names, or where they are found; None: those it was trained on
     like: str | None = None  # judge: the run whose held-out pictures are meant; None: its own
+    listed: int = 100  # check: suspects in the list
+    thumbnails: bool = False  # check: whether the answer holds small pictures
+    seed: int = 0  # check: of sample and folds
     out: str = "model.onnx"  # deploy: the file
     dtype: str = "fp32"  # deploy: of the weights in the file
     budget_bytes: int | None = None  # None: the device's default, else a share of what is available
@@ -168,10 +175,12 @@ class Deployment:
     asked: AskedClasses | None = None
 
 
-InferenceResult = Predictions | Evaluation | Deployment | Judgements
+InferenceResult = Predictions | Evaluation | Deployment | Judgements | Review | Suggestions
 RESULT_OF: dict[str, type[InferenceResult]] = {
     "predict": Predictions,
     "evaluate": Evaluation,
     "deploy": Deployment,
     "judge": Judgements,
+    "check": Review,
+    "suggest": Suggestions,
 }

@@ -36,7 +36,7 @@ class FreeOrder:
 if TYPE_CHECKING:
     Order = BaselineOrder | PlanOrder | PhaseOrder | InferenceOrder | FreeOrder
 
-_INFERENCE = ("predict", "evaluate_pictures", "deploy", "judge", "serve")
+_INFERENCE = ("predict", "evaluate_pictures", "deploy", "judge", "serve", "check", "suggest")
 _TRAINING = ("plan", "precompute", "train", "evaluate")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgeladder.budget import kernel_marks, meter
-from edgeladder.budget.policy import EXACT_SHARE
+from edgeladder.budget.policy import EXACT_SHARE, STREAMED_PHASES
 from edgeladder.budget.watchdog import Action, Watchdog
 from edgeladder.core.errors import EdgeLadderError, Interrupted
 from edgeladder.core.events import (
@@ -47,15 +47,7 @@ _TELL_SECONDS = 0.5  # between two words about memory, where no work was told of
 
 
 # of what memory pressure leaves nothing smaller to do than to start again
-_NOT_SHRINKABLE = (
-    "precompute",
-    "evaluate",
-    "predict",
-    "evaluate_pictures",
-    "deploy",
-    "judge",
-    "serve",
-)
+_NOT_SHRINKABLE = (*STREAMED_PHASES, "evaluate")
 
 
 class Watcher(Protocol):

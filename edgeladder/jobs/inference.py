@@ -89,7 +89,7 @@ class InferenceSupervisor:
     @property
     def where(self) -> str:
         """The run that errors name."""
-        return self._request.run
+        return self._request.run or self._request.data or ""
 
     def enforced_bytes(self, phase: str) -> int:
         """The budget that a phase runs under; 0 while what does not fit is named."""

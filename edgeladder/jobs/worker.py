@@ -36,6 +36,8 @@ _PHASES = {
     "deploy": "edgeladder.jobs.deploy_phase:deploy",
     "judge": "edgeladder.jobs.judge_phase:judge",
     "serve": "edgeladder.jobs.serve_phase:serve",
+    "check": "edgeladder.jobs.check_phase:check",
+    "suggest": "edgeladder.jobs.suggest_phase:suggest",
 }
 # these save what they have when they are told to stop, their supervisor's end included
 _NOTHING_TO_SAVE = _PHASES.keys() - {"train", "precompute"}

@@ -12,7 +12,8 @@ import numpy as np
 from edgeladder.core.errors import ConfigError, DataError
 from edgeladder.core.inference import Prediction, Predictions
 from edgeladder.runtime.classifier import Classifier, InferenceSizes, probabilities, top_labels
-from edgeladder.runtime.pictures.dataset import EXTENSIONS, Picture, open_pictures
+from edgeladder.runtime.pictures.dataset import Picture, open_pictures
+from edgeladder.runtime.pictures.extensions import EXTENSIONS
 from edgeladder.runtime.pictures.sources import UnreadableError, ZipSource
 
 if TYPE_CHECKING:
@@ -115,6 +116,23 @@ def list_pictures(paths: Iterable[str | Path]) -> list[Picture]:
         else:
             found += open_pictures([path])
     return found
+
+
+def picture_bytes(path: str) -> bytes:
+    """The bytes of a picture as `list_pictures` names it: a file, or `archive.zip/member`.
+
+    Raises:
+        DataError: it is not there, or cannot be read.
+    """
+    try:
+        for folder in Path(path).parents:
+            if folder.suffix.lower() == ".zip" and folder.is_file():
+                source, name = ZipSource(folder), path[len(str(folder)) + 1 :]
+                if name in source.names:
+                    return source.read(source.names.index(name))
+        return open_pictures([path])[0].read()
+    except UnreadableError as error:
+        raise DataError(str(error), where=path, remedy="run the command again") from error
 
 
 def predictions(

@@ -2,6 +2,7 @@
 
 data/dress/1.jpg                    class/picture, split by a fixed hash of the name
 data/train/dress/1.jpg              with train/, validation/ or val/, test/ above
+data/unlabelled/7.jpg               pictures without a label yet: passed over here
 labels.csv                          path,label[,split] with or without that header
 labels.jsonl                        {"path": .., "label": .., "split": ..} a line
 """
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeladder.core.errors import DataError
+from edgeladder.core.errors import ConfigError, DataError
 from edgeladder.runtime.pictures.class_names import (
     FILE,
     ClassName,
@@ -35,6 +36,7 @@ from edgeladder.runtime.pictures.sources import (
 from edgeladder.runtime.pictures.tables import SUFFIXES, encodable, read_rows
 
 SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
+UNLABELLED = "unlabelled"  # a folder of pictures for `suggest` beside the classes: none of them
 TEST_SHARE = 0.25  # where no split folders say otherwise
 _MAKE_DATA = (
     "give a folder or .zip of class/picture, or a .csv/.jsonl of path and label, with --data"
@@ -121,6 +123,21 @@ def open_data(path: str | Path) -> Dataset:
     if path.suffix.lower() == ".zip" and path.exists():
         what = "not a .zip archive, or a truncated one"
     raise DataError(what, where=str(path), remedy=_MAKE_DATA)
+
+
+def data_root(path: Path) -> Path:
+    """The folder that pictures' paths are relative to: `path`, or the one folder that is in it.
+
+    Raises:
+        ConfigError: no folder; pictures in archives and tables cannot be moved.
+    """
+    if not path.is_dir():
+        raise ConfigError(
+            "only pictures in a folder can be moved",
+            where=str(path),
+            remedy="unpack the archive, or name the folder with --data",
+        )
+    return path / _wrapper(FolderSource(path))
 
 
 def open_pictures(paths: Iterable[str | Path]) -> list[Picture]:
@@ -216,6 +233,8 @@ def _arrange(source: FolderSource | ZipSource, *, names_beside: list[Path]) -> D
         if name == prefix + FILE and isinstance(source, ZipSource):
             listing = _listing(source, position)
         parts = name[len(prefix) :].split("/")
+        if parts[0] == UNLABELLED:
+            continue
         part = SPLITS.get(parts[0].lower()) if len(parts) > 1 else None
         inner = parts[1:] if part else parts
         if len(inner) < 2 or not _is_picture(name):
@@ -248,6 +267,7 @@ def _wrapper(source: Source) -> str:
     """`top/` where everything lies in one folder that is neither a split nor a class."""
     tops = {name.split("/", 1)[0] for name in [*source.names, *source.folders] if "/" in name}
     tops |= {name for name in source.folders if "/" not in name}
+    tops.discard(UNLABELLED)  # beside the one folder of everything
     if len(tops) != 1:
         return ""
     (top,) = tops
@@ -262,6 +282,8 @@ def _check_classes(source: Source, prefix: str, pictures: list[Picture]) -> list
     found = {(picture.split, picture.label) for picture in pictures}
     for folder in source.folders:
         parts = folder[len(prefix) :].split("/") if folder.startswith(prefix) else [""]
+        if parts[0] == UNLABELLED:
+            continue
         part = SPLITS.get(parts[0].lower())
         inner = parts[1:] if part else parts
         if len(inner) == 1 and inner[0] and (part, inner[0]) not in found:

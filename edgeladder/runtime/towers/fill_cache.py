@@ -112,13 +112,13 @@ def precompute(
     workdir = working_folder(folder)
     try:
         started = time.perf_counter()
-        store = _store(bundle, folder, "text", dtype, progress)
+        store = writable_store(bundle, folder, "text", dtype, progress)
         texts = ClassRun(bundle, store, sizes.text, workdir, on_group)
         text_keys = texts.run(class_prompts(dataset.names, templates), progress)
         between = time.perf_counter()
         guard = PictureGuard(sizes.max_pixels, sizes.picture_bytes, wanted.avoid, on_decode)
         provider = sizes.image.provider
-        store = _store(bundle, folder, "image", dtype, progress, provider.arithmetic)
+        store = writable_store(bundle, folder, "image", dtype, progress, provider.arithmetic)
         images = PictureRun(bundle, store, sizes.image, guard, workdir, on_group)
         pictures = [(picture, wanted.views) for picture in wanted.train]
         pictures += [(picture, 0) for picture in wanted.test]
@@ -140,7 +140,7 @@ def precompute(
     )
 
 
-def _store(
+def writable_store(
     bundle: Bundle,
     folder: Path,
     side: Side,

@@ -1,0 +1,1 @@
+"""What cached activations say of pictures and labels: for a person to decide."""

@@ -1,0 +1,169 @@
+"""Moves between class folders: journalled, undoable, whole after a power cut at any operation."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+
+from edgeladder.core import disk
+from edgeladder.core.decisions import read_decisions, write_decisions
+from edgeladder.core.errors import ConfigError, DataError
+from edgeladder.core.moves import JOURNALS, Wanted, finish, move_pictures, undo
+from edgeladder.core.review import Duplicate, Place, Review, Suspect
+
+WANTED = [Wanted("a/1.jpg", "b"), Wanted("a/2.jpg", "b"), Wanted("c/1.jpg", "new")]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    for name in ("a/1.jpg", "a/2.jpg", "b/1.jpg", "c/1.jpg"):
+        path = tmp_path / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    return tmp_path / "data"
+
+
+def state(data: Path) -> dict[str, str]:
+    """Every picture's place and content, journals left out."""
+    files = [p for p in data.rglob("*") if p.is_file() and ".edgeladder" not in p.parts]
+    return {p.relative_to(data).as_posix(): p.read_text() for p in files}
+
+
+BEFORE = {name: name for name in ("a/1.jpg", "a/2.jpg", "b/1.jpg", "c/1.jpg")}
+AFTER = {"b/1-1.jpg": "a/1.jpg", "b/2.jpg": "a/2.jpg", "b/1.jpg": "b/1.jpg", "new/1.jpg": "c/1.jpg"}
+
+
+def test_moves_are_made_and_taken_back(data):
+    assert [move.target for move in move_pictures(data, WANTED)] == [
+        "b/1-1.jpg", "b/2.jpg", "new/1.jpg"
+    ]  # fmt: skip
+    assert state(data) == AFTER
+    assert not (data / "a").exists()  # no empty class is left
+    undo(data)
+    assert state(data) == BEFORE and not (data / "new").exists()
+    with pytest.raises(ConfigError, match="nothing to undo"):
+        undo(data)
+
+
+def test_fixes_are_taken_back_one_by_one(data):
+    move_pictures(data, WANTED[:1])
+    move_pictures(data, [Wanted("b/1-1.jpg", "c")])
+    undo(data)
+    undo(data)
+    assert state(data) == BEFORE
+
+
+def test_a_picture_that_lies_there_already_stays(data):
+    assert move_pictures(data, [Wanted("a/1.jpg", "a")]) == []
+    assert not (data / JOURNALS).exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "folder"),
+    [("a/9.jpg", "b"), ("a", "b"), ("a/1.jpg", "../x"), ("a/1.jpg", ".hidden"), ("a/1.jpg", "")],
+)
+def test_what_is_no_picture_or_class_moves_nothing(data, source, folder):
+    with pytest.raises(ConfigError):
+        move_pictures(data, [Wanted("a/2.jpg", "b"), Wanted(source, folder)])
+    assert state(data) == BEFORE
+
+
+def test_a_link_and_a_double_decision_are_refused(data):
+    (data / "a/link.jpg").symlink_to(data / "b/1.jpg")
+    with pytest.raises(ConfigError, match="plain file"):
+        move_pictures(data, [Wanted("a/link.jpg", "b")])
+    with pytest.raises(ConfigError, match="twice"):
+        move_pictures(data, [Wanted("a/1.jpg", "b"), Wanted("a/1.jpg", "c")])
+
+
+def test_a_picture_changed_since_is_not_taken_back(data):
+    move_pictures(data, WANTED)
+    (data / "b/2.jpg").write_text("edited")
+    with pytest.raises(ConfigError, match="changed or moved since"):
+        undo(data)
+    assert state(data)["b/1-1.jpg"] == "a/1.jpg"
+
+
+class _Cut(disk.Disk):
+    """The power goes before the n-th operation that changes names."""
+
+    def __init__(self, left: int):
+        self.left = left
+
+    def _step(self) -> None:
+        if not self.left:
+            raise KeyboardInterrupt
+        self.left -= 1
+
+    def replace(self, source: Path, target: Path) -> None:
+        self._step()
+        super().replace(source, target)
+
+    def make_folder(self, path: Path) -> None:
+        self._step()
+        super().make_folder(path)
+
+    def remove_folder(self, path: Path) -> None:
+        self._step()
+        super().remove_folder(path)
+
+
+@pytest.mark.parametrize("cut", range(14))
+def test_a_power_cut_leaves_every_picture_and_the_next_call_finishes(data, cut):
+    with disk.using(_Cut(cut)), contextlib.suppress(KeyboardInterrupt):
+        move_pictures(data, WANTED)
+    assert sorted(state(data).values()) == sorted(BEFORE.values())
+    finish(data)
+    assert state(data) in (BEFORE, AFTER)
+    if state(data) == BEFORE:  # it was cut before the journal
+        move_pictures(data, WANTED)
+    with disk.using(_Cut(cut)), contextlib.suppress(KeyboardInterrupt):
+        undo(data)
+    finish(data)
+    if state(data) != BEFORE:
+        undo(data)
+    assert state(data) == BEFORE
+
+
+def a_review() -> Review:
+    places = [Place(path=f"train/{c}/x.jpg", label=c, split="train") for c in "ab"]
+    return Review(
+        count=3, classes=["a", "b"], suspected=1, repeated=0, confused=[], few=8, small_classes=[],
+        skipped=[],
+        suspects=[
+            Suspect(path="train/a/1,\n.jpg", label="a", probability=0.01, suggested="b",
+                    suggested_probability=0.9)
+        ],
+        duplicates=[
+            Duplicate(kind="identical", similarity=1, across_classes=True, across_splits=False,
+                      pictures=places)
+        ],
+    )  # fmt: skip
+
+
+def test_a_list_decides_nothing_until_it_is_filled_in(tmp_path):
+    path = tmp_path / "d.csv"
+    write_decisions(path, a_review())
+    assert read_decisions(path) == []
+    text = path.read_text()
+    assert '"train/a/1,\n.jpg",a,b,\n' in text and "train/b/x.jpg,b,,\n" in text
+    path.write_text(text.replace(",a,b,\n", ",a,b,b\n").replace("b/x.jpg,b,,", "b/x.jpg,b,,-"))
+    assert read_decisions(path) == [
+        Wanted("train/a/1,\n.jpg", "train/b"),
+        Wanted("train/b/x.jpg", ".edgeladder/set-aside/train/b"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "a,b\n", "path,decision\n,b\n", "path,decision\nx,train\n", "path,decision\nx,a/b\n",
+     "path,decision\nx,b,c,d\n", 'path,decision\n"x\0",b\n'],
+)  # fmt: skip
+def test_a_list_that_is_none_is_said_by_its_line(tmp_path, text):
+    path = tmp_path / "d.csv"
+    path.write_text(text)
+    with pytest.raises(DataError) as found:
+        read_decisions(path)
+    assert "line" in (found.value.where or "")
