@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def test_a_file_is_as_before_or_complete(tmp_path: Path) -> None:
     def state(place: Path) -> object:
         return json.loads((place / "b.json").read_text())
 
-    all_well(Command("files", before, act, state), tmp_path, None)
+    all_well(Command.whole("files", before, act, state), tmp_path, None)
 
 
 @pytest.mark.parametrize("exchanges", [True, False])
@@ -61,12 +62,13 @@ def test_a_folder_is_as_before_or_complete(
         files = json.loads((place / "pulled" / "pull.json").read_text())["files"]
         return [files, (place / "pulled" / "a.txt").read_text()]
 
-    command = Command("folder", lambda p: make(p, 0), lambda p: make(p, 1), state)
+    command = Command.whole("folder", lambda p: make(p, 0), lambda p: make(p, 1), state)
     if exchanges:
         all_well(command, tmp_path, None)
         return
     prover = Prover(command, tmp_path)
-    prover.allowed.append(prover._state(tmp_path / "nothing"))
+    shutil.rmtree(prover.place / "pulled")
+    prover.allowed.append(prover._state())
     failures = prover.prove(every(prover.operations)).failures
     # between its two renames the name is nobody's for a moment; nothing is lost by it
     assert all("neither as before" in failure for failure in failures)
@@ -112,7 +114,7 @@ def test_an_adapters_two_files_are_of_one_generation(
         found = load_adapter(place, bundle)
         return [found.parameters["up"].tolist(), found.record.classes]
 
-    command = Command("adapter", lambda p: save(p, 1), lambda p: save(p, 2), state)
+    command = Command.whole("adapter", lambda p: save(p, 1), lambda p: save(p, 2), state)
     all_well(command, tmp_path, None)
 
 

@@ -12,6 +12,7 @@ or complete; and the same command again ends with the same bits.
 from __future__ import annotations
 
 import argparse
+import functools
 import random
 import sys
 import tempfile
@@ -70,14 +71,19 @@ def _cut(work: Path, data: Path, options: argparse.Namespace) -> int:
         cuts = every(prover.operations)
         if options.sample:
             cuts = sample(prover.operations, options.sample, options.seed)
-        proof = prover.prove(cuts)
+        proof = prover.prove(cuts, functools.partial(_say, name))
         lost += len(proof.failures)
         seconds = time.monotonic() - began
-        counts = f"{proof.operations} operations, {proof.cuts} cuts, {len(proof.failures)} failures"
+        counts = f"{proof.operations} operations, {proof.cuts} cuts, {proof.states} states"
+        counts += f", {len(proof.failures)} failures"
         print(f"{name}: {counts}, {seconds:.0f} s", flush=True)
         for failure in proof.failures[:20]:
             print(f"  {failure}", flush=True)
     return 1 if lost else 0
+
+
+def _say(name: str, words: str) -> None:
+    print(f"{name}: {words}", flush=True)
 
 
 def _kill(killer: Killer, options: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,14 +42,31 @@ class Command:
     Attributes:
         name: for the table.
         before: makes the folder as it is before the command; None: empty.
-        act: the command, and the same again after a cut.
+        parts: the command in pieces that run one after the other, each from what the ones before
+            it left in the folder; the same again after a cut.
         state: of the folder, for comparing; raises where something is half there.
     """
 
     name: str
     before: Callable[[Path], None] | None
-    act: Callable[[Path], None]
+    parts: Callable[[Path], list[Callable[[], None]]]
     state: Callable[[Path], Any]
+
+    @classmethod
+    def whole(
+        cls,
+        name: str,
+        before: Callable[[Path], None] | None,
+        act: Callable[[Path], None],
+        state: Callable[[Path], Any],
+    ) -> Command:
+        """A command in one piece."""
+        return cls(name, before, lambda place: [lambda: act(place)], state)
+
+    def act(self, place: Path) -> None:
+        """All of it."""
+        for part in self.parts(place):
+            part()
 
 
 def _request(place: Path, bundle: Path, data: Path, **changes: Any) -> TrainRequest:
@@ -80,6 +97,21 @@ def _prepared(request: TrainRequest) -> Job:
     return prepare(PlanOrder(request=request), Control())[1]
 
 
+def _parts(
+    request: Callable[[], TrainRequest], phases: Iterable[tuple[Any, str]]
+) -> list[Callable[[], None]]:
+    """Planning and then these phases, as the supervisor has workers do them."""
+    jobs: list[Job] = []
+
+    def phase(function: Any, name: str) -> Callable[[], None]:
+        return lambda: _phase(function, name, jobs[-1])
+
+    return [
+        lambda: jobs.append(_prepared(request())),
+        *(phase(function, name) for function, name in phases),
+    ]
+
+
 def _tree(place: Path, suffix: str) -> dict[str, str]:
     return {
         path.relative_to(place).as_posix(): sha256_file(path)
@@ -91,26 +123,26 @@ def _tree(place: Path, suffix: str) -> dict[str, str]:
 def train(bundle: Path, data: Path) -> Command:
     """Plan, precompute, train and evaluate."""
 
-    def act(place: Path) -> None:
-        job = _prepared(_request(place, bundle, data))
-        _phase(fill, "precompute", job)
-        _phase(fit, "train", job)
-        _phase(score, "evaluate", job)
+    def parts(place: Path) -> list[Callable[[], None]]:
+        phases = ((fill, "precompute"), (fit, "train"), (score, "evaluate"))
+        return _parts(lambda: _request(place, bundle, data), phases)
 
     def state(place: Path) -> Any:
         record = json.loads((place / "run" / "adapter.json").read_text())
         return [sha256_file(place / "run" / "adapter.safetensors"), record["classes"]]
 
-    return Command("train", None, act, state)
+    return Command("train", None, parts, state)
 
 
 def precompute(bundle: Path, data: Path) -> Command:
     """The cache alone: what is found in it afterwards is the same."""
 
-    def act(place: Path) -> None:
-        request = replace(_request(place, bundle, data), run=str(place / "run"), resume=False)
+    def request(place: Path) -> TrainRequest:
         shutil.rmtree(place / "run", ignore_errors=True)
-        _phase(fill, "precompute", _prepared(request))
+        return replace(_request(place, bundle, data), run=str(place / "run"), resume=False)
+
+    def parts(place: Path) -> list[Callable[[], None]]:
+        return _parts(lambda: request(place), [(fill, "precompute")])
 
     def state(place: Path) -> Any:
         shards = _tree(place / "cache", ".safetensors")
@@ -120,7 +152,7 @@ def precompute(bundle: Path, data: Path) -> Command:
                 found.update((place / "cache" / name).read_bytes()[4096:])
         return [len(shards), found.hexdigest()]
 
-    return Command("precompute", None, act, state)
+    return Command("precompute", None, parts, state)
 
 
 def condense(bundle: Path, data: Path) -> Command:
@@ -131,14 +163,15 @@ def condense(bundle: Path, data: Path) -> Command:
         trained.act(place)
         (place / "run").rename(place / "trained")
 
-    def act(place: Path) -> None:
-        request = _request(place, bundle, data, condense=str(place / "trained"))
-        request = replace(request, overrides=["ladder.prompts.keep=0.5", "condense.epochs=1"])
-        job = _prepared(request)
-        _phase(fill, "precompute", job)
-        _phase(fit, "train", job)
+    def request(place: Path) -> TrainRequest:
+        made = _request(place, bundle, data, condense=str(place / "trained"))
+        return replace(made, overrides=["ladder.prompts.keep=0.5", "condense.epochs=1"])
 
-    return Command("condense", before, act, trained.state)
+    def parts(place: Path) -> list[Callable[[], None]]:
+        phases = ((fill, "precompute"), (fit, "train"), (score, "evaluate"))
+        return _parts(lambda: request(place), phases)
+
+    return Command("condense", before, parts, trained.state)
 
 
 def deploy_model(bundle: Path, data: Path, run: Path) -> Command:
@@ -150,7 +183,7 @@ def deploy_model(bundle: Path, data: Path, run: Path) -> Command:
     def act(place: Path) -> None:
         deploy(run, place / "model.onnx", bundle=bundle, threads=1, dtype="fp16")
 
-    return Command("deploy", before, act, lambda place: _tree(place, ".onnx"))
+    return Command.whole("deploy", before, act, lambda place: _tree(place, ".onnx"))
 
 
 def export(bundle: Path) -> Command:
@@ -170,7 +203,7 @@ def export(bundle: Path) -> Command:
     def before(place: Path) -> None:
         shutil.copytree(bundle, place / "bundle")
 
-    return Command("export", before, act, lambda place: Bundle.open(place / "bundle").digest)
+    return Command.whole("export", before, act, lambda place: Bundle.open(place / "bundle").digest)
 
 
 def archive(bundle: Path) -> Command:
@@ -183,7 +216,7 @@ def archive(bundle: Path) -> Command:
     def state(place: Path) -> Any:
         return [Bundle.open(place / "b.tar").digest]
 
-    return Command("archive", None, act, state)
+    return Command.whole("archive", None, act, state)
 
 
 class _FakeBox:
@@ -219,4 +252,6 @@ def pull_job() -> Command:
     def state(place: Path) -> Any:
         return _tree(place / "job" / "hosts" / "barn", ".json*")
 
-    return Command("pull", lambda place: fetch(place, 1), lambda place: fetch(place, 2), state)
+    return Command.whole(
+        "pull", lambda place: fetch(place, 1), lambda place: fetch(place, 2), state
+    )

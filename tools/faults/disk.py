@@ -11,12 +11,46 @@ import errno
 import os
 import random
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from edgeladder.core.disk import Disk
 
 How = Literal["full", "broken", "killed", "torn"]
+
+
+_TICK_NS = 50_000_000  # a file's time of change is this coarse at most
+Names = dict[int, dict[str, int]]  # of folders, by inode: a name's inode
+Contents = dict[int, bytes]  # of files, by inode
+FORGETS = (0.0, 1.0, 0.5)  # how likely what is not certain is gone after a kill
+
+
+class Tree(tuple["tuple[str, bytes | Tree]", ...]):
+    """A folder's content: names in order, each with a file's bytes or a folder's tree."""
+
+    __slots__ = ()
+
+
+def read_tree(folder: Path) -> Tree:
+    """The content of a folder without links."""
+    made: list[tuple[str, bytes | Tree]] = []
+    for path in sorted(folder.iterdir(), key=lambda path: path.name):
+        made.append((path.name, read_tree(path) if path.is_dir() else path.read_bytes()))
+    return Tree(made)
+
+
+def write_tree(folder: Path, tree: Tree) -> None:
+    """Make a folder hold exactly this."""
+    shutil.rmtree(folder)
+    folder.mkdir()
+    for name, content in tree:
+        if isinstance(content, Tree):
+            (folder / name).mkdir()
+            write_tree(folder / name, content)
+        else:
+            (folder / name).write_bytes(content)
 
 
 class PowerCut(BaseException):  # noqa: N818 - an event, that nothing catches
@@ -30,11 +64,11 @@ class FaultyDisk(Disk):
         count: operations so far.
     """
 
-    def __init__(self, root: Path, at: int | None = None, how: How = "killed"):
+    def __init__(self, root: Path | None, at: int | None = None, how: How = "killed"):
         """Watch a folder, all of which is taken to be on the disk for certain.
 
         Args:
-            root: what `leave` restores.
+            root: what `leave` restores; None: nothing is forgotten by what goes wrong.
             at: number of the operation that goes wrong, from 0; None: none does.
             how: `full` (ENOSPC) and `broken` (EIO) raise once and the program goes on; `killed`
                 ends it before the operation, `torn` in the middle of it.
@@ -44,9 +78,11 @@ class FaultyDisk(Disk):
         self._dead = False
         self._held: list[int] = []  # keeps inode numbers from being given to other files
         self._open: set[int] = set()  # numbers of those that folders named
-        self._files: dict[int, bytes] = {}  # by inode: the content that is certain
-        self._folders: dict[int, dict[str, int]] = {}
-        for place, _, names in os.walk(root):
+        self._files: Contents = {}  # by inode: the content that is certain
+        self._folders: Names = {}
+        self._seen: dict[int, tuple[tuple[int, int], bytes]] = {}  # as read last, of that age
+        self._contents: dict[bytes, bytes] = {}  # one object of equal ones
+        for place, _, names in os.walk(root) if root else ():
             self._keep_folder(Path(place))
             for name in names:
                 self._keep_file(Path(place, name))
@@ -71,7 +107,7 @@ class FaultyDisk(Disk):
         self._step()
         super().fsync(descriptor)
         path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
-        if not path.is_relative_to(self.root):
+        if self.root is None or not path.is_relative_to(self.root):
             return
         if path.is_dir():
             self._keep_folder(path)
@@ -126,7 +162,8 @@ class FaultyDisk(Disk):
         descriptor = os.open(path, os.O_RDONLY)
         self._held.append(descriptor)
         inode = os.fstat(descriptor).st_ino
-        self._files[inode] = path.read_bytes()
+        self._seen.pop(inode, None)
+        self._files[inode] = self._read(path)
 
     def _keep_folder(self, path: Path) -> None:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -142,32 +179,53 @@ class FaultyDisk(Disk):
         self._folders[os.fstat(descriptor).st_ino] = names
 
     def leave(self, forget: float, chance: random.Random) -> None:
-        """Make the folder what a power cut leaves.
+        """Make the folder what a power cut leaves (`left`)."""
+        assert self.root is not None
+        write_tree(self.root, self.left(forget, chance))
+        self.close()
+
+    def left(self, forget: float, chance: random.Random) -> Tree:
+        """What a power cut at this moment leaves; the folder stays as it is.
 
         Args:
             forget: how likely it is for each thing that is not certain to be gone: 0 keeps all (a
                 kill), 1 nothing.
             chance: decides.
         """
-        files: dict[int, bytes] = {}
-        folders: dict[int, dict[str, int]] = {}
-        for place, _, names in os.walk(self.root):
-            now = {entry.name: entry.inode() for entry in os.scandir(place)}
-            inode = os.stat(place).st_ino
-            folders[inode] = self._mixed(self._folders.get(inode, {}), now, forget, chance)
-            for name in names:
-                path = Path(place, name)
-                number = path.stat().st_ino
-                files[number] = self._content(number, path.read_bytes(), forget, chance)
-        for number, names_there in self._folders.items():
-            folders.setdefault(number, names_there)
-        for number, known in self._files.items():
-            files.setdefault(number, known)
+        return self._left(*self._now(), forget, chance)
+
+    def _now(self) -> tuple[Names, Contents]:
+        """All that the folder holds, by inode."""
+        assert self.root is not None
+        names: Names = {}
+        contents: Contents = {}
+        for place, _, files in os.walk(self.root):
+            there = {entry.name: entry.inode() for entry in os.scandir(place)}
+            names[os.stat(place).st_ino] = there
+            for name in files:
+                contents[there[name]] = self._read(Path(place, name))
+        return names, contents
+
+    def _read(self, path: Path) -> bytes:
+        """A file's content; read again only where it may have changed."""
+        found = path.stat()
+        key = (found.st_size, found.st_mtime_ns)
+        known, content = self._seen.get(found.st_ino, (None, b""))
+        if known == key and time.time_ns() - found.st_mtime_ns > _TICK_NS:
+            return content
+        content = path.read_bytes()
+        content = self._contents.setdefault(content, content)
+        self._seen[found.st_ino] = key, content
+        return content
+
+    def _left(self, names: Names, contents: Contents, forget: float, chance: random.Random) -> Tree:
+        files = {number: self._content(number, content, forget, chance)
+                 for number, content in contents.items()}  # fmt: skip
+        folders = {number: self._mixed(self._folders.get(number, {}), there, forget, chance)
+                   for number, there in names.items()}  # fmt: skip
+        assert self.root is not None
         top = os.stat(self.root).st_ino
-        for path in self.root.iterdir():
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        self._make(self.root, top, files, folders)
-        self.close()
+        return self._tree(top, {**self._files, **files}, {**self._folders, **folders})
 
     def _mixed(
         self, certain: dict[str, int], now: dict[str, int], forget: float, chance: random.Random
@@ -188,13 +246,51 @@ class FaultyDisk(Disk):
             return known
         return now[: chance.choice((0, len(now) // 2))]
 
-    def _make(
-        self, place: Path, inode: int, files: dict[int, bytes], folders: dict[int, dict[str, int]]
-    ) -> None:
+    def _tree(self, inode: int, files: Contents, folders: Names) -> Tree:
+        made: list[tuple[str, bytes | Tree]] = []
         for name, number in folders[inode].items():
-            path = place / name
             if number in folders:
-                path.mkdir()
-                self._make(path, number, files, folders)
+                made.append((name, self._tree(number, files, folders)))
             elif number in files:
-                path.write_bytes(files[number])
+                made.append((name, files[number]))
+        return Tree(sorted(made, key=lambda entry: entry[0]))
+
+
+class Recorder(FaultyDisk):
+    """Goes through a command once, and says before each operation what a cut there would leave."""
+
+    def __init__(self, root: Path, take: Callable[[int, How, float, Tree], None]):
+        """Watch a folder as `FaultyDisk` does.
+
+        Args:
+            root: the folder.
+            take: is given number of the operation, how it ends, how much is forgotten, what is
+                left; killed or torn.
+        """
+        super().__init__(root)
+        self._take = take
+
+    def write(self, descriptor: int, data: Any) -> int:
+        """As `Disk`; for a torn one the first half is written and taken back."""
+        half, size = memoryview(data)[: len(data) // 2], os.fstat(descriptor).st_size
+        where = os.lseek(descriptor, 0, os.SEEK_CUR)
+        with open(f"/proc/self/fd/{descriptor}", "rb") as stream:
+            stream.seek(where)
+            before = stream.read(len(half))
+        written = os.write(descriptor, half)
+        self._seen.pop(os.fstat(descriptor).st_ino, None)
+        self._take(self.count, "torn", 0.0, self.left(0.0, random.Random(0)))
+        os.ftruncate(descriptor, size)
+        os.lseek(descriptor, -written, os.SEEK_CUR)
+        if before:  # else it was at the end, where a log's descriptor could write alone
+            os.pwrite(descriptor, before, where)
+        done = super().write(descriptor, data)
+        self._seen.pop(os.fstat(descriptor).st_ino, None)
+        return done
+
+    def _goes_wrong(self) -> bool:
+        now = self._now()
+        for forget in FORGETS:
+            left = self._left(*now, forget, random.Random(f"{self.count}{forget}"))
+            self._take(self.count, "killed", forget, left)
+        return super()._goes_wrong()
