@@ -2,8 +2,8 @@
 
 A SuperNode on each box runs `client_app`: it trains with this box's `edgeladder train` on its own
 pictures and returns the ladder's parameters. `server_app` averages them with Flower's FedAvg,
-weighted by pictures, as `edgeladder fleet rounds` does. tools/fleet/flower_app is the app to
-submit with `flwr run`. Needs `pip install 'edgeladder[flower]'` and Python 3.11.
+weighted and bounded by pictures, as `edgeladder fleet rounds` does. tools/fleet/flower_app is the
+app to submit with `flwr run`. Needs `pip install 'edgeladder[flower]'` and Python 3.11.
 
 Set FLWR_TELEMETRY_ENABLED=0 to keep Flower from reporting its use.
 """
@@ -11,9 +11,11 @@ Set FLWR_TELEMETRY_ENABLED=0 to keep Flower from reporting its use.
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +32,14 @@ from edgeladder.core.initial import initial_values
 from edgeladder.core.ownership import require_ours
 from edgeladder.core.records import to_json
 from edgeladder.core.tensors import TensorFile
+from edgeladder.fleet.admission import MOST_PICTURES
+from edgeladder.fleet.aggregate import bounded_weights
 from edgeladder.fleet.averaging import HEADLESS
 from edgeladder.runtime.adapter import adapter_of, save_adapter
 
 client_app = ClientApp()
 server_app = ServerApp()
+_log = logging.getLogger(__name__)
 _RUN = "import sys; from edgeladder.cli.app import run; run()"
 
 
@@ -87,6 +92,65 @@ def train(message: Message, context: Context) -> Message:
     return Message(content=content, reply_to=message)
 
 
+class BoundedFedAvg(FedAvg):
+    """FedAvg that believes no node more than `fleet rounds` believes a box.
+
+    Nodes that claim impossible counts, or send other tensors than were sent, or values that are not
+    finite, are left out; no count weighs more than half.
+    """
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]], **options: Any):
+        """Average tensors of these shapes; `options` are FedAvg's."""
+        super().__init__(**options)
+        self.shapes = shapes
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """As FedAvg, with what nodes claim bounded; (None, None) where nobody's is left."""
+        failed, kept = [], []
+        for reply in replies:
+            if reply.has_error():
+                failed.append(reply)
+                continue
+            why = self._refused(reply.content)
+            if why is None:
+                kept.append(reply)
+            else:
+                _log.warning("node %d is left out: %s", reply.metadata.src_node_id, why)
+        if kept:
+            metrics = [_metrics(reply.content) for reply in kept]
+            counts = np.array([found[self.weighted_by_key] for found in metrics], np.float64)
+            for found, weight in zip(metrics, bounded_weights(counts), strict=True):
+                found[self.weighted_by_key] = float(weight)
+        aggregated: tuple[ArrayRecord | None, MetricRecord | None]
+        aggregated = super().aggregate_train(server_round, [*kept, *failed])
+        return aggregated
+
+    def _refused(self, content: RecordDict) -> str | None:
+        """Why a node's reply is left out; None: it is not."""
+        if len(content.array_records) != 1 or len(content.metric_records) != 1:
+            return "not one record of tensors and one of metrics"
+        count = _metrics(content).get(self.weighted_by_key)
+        if not isinstance(count, (int, float)) or not 0 < count <= MOST_PICTURES:
+            return f"{str(count)[:40]} is no number of pictures"
+        try:
+            values = _values(next(iter(content.array_records.values())))
+        except (ValueError, TypeError, EOFError, OSError) as error:
+            return f"unreadable tensors: {str(error)[:100]}"
+        if {name: value.shape for name, value in values.items()} != self.shapes:
+            return "other tensors than were sent"
+        if not all(value.dtype.kind == "f" and np.isfinite(value).all()
+                   for value in values.values()):  # fmt: skip
+            return "values that are not finite"
+        return None
+
+
+def _metrics(content: RecordDict) -> MetricRecord:
+    """The one record of metrics of a reply that was checked."""
+    return next(iter(content.metric_records.values()))
+
+
 @server_app.main()  # type: ignore[untyped-decorator]  # flwr is skipped
 def serve(grid: Grid, context: Context) -> None:
     """All rounds; the average goes to `out` (adapter.safetensors, adapter.json).
@@ -98,7 +162,9 @@ def serve(grid: Grid, context: Context) -> None:
     out = Path(str(config["out"]))
     require_ours(out, "adapter", option="out")
     nodes = int(config["nodes"])
-    strategy = FedAvg(
+    initial = dict(initial_values(bundle))
+    strategy = BoundedFedAvg(
+        {name: np.shape(value) for name, value in initial.items()},
         fraction_train=1.0,
         fraction_evaluate=0.0,
         min_train_nodes=nodes,
@@ -106,7 +172,7 @@ def serve(grid: Grid, context: Context) -> None:
     )
     result = strategy.start(
         grid=grid,
-        initial_arrays=_record(dict(initial_values(bundle))),
+        initial_arrays=_record(initial),
         num_rounds=int(config["rounds"]),
     )
     _save(bundle, _values(result.arrays), out)

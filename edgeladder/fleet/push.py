@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -31,7 +31,7 @@ from edgeladder.fleet.box.records import (
 )
 from edgeladder.fleet.outcomes import HostError, HostResult
 from edgeladder.fleet.transport import BLOCK_BYTES, Box
-from edgeladder.runtime.adapter import WEIGHTS, settle_adapter
+from edgeladder.runtime.adapter import WEIGHTS, waiting_weights
 
 Kind = Literal["bundle", "data", "wheelhouse", "adapter"]
 SPARE_BYTES = 4 << 20  # left free on the box beyond what is sent
@@ -55,8 +55,19 @@ class Tree:
         return sum(size for _, size in self.sources.values())
 
 
-def tree_of(kind: Kind, folder: Path, names: list[str] | None = None) -> Tree:
+def tree_of(
+    kind: Kind,
+    folder: Path,
+    names: list[str] | None = None,
+    elsewhere: Mapping[str, Path] | None = None,
+) -> Tree:
     """Hash a folder's regular files (all below it, or those named).
+
+    Args:
+        kind: what the folder is.
+        folder: where the files lie.
+        names: which; None: all but hidden ones.
+        elsewhere: where those lie that do not lie under their names.
 
     Raises:
         ConfigError: the folder is absent or empty.
@@ -72,7 +83,7 @@ def tree_of(kind: Kind, folder: Path, names: list[str] | None = None) -> Tree:
     files: dict[str, str] = {}
     sources: dict[str, tuple[Path, int]] = {}
     for name in names:
-        path = folder / name
+        path = (elsewhere or {}).get(name, folder / name)
         files[name] = sha256_file(path)
         sources[files[name]] = (path, path.stat().st_size)
     digest = hashlib.sha256(json.dumps(sorted(files.items())).encode()).hexdigest()
@@ -115,10 +126,10 @@ def adapter_tree(folder: Path) -> Tree:
     Raises:
         ConfigError: there is no adapter.
     """
-    settle_adapter(folder)
     names = [path for path in (WEIGHTS, RECORD) if (folder / path).is_file()]
     signed = [f"{RECORD}{SUFFIX}"] if (folder / f"{RECORD}{SUFFIX}").is_file() else []
-    return tree_of("adapter", folder, names + signed)
+    waiting = waiting_weights(folder)
+    return tree_of("adapter", folder, names + signed, {WEIGHTS: waiting} if waiting else {})
 
 
 @dataclass(frozen=True)

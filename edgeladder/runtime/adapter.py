@@ -10,6 +10,7 @@ activations gives confident nonsense.
 from __future__ import annotations
 
 import datetime
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from edgeladder.core.adapter_record import (
     read_adapter_record,
 )
 from edgeladder.core.errors import ConfigError, IntegrityError
-from edgeladder.core.files import sha256_file, storage_errors, write_text
+from edgeladder.core.files import replacing, sha256_file, write_text
 from edgeladder.core.made_here import mark_made_here, require_trusted_adapter
 from edgeladder.core.prompt_tensors import PackedPrompts
 from edgeladder.core.signature import signature_path
@@ -118,33 +119,44 @@ def save_adapter(folder: Path, adapter: Adapter) -> PackedPrompts | None:
     packed, prompts = pack(adapter.parameters, adapter.record.prompt_tensors)
     head_arrays = {_HEAD + name: array for name, array in adapter.head_arrays.items()}
     weights = folder / (_WAITING if (folder / RECORD).is_file() else WEIGHTS)
-    settle_adapter(folder)
+    _settle(folder)
     write_tensors(weights, {**packed, **head_arrays})
     record = replace(adapter.record, prompts=prompts, sha256=sha256_file(weights))
     text = adapter_record_text(record)
     mark_made_here(folder, text.encode())
     write_text(folder / RECORD, text)
-    settle_adapter(folder)
+    _settle(folder)
+    disk.unlink(folder / _WAITING)
     disk.unlink(signature_path(folder, "adapter"))  # it was of what lay here before
     return prompts
 
 
-def settle_adapter(folder: Path) -> None:
-    """Give weights that wait since a power cut their name, where the record means them.
+def _settle(folder: Path) -> None:
+    """Give weights that wait their name, where the record means them.
 
-    Raises:
-        StorageError: no space left, or not writable.
+    They are copied, for a file system without a journal may lose a rename's both ends.
     """
+    waiting = waiting_weights(folder)
+    if waiting is None:
+        return
+    with (
+        replacing(folder / WEIGHTS) as temporary,
+        disk.create(temporary) as stream,
+        open(waiting, "rb") as source,
+    ):
+        shutil.copyfileobj(source, stream)
+
+
+def waiting_weights(folder: Path) -> Path | None:
+    """Weights that the record means and that wait for their name since a power cut, if any do."""
     waiting = folder / _WAITING
     if not waiting.is_file() or not (folder / RECORD).is_file():
-        return
+        return None
     try:
         meant = weights_of(folder, read_adapter_record(folder))
     except IntegrityError:  # no adapter any more: who writes one replaces it
-        return
-    if meant == waiting:
-        with storage_errors(folder):
-            disk.replace(waiting, folder / WEIGHTS)
+        return None
+    return waiting if meant == waiting else None
 
 
 def weights_of(folder: Path, record: AdapterRecord) -> Path:

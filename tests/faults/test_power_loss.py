@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import random
 import shutil
@@ -15,10 +16,13 @@ import pytest
 import edgeladder
 from edgeladder.core import disk, made_here
 from edgeladder.core.bundle import Bundle
-from edgeladder.core.errors import StorageError
+from edgeladder.core.errors import ConfigError, StorageError
 from edgeladder.core.files import building, write_json
 from edgeladder.fleet.push import adapter_tree
+from edgeladder.jobs.run_directory import read_metrics
 from edgeladder.runtime.adapter import WEIGHTS, adapter_of, load_adapter, save_adapter
+from edgeladder.runtime.engine.protocol import StepInputs, StepResult
+from edgeladder.runtime.engine.stock import StockEngine
 from tools.faults import commands
 from tools.faults.commands import Command
 from tools.faults.disk import FaultyDisk, How, PowerCut
@@ -126,8 +130,44 @@ def test_weights_that_wait_are_pushed_under_their_name(tmp_path: Path, bundle_fo
     (tmp_path / ".adapter.safetensors.next").write_bytes(right)
     (tmp_path / WEIGHTS).write_bytes(b"of the generation before")
     assert load_adapter(tmp_path, bundle).parameters["up"].tolist() == [1, 1, 1]
-    adapter_tree(tmp_path)
-    assert (tmp_path / WEIGHTS).read_bytes() == right
+    tree = adapter_tree(tmp_path)
+    assert tree.sources[tree.files[WEIGHTS]][0].read_bytes() == right
+    save_adapter(tmp_path, made)
+    assert (tmp_path / WEIGHTS).read_bytes() == right, "and the next to write tidies up"
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_run_that_diverges_keeps_its_last_good_adapter(
+    tmp_path: Path, bundle_folder: Path, picture_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the real engine: three times back at half the rate, then exit code 2."""
+    parts = commands.train(bundle_folder, picture_folder).parts(tmp_path)
+    steps, true_step = itertools.count(1), StockEngine.step
+    rates = []
+
+    def step(engine: StockEngine, inputs: StepInputs, rate: float) -> StepResult:
+        result = true_step(engine, inputs, rate)
+        if next(steps) <= 3:
+            return result
+        rates.append(rate)
+        nothing = {name: array * np.nan for name, array in engine.parameters().items()}
+        engine.set_parameters(nothing)
+        return replace(result, loss=float("inf"))
+
+    monkeypatch.setattr(StockEngine, "step", step)
+    parts[0]()
+    parts[1]()
+    with pytest.raises(ConfigError, match="diverged 4 times") as caught:
+        parts[2]()
+    assert caught.value.exit_code == 2 and "learning_rate" in str(caught.value.remedy)
+    run = tmp_path / "run"
+    told = [record for record in read_metrics(run / "metrics.jsonl")]
+    assert [r["rate_scale"] for r in told if r["kind"] == "rollback"] == [0.5, 0.25, 0.125]
+    assert len(rates) == 4
+    kept = load_adapter(run, Bundle.open(bundle_folder, verify=False)).parameters
+    assert kept and all(np.isfinite(array).all() for array in kept.values())
+    monkeypatch.undo()
+    commands.train(bundle_folder, picture_folder).act(tmp_path)  # it goes on from there
 
 
 def test_what_was_not_fsynced_may_be_gone(tmp_path: Path) -> None:

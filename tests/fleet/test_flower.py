@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -207,3 +208,27 @@ def test_the_simulation_engine_gives_it_too(
         "--federation-config", "num-supernodes=2",
     )  # fmt: skip
     compare(ours, average / "adapter.safetensors")
+
+
+def test_no_node_outweighs_the_others_or_brings_nonsense() -> None:
+    flwr_app = pytest.importorskip("flwr.app")
+    from edgeladder.fleet import flower
+
+    def reply(values: Any, count: float, name: str = "up") -> Any:
+        content = flwr_app.RecordDict({
+            "arrays": flower._record({name: np.asarray(values, np.float32)}),
+            "metrics": flwr_app.MetricRecord({"num-examples": count}),
+        })  # fmt: skip
+        metadata = SimpleNamespace(src_node_id=1)
+        return SimpleNamespace(content=content, metadata=metadata, has_error=lambda: False)
+
+    strategy = flower.BoundedFedAvg({"up": (2,)})
+    honest = [reply([0, 0], 10), reply([0, 0], 10)]
+    nonsense = [
+        reply([9, 9], 1e300), reply([9, 9], -1), reply([9, 9], float("nan")),
+        reply([np.nan, 9], 10), reply([np.inf, 9], 10), reply([9, 9, 9], 10),
+        reply([9, 9], 10, name="../up"),
+    ]  # fmt: skip
+    arrays, _ = strategy.aggregate_train(1, [*nonsense, *honest, reply([1, 1], 1_000_000)])
+    assert arrays["up"].numpy().tolist() == pytest.approx([0.5, 0.5]), "no more than a half"
+    assert strategy.aggregate_train(2, nonsense) == (None, None)

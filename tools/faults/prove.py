@@ -142,8 +142,9 @@ class Prover:
 
 @contextlib.contextmanager
 def _still() -> Iterator[None]:
-    """The time of day stands still, what is measured takes a millisecond, and no memory is given
-    back, which in a process that does this a thousand times takes longest of all.
+    """The time of day stands still, and what is measured takes a millisecond.
+
+    No memory is given back: in a process that does it a thousand times that takes longest of all.
     """
     ticks = itertools.count()
     with (

@@ -10,6 +10,7 @@ that climb). The same seed gives the same input.
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import json
 import random
@@ -194,9 +195,16 @@ def _bomb(tree: Any, chance: random.Random) -> bytes:
 
 
 def _yaml(content: bytes, chance: random.Random, seeds: list[bytes]) -> bytes:
+    tree = _yaml_tree(content)
     if chance.random() < 0.01:
-        return _bomb(yaml.safe_load(content), chance)
-    return _dumped(_tree(yaml.safe_load(content), chance), chance)  # JSON is YAML
+        return _bomb(tree, chance)
+    return _dumped(_tree(tree, chance), chance)  # JSON is YAML
+
+
+@functools.lru_cache(64)  # seeds are few, and parsing them takes longer than all else
+def _yaml_tree(content: bytes) -> Any:
+    """The values of YAML, which changes leave alone; an error's parsing is not kept."""
+    return yaml.load(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
 
 
 def _tensors(content: bytes, chance: random.Random, seeds: list[bytes]) -> bytes:
