@@ -136,6 +136,10 @@ def train(
     resume: Annotated[
         Path | None, typer.Option("--resume", help="Continue this run from its checkpoint.")
     ] = None,
+    keep_checkpoints: Annotated[
+        bool,
+        typer.Option("--keep-checkpoints", help="Keep them when the run is finished, too."),
+    ] = False,
     as_json: options.Json = False,
 ) -> Answer:
     """Plan, precompute, train the ladder, evaluate, report."""
@@ -148,6 +152,7 @@ def train(
     request = _request(
         place, recipe, seed=seed, cache_dtype=dtype, start=str(start) if start else None,
         run=str(resume or run) if resume or run else None, resume=resume is not None,
+        keep_checkpoints=keep_checkpoints,
     )  # fmt: skip
     if may_step_aside and _small(request):
         raise StepAside(request)

@@ -30,6 +30,7 @@ class TrainRequest:
     start: str | None = None  # adapter folder to begin from (fleet rounds); None: the bundle's
     condense: str | None = None  # run folder whose adapter to condense, in place of training anew
     resume: bool = False  # continue `run` from its newest checkpoint
+    keep_checkpoints: bool = False  # after the run is finished too
     seed: int | None = None  # None: the profile's
     threads: int | None = None  # None: the device's cores, at most this machine's
     cache_dtype: Literal["fp16", "int8"] = "fp16"

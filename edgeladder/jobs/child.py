@@ -21,6 +21,7 @@ from edgeladder.core.records import to_json
 
 if TYPE_CHECKING:
     from edgeladder.core.orders import Order
+    from edgeladder.jobs.worker_log import WorkerLog
 
 _TAIL_BYTES = 4000
 WORKER_ENVIRONMENT = {
@@ -55,7 +56,7 @@ class Child:
         phase: str,
         order: Order,
         limit: MemoryLimit,
-        log: str | None,
+        log: WorkerLog | None,
         lock: int | None = None,
     ):
         """Start `python -m edgeladder.jobs.worker PHASE SUPERVISOR` and hand it the order.
@@ -64,7 +65,7 @@ class Child:
             phase: plan, precompute, train or evaluate.
             order: the worker's first line of stdin.
             limit: entered between fork and exec, so that every page is charged to it.
-            log: file the worker's stderr is appended to; None keeps only its tail.
+            log: keeps what the worker writes to stderr; None keeps only its tail.
             lock: descriptor of the run's lock, which is held until the worker has ended too.
         """
         environment = with_package({**WORKER_ENVIRONMENT, **os.environ})
@@ -85,7 +86,7 @@ class Child:
         self._open = [self._out, self._err]
         self._partial = b""
         self._tail = b""
-        self._log = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644) if log else None
+        self._log = log
         self.high_water = 0
         self._sending = threading.Lock()  # a closed descriptor's number is another file's next
         self._send(json.dumps(to_json(order)))
@@ -132,7 +133,7 @@ class Child:
     def _keep(self, data: bytes) -> None:
         self._tail = (self._tail + data)[-_TAIL_BYTES:]
         if self._log is not None:
-            os.write(self._log, data)
+            self._log.said(data)
         elif os.environ.get("EDGELADDER_TRACEBACK") == "1":
             os.write(2, data)
 
@@ -159,9 +160,6 @@ class Child:
                 if stream:
                     with contextlib.suppress(BrokenPipeError):
                         stream.close()
-        if self._log is not None:
-            os.close(self._log)
-            self._log = None
         return code
 
     def _send(self, line: str) -> None:

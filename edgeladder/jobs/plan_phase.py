@@ -164,6 +164,7 @@ def _resume(request: TrainRequest, run: RunDirectory) -> tuple[TrainRequest, Run
             threads=request.threads or saved.threads,
             limit=request.limit,
             restarts=request.restarts,
+            keep_checkpoints=request.keep_checkpoints or saved.keep_checkpoints,
             supervisor_bytes=request.supervisor_bytes,
             surrounding=request.surrounding,
         ),

@@ -4,11 +4,11 @@ config.yaml          the resolved configuration
 plan.json            predicted peak per phase and the sizes chosen
 environment.json     machine, versions, bundle, limit
 metrics.jsonl        one line per step and per event, only ever appended to
-checkpoints/         two generations
+checkpoints/         two generations, until the run is finished
 adapter.safetensors  the trained parameters, adapter.json says of what
 result.json          what `train --json` printed
 selection.safetensors  which cached pictures train and which test
-worker.log           what the workers wrote to stderr
+worker.log           each phase: versions, limit, sizes, what its worker said, how it ended
 """
 
 from __future__ import annotations

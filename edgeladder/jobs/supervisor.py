@@ -45,6 +45,7 @@ from edgeladder.core.request import TrainRequest
 from edgeladder.core.result import CacheUse, RunResult, Seconds, Throughput
 from edgeladder.jobs.attempt import Attempt
 from edgeladder.jobs.child import with_package
+from edgeladder.jobs.finished import drop_checkpoints, finished_result
 from edgeladder.jobs.interrupts import Interrupts
 from edgeladder.jobs.run_directory import MetricsLog, RunDirectory, new_run_folder
 from edgeladder.jobs.worker_limit import open_worker_limit
@@ -176,6 +177,9 @@ class Supervisor:
         self._check_folder(self.run)
         fresh = not self.run.folder.exists()
         self.run.lock(tell=lambda what: self.progress("train", 0, None, what))
+        before = finished_result(self.run) if self.request.resume else None
+        if before is not None:
+            return before
         try:
             job = self._decide("train")
         except EdgeLadderError:
@@ -195,6 +199,8 @@ class Supervisor:
         values = to_json(result)
         self.record({"kind": "result", **values})
         write_json(self.run.result, values)
+        if not self.request.keep_checkpoints:
+            drop_checkpoints(self.run)
         return result
 
     def _check_folder(self, run: RunDirectory) -> None:
@@ -304,8 +310,8 @@ class Supervisor:
         assert self.run is not None
         self.run.unlock()
         with contextlib.suppress(OSError):
-            for name in (".lock", "worker.log"):
-                disk.unlink(self.run.folder / name)
+            for path in (self.run.folder / ".lock", self.run.log):
+                disk.unlink(path)
             disk.remove_folder(self.run.folder)
 
     def enforced_bytes(self, phase: str) -> int:

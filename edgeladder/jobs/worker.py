@@ -66,6 +66,7 @@ def main() -> int:
             orphan.leave_time_to_save()
         outcome, result = run(read_order(name, json.loads(line)), control)
         if outcome == "done":
+            print(f"loaded: {_loaded()}", file=sys.stderr)
             control.tell(Done(result=to_json(result)))
         else:
             code = {"restart": RESTART_CODE, "stop": Interrupted.exit_code}[outcome]
@@ -79,6 +80,13 @@ def main() -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # onnxruntime's thread pools need no goodbye, and teardown only costs memory
+
+
+def _loaded() -> str:
+    """Versions of what this phase used, for the log; nothing is imported for it."""
+    names = ("numpy", "onnxruntime", "PIL", "tokenizers", "pydantic")
+    found = {name: getattr(sys.modules.get(name), "__version__", None) for name in names}
+    return ", ".join(f"{name} {version}" for name, version in found.items() if version) or "-"
 
 
 def _described(error: Exception, phase: str) -> Failed:

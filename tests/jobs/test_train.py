@@ -85,9 +85,14 @@ def test_a_run_from_pictures_to_accuracy(ask):
     assert list(dict.fromkeys(phases))[-3:] == ["precompute", "train", "evaluate"]
     folder = Path(request.run)
     assert {path.name for path in folder.iterdir()} >= {
-        *("config.yaml", "plan.json", "environment.json", "metrics.jsonl", "checkpoints"),
+        *("config.yaml", "plan.json", "environment.json", "metrics.jsonl", "worker.log"),
         *("adapter.safetensors", "adapter.json", "evaluation.json", "result.json"),
     }
+    assert not (folder / "checkpoints").exists()
+    log = (folder / "worker.log").read_text()
+    for phase in ("plan", "precompute", "train", "evaluate"):
+        assert f"{phase}: begins, edgeladder " in log and f"{phase}: done; " in log
+    assert "loaded: numpy " in log
     kinds = {record["kind"] for record in read_metrics(folder / "metrics.jsonl")}
     assert kinds >= {"start", "limit", "step", "checkpoint", "phase", "result"}
     assert json.loads((folder / "result.json").read_text())["accuracy"] == result["accuracy"]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from edgeladder.core.bundle import Bundle
 
 SKIPPED_SHARE = 0.05  # more unreadable pictures than this is an error
-_NAMED = 5  # skipped pictures spelt out in an error
+_NAMED = 20  # skipped pictures spelt out in an error
 
 Progress = Callable[[int, int, str], None]  # done, total, what
 
@@ -103,20 +103,52 @@ class PictureRun:
         found: list[list[bytes]] = []
         with self._cache.writing():
             try:
-                for picture, views in wanted:
+                for number, (picture, views) in enumerate(wanted, 1):
                     found.append(self._one(picture, views))
                     if len(self.skipped) > allowed:
-                        raise DataError(
-                            f"more than {SKIPPED_SHARE:.0%} of the {len(wanted)} pictures cannot "
-                            "be read",
-                            where=f"{where}: {spell_skipped(self.skipped)}",
-                            remedy="replace or remove these pictures; what is cached is kept",
-                        )
+                        raise self._too_many([item for item, _ in wanted], number, where)
                 self._run_group()
             finally:
                 self._discard()
                 self._runner.close()
+        if progress is not None and self._total:
+            progress(self._total, self._total, self._summary())
         return found
+
+    def _summary(self) -> str:
+        """What there was to do: `501 cached, 5 new`."""
+        words = f"{self.reused} cached, {self.new or 'nothing'} new"
+        return f"{words}, {len(self.skipped)} unreadable" if self.skipped else words
+
+    def _too_many(self, pictures: list[Picture], looked: int, where: str) -> DataError:
+        """The error that names all unreadable pictures at once, as far as it names any.
+
+        Those not reached yet are decoded, but no tower runs: the answer is no already.
+        """
+        for picture in pictures[looked:]:
+            if len(self.skipped) >= _NAMED:
+                break
+            looked += 1
+            self._look(picture)
+        count = f"{'' if looked == len(pictures) else 'at least '}{len(self.skipped)}"
+        return DataError(
+            f"{count} of {len(pictures)} pictures cannot be read; "
+            f"up to {SKIPPED_SHARE:.0%} would be skipped",
+            where=f"{where}: {spell_skipped(self.skipped)}",
+            remedy="replace or remove these pictures; what is cached is kept",
+        )
+
+    def _look(self, picture: Picture) -> None:
+        """Whether a picture can be read; what it shows is let go."""
+        self._tick(1, picture.path)  # orders are heard in here
+        try:
+            content = picture.read(self._guard.max_bytes)
+            key = self._key(content, hashlib.sha256(content).digest(), 0)
+            if not self._has(key):
+                self._tell_decoding(picture.path)
+                self._square(content, 0)
+        except UnreadableError as error:
+            self.skipped.append({"path": picture.path, "reason": str(error)})
 
     def _one(self, picture: Picture, views: int) -> list[bytes]:
         """Hash, look up, decode what is missing."""
@@ -130,14 +162,7 @@ class PictureRun:
             # one view at a time: all of them would not fit
             for view in missing:
                 self._tell_decoding(picture.path)
-                square = view_square(
-                    content,
-                    self._preprocess,
-                    view,
-                    max_pixels=self._guard.max_pixels,
-                    max_bytes=self._guard.max_bytes,
-                )
-                self._add(keys[view], square)
+                self._add(keys[view], self._square(content, view))
         except UnreadableError as error:
             self.skipped.append({"path": picture.path, "reason": str(error)})
             self._tick(views + 1, picture.path)
@@ -145,6 +170,15 @@ class PictureRun:
         self.reused += len(keys) - len(missing)
         self._tick(len(keys) - len(missing), picture.path)
         return keys
+
+    def _square(self, content: bytes, view: int) -> np.ndarray:
+        return view_square(
+            content,
+            self._preprocess,
+            view,
+            max_pixels=self._guard.max_pixels,
+            max_bytes=self._guard.max_bytes,
+        )
 
     def _key(self, content: bytes, digest: bytes, view: int) -> bytes:
         """Of the whole picture where that is there or fits; else of what the budget makes of it.
@@ -204,5 +238,6 @@ class PictureRun:
 
     def _tick(self, samples: float, note: str) -> None:
         self._done += samples
-        if self._progress is not None and samples:
-            self._progress(min(self._total, round(self._done)), self._total, note)
+        done = round(self._done)
+        if self._progress is not None and samples and done < self._total:
+            self._progress(done, self._total, note)  # the last word is `_summary`

@@ -237,19 +237,49 @@ def test_few_bad_pictures_are_skipped_and_named(
 def test_many_bad_pictures_are_an_error(
     tiny: TinyBundle, make_folder: Make, tmp_path: Path
 ) -> None:
-    """Beyond 5 %: exit 4, naming them; what was computed is used when they are replaced."""
+    """Beyond 5 %: exit 4, naming all of them; what was computed is used when they are replaced."""
     files: dict[str, bytes | None] = {f"train/hat/{i:02}.png": None for i in range(20)}
     files |= {f"train/hat/bad{i}.png": b"x" for i in range(3)}
     folder = make_folder(files)
-    with pytest.raises(DataError, match="more than 5% of the 23 pictures") as caught:
+    with pytest.raises(DataError, match="3 of 23 pictures cannot be read") as caught:
         fill(tiny, folder, tmp_path / "cache")
     assert caught.value.exit_code == 4
-    assert "bad0.png: not a picture" in str(caught.value.where)
+    for index in range(3):
+        assert f"bad{index}.png: not a picture" in str(caught.value.where)
     assert "what is cached is kept" in str(caught.value.remedy)
     for index in range(3):
         (folder / f"train/hat/bad{index}.png").unlink()
     again = fill(tiny, folder, tmp_path / "cache")
     assert again.reused >= 15 and again.new + again.reused == 20
+
+
+def test_unreadable_pictures_are_counted_to_the_end_of_a_bounded_list(
+    tiny: TinyBundle, make_folder: Make, tmp_path: Path
+) -> None:
+    files: dict[str, bytes | None] = {f"train/hat/{i:02}.png": b"x" for i in range(30)}
+    with pytest.raises(DataError, match="at least 20 of 30 pictures") as caught:
+        fill(tiny, make_folder(files), tmp_path / "cache")
+    assert str(caught.value.where).count("not a picture") == 20
+
+
+def test_the_last_word_says_what_was_there_and_what_is_new(
+    tiny: TinyBundle, make_folder: Make, tmp_path: Path
+) -> None:
+    files: dict[str, bytes | None] = {f"train/hat/{i}.png": None for i in range(4)}
+    files |= {f"train/dress/{i}.png": None for i in range(4)}
+    folder, cache = make_folder(files), tmp_path / "cache"
+
+    def told() -> list[str]:
+        seen: list[tuple[int, int, str]] = []
+        fill(tiny, folder, cache, progress=lambda *event: seen.append(event))
+        ends = [note for done, total, note in seen if done == total and note != "class names"]
+        assert len(ends) == 1 and ends[0] == seen[-1][2]
+        return ends
+
+    assert told() == ["0 cached, 8 new"]
+    assert told() == ["8 cached, nothing new"]
+    (folder / "train/hat/9.png").write_bytes(encode(noise(40, 40, seed=9), "PNG"))
+    assert told() == ["8 cached, 1 new"]
 
 
 def test_a_class_lost_to_bad_pictures(tiny: TinyBundle, make_folder: Make, tmp_path: Path) -> None:
