@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from edgeladder.cli import options
+from edgeladder.cli import csv_text, options
+from edgeladder.cli.from_stdin import as_asked, spelt_out
 from edgeladder.cli.output import Answer, table
 from edgeladder.cli.progress import Progress
 from edgeladder.core.sizes import format_size
@@ -47,9 +48,11 @@ def evaluate(
     classes: Classes = None,
     device: options.Device = None,
     budget: options.Budget = None,
+    as_csv: options.Csv = False,
     as_json: options.Json = False,
 ) -> Answer:
     """Accuracy of a run on labelled pictures, by class too."""
+    csv_text.require_one(as_csv, as_json)
     place = _place(run, bundle, device, budget)
     with Progress() as progress:
         values = _answer(
@@ -63,25 +66,29 @@ def evaluate(
             },
             progress,
         )
-    return Answer(values, lambda: _evaluated(values))
+    return Answer(values, lambda: csv_text.accuracies(values) if as_csv else _evaluated(values))
 
 
 def predict(
-    paths: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
+    paths: Annotated[list[Path], typer.Argument(help="Pictures, folders; - reads stdin.")],
     run: options.Served = None,
     bundle: RunBundle = None,
     top: Annotated[int, typer.Option("--top", min=1, help="Labels per picture.")] = 1,
     classes: Classes = None,
     device: options.Device = None,
     budget: options.Budget = None,
+    as_csv: options.Csv = False,
     as_json: options.Json = False,
 ) -> Answer:
     """Labels and probabilities for pictures."""
+    csv_text.require_one(as_csv, as_json)
     place = _place(run, bundle, device, budget)
-    asked = {"paths": [str(path) for path in paths], "top": top, "classes": classes}
-    with Progress() as progress:
+    with spelt_out(paths) as found, Progress() as progress:
+        asked = {"paths": found, "top": top, "classes": classes}
         values = _answer("predict", {**place, **asked}, progress)
-    return Answer(values, lambda: _predicted(values))
+    for item in values["predictions"]:
+        item["path"] = as_asked(item["path"], paths)
+    return Answer(values, lambda: csv_text.predictions(values) if as_csv else _predicted(values))
 
 
 def deploy(

@@ -10,6 +10,7 @@ import typer
 from edgeladder.core.errors import ConfigError
 
 Json = Annotated[bool, typer.Option("--json", help="Exactly one JSON object on stdout.")]
+Csv = Annotated[bool, typer.Option("--csv", help="Rows for a spreadsheet on stdout.")]
 Bundle = Annotated[
     Path, typer.Option("--bundle", help="Bundle: a folder, or one .tar of it; nano: what ships.")
 ]

@@ -29,9 +29,8 @@ def nice_ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 def _svg(height: float, body: Sequence[str], label: str) -> str:
     return (
-        f'<svg viewBox="0 0 {_WIDTH:g} {height:g}" role="img" aria-label="{escape(label)}">'
-        + "".join(body)
-        + "</svg>"
+        f'<div class="scroll"><svg viewBox="0 0 {_WIDTH:g} {height:g}" role="img" '
+        f'aria-label="{escape(label)}">' + "".join(body) + "</svg></div>"
     )
 
 
@@ -122,7 +121,7 @@ def bar_rows(
     """
     thick, gap = 13.0, 12.0
     top = 22.0 if mark else 4.0
-    name_width = 150.0
+    name_width = 176.0
     scale = (_WIDTH - name_width - 92.0) / (limit or 1.0)
     y, body = top, []
     for (name, values), words in zip(rows, texts, strict=True):
@@ -150,7 +149,7 @@ def bar_rows(
 def confusion_matrix(names: Sequence[str], counts: Sequence[Sequence[int]], label: str) -> str:
     """Rows are true classes, columns predicted ones; the darker, the larger a row's share."""
     size = len(names)
-    left, top = 120.0, 84.0
+    left, top = 136.0, 104.0
     cell = min((_WIDTH - left - 4) / max(size, 1), 44.0)
     letters = 16
     body = []

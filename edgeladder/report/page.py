@@ -77,7 +77,7 @@ def render(record: RunRecord, title: str | None = None) -> str:
         _section("Memory", _memory(record)),
         _section("Per class", _per_class(record)),
         _section("Confusion", _confusion(record)),
-        _section("MemoryLimit and watch", _events(record)),
+        _section("Memory limit and watchdog", _events(record)),
         _section("Configuration", _configuration(record)),
         _section("Environment", _pairs(record.environment)),
     ]
@@ -256,9 +256,9 @@ def _confusion(record: RunRecord) -> str:
 
 
 def _events(record: RunRecord) -> str:
-    limit = record.environment.get("limit") or (memory_of(record).get("enforcement"))
-    body = f"<p>Limit: {escape(_words(limit))}.</p>"
-    if not record.events:
+    events = [event for event in record.events if event.get("kind") != "limit"]
+    body = _limit(record)
+    if not events:
         return body + _none("nothing had to be done: no threshold was crossed")
     rows = [
         (
@@ -270,9 +270,34 @@ def _events(record: RunRecord) -> str:
                 if key not in ("time", "kind")
             ),
         )
-        for event in record.events[-_EVENTS:]
+        for event in events[-_EVENTS:]
     ]
     return body + _table(("time (UTC)", "event", "what"), rows)
+
+
+def _limit(record: RunRecord) -> str:
+    """Which limit of the kernel's held in which phases; what this machine lacks, folded away."""
+    held: dict[tuple[str, str], list[str]] = {}
+    lacking: list[str] = []
+    for event in record.events:
+        if event.get("kind") == "limit":
+            size = _value("confirmed", event.get("confirmed") or event.get("limit_bytes"))
+            phases = held.setdefault((str(event.get("layer")), size), [])
+            phases += [str(event["phase"])] if event.get("phase") not in (None, *phases) else []
+            notes = event.get("notes")
+            lacking += [str(note) for note in notes] if isinstance(notes, list) else []
+    if not held:
+        limit = record.environment.get("limit") or memory_of(record).get("enforcement")
+        return f"<p>Limit: {escape(_words(limit))}.</p>"
+    parts = [
+        f"{layer} held {', '.join(phases)} at {size}, read back from the kernel"
+        for (layer, size), phases in held.items()
+    ]
+    body = f"<p>Limit: {escape('; '.join(parts))}.</p>"
+    if not lacking:
+        return body
+    items = "".join(f"<li>{escape(note)}</li>" for note in dict.fromkeys(lacking))
+    return body + _folded("other limits, which this machine does not offer", f"<ul>{items}</ul>")
 
 
 def _configuration(record: RunRecord) -> str:

@@ -49,6 +49,6 @@ tr:last-child td{border-bottom:0}
 summary{cursor:pointer;color:var(--muted);margin-top:10px}
 pre{overflow-x:auto;font:13px/1.45 ui-monospace,"DejaVu Sans Mono",monospace;margin:10px 0 0}
 @media (max-width:560px){body{font-size:15px}section{padding:13px}
-svg text{font-size:17px}svg .tick,svg .cell,svg .on{font-size:15px}}
+svg{min-width:560px}svg text,svg .tick,svg .cell,svg .on{font-size:15px}}
 @media print{body{background:#fff}section{break-inside:avoid}}
 """

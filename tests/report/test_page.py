@@ -157,6 +157,37 @@ def test_the_report_knows_the_events_that_jobs_record_and_no_others():
     assert set(EVENT_KINDS) == emitted - elsewhere
 
 
+def test_a_limit_that_works_is_one_sentence(tmp_path):
+    """What this machine lacks beside it is folded away: nothing has to be done about it."""
+    run = a_run(tmp_path / "run")
+    record = {
+        "kind": "limit", "layer": "cgroup1", "limit_bytes": 170_000_000, "confirmed": 170_000_000,
+        "notes": ["cgroup2: no controller here"],
+    }  # fmt: skip
+    lines = [json.dumps({"time": 1e9, "phase": name, **record}) for name in ("precompute", "train")]
+    (run / "metrics.jsonl").write_text("\n".join(lines))
+    text = write(run).read_text(encoding="utf-8")
+    page = Page(text)
+    assert "cgroup1 held precompute, train at 170 MB, read back from the kernel" in page.text
+    assert "nothing had to be done" in page.text
+    folded = "".join(re.findall(r"<details>.*?</details>", text, re.DOTALL))
+    assert "no controller here" in folded
+    assert text.count("no controller here") == 1
+
+
+def test_labels_can_be_read_on_a_phone_and_are_not_cut(tmp_path):
+    """At least 13 pixels high however narrow the screen, and inside the drawing."""
+    names = [f"a very long class name {i}" for i in range(6)]
+    text = write(a_run(tmp_path / "run", names)).read_text(encoding="utf-8")
+    phone = re.search(r"max-width:560px\)\{(.*?)\}\}", text, re.DOTALL)[1]
+    least = int(re.search(r"svg\{min-width:(\d+)px", phone)[1])
+    size = int(re.search(r"svg text[^{]*\{font-size:(\d+)px", phone)[1])
+    assert size * least / 640 >= 13
+    assert text.count('<div class="scroll"><svg') == text.count("<svg")
+    for x, words in re.findall(r'<text x="([\d.]+)"[^>]*text-anchor="end"[^>]*>([^<]*)<', text):
+        assert len(words) * 0.53 * size <= float(x), words
+
+
 def test_a_report_needs_nothing_from_elsewhere(tmp_path):
     text = write(a_run(tmp_path / "run"), tmp_path / "out.html").read_text(encoding="utf-8")
     assert not re.search(r"https?:|//[a-z]|@import|url\(|<script|<link|<img|<iframe", text)

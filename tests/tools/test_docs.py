@@ -27,6 +27,11 @@ def test_every_guide_is_in_the_list():
     assert guides <= set(listed)
 
 
+def test_the_readme_leads_to_every_guide():
+    linked = _LINK.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert {f"docs/{page.name}" for page in ROOT.glob("docs/*.md")} <= set(linked)
+
+
 def test_results_lie_beside_the_benchmarks_with_command_and_commit():
     folder = ROOT / "tools/bench/results"
     rows = [line.split("|") for line in (folder / "README.md").read_text().splitlines()]
