@@ -33,11 +33,12 @@ GROUPS = {
     ),
     "Budget and device": "--budget --device --limit --parallel",
     "Model and training": (
-        "--dtype --engine --keep --model --pretrained --profile --resume --seed --set --views"
+        "--dtype --engine --keep --model --pretrained --profile --resume --seed --set --tokenizer "
+        "--views"
     ),
     "Output": (
-        "--csv --include-resize --json --no-pictures --out --page --portable --quiet --top "
-        "--verbose"
+        "--csv --include-resize --json --keep-checkpoints --no-pictures --out --page --portable "
+        "--quiet --top --verbose"
     ),
 }
 _GROUP_OF = {name: group for group, names in GROUPS.items() for name in names.split()}

@@ -96,6 +96,10 @@ def deploy(
     bundle: RunBundle = None,
     out: Annotated[Path, typer.Option("--out", help="ONNX file to write.")] = Path("model.onnx"),
     dtype: Annotated[str, typer.Option("--dtype", help="Weights: fp32, fp16, int8.")] = "fp32",
+    portable: Annotated[
+        bool,
+        typer.Option("--portable", help="Standard ONNX operators alone: any runtime reads it."),
+    ] = False,
     classes: Classes = None,
     device: options.Device = None,
     budget: options.Budget = None,
@@ -103,7 +107,8 @@ def deploy(
 ) -> Answer:
     """One ONNX file of a run: picture in, probabilities out."""
     place = _place(run, bundle, device, budget)
-    values = _answer("deploy", {**place, "out": str(out), "dtype": dtype, "classes": classes})
+    asked = {"out": str(out), "dtype": dtype, "portable": portable, "classes": classes}
+    values = _answer("deploy", {**place, **asked})
     return Answer(values, lambda: _deployed(values))
 
 

@@ -10,6 +10,7 @@ import typer
 from edgeladder.cli import options
 from edgeladder.cli.command import App
 from edgeladder.cli.output import Answer, table
+from edgeladder.cli.probe import probe
 from edgeladder.core.records import to_json
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def _group(kind: Any) -> typer.Typer:
         _list_profiles(group)
     else:
         _list_plainly(group, kind)
+        group.command("probe")(probe)
 
     @group.command("show", help=f"Every value of one of the {kind}, defaults included.")
     def show(name: Name, as_json: options.Json = False) -> Answer:

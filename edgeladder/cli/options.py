@@ -17,18 +17,29 @@ Bundle = Annotated[
 Data = Annotated[
     Path, typer.Option("--data", help="Pictures: folder, .zip, or CSV/JSONL of path and label.")
 ]
-Cache = Annotated[Path, typer.Option("--cache", help="Folder of cached activations.")]
+Cache = Annotated[
+    Path,
+    typer.Option("--cache", envvar="EDGELADDER_CACHE", help="Folder of cached activations."),
+]
 Run = Annotated[Path | None, typer.Option("--run", help="Run directory. [default: the newest]")]
 Served = Annotated[
     Path | None, typer.Option("--run", help="Run directory. [default: pinned, else the newest]")
 ]
 Device = Annotated[
     str | None,
-    typer.Option("--device", help="Device profile: a name or a YAML file. [default: this machine]"),
+    typer.Option(
+        "--device",
+        envvar="EDGELADDER_DEVICE",
+        help="Device profile: a name or a YAML file. [default: this machine]",
+    ),
 ]
 Budget = Annotated[
     str | None,
-    typer.Option("--budget", help="Memory of all processes: 4GB, 192MB. [default: the device's]"),
+    typer.Option(
+        "--budget",
+        envvar="EDGELADDER_BUDGET",
+        help="Memory of all processes: 4GB, 192MB. [default: the device's]",
+    ),
 ]
 Settings = Annotated[
     list[str] | None,

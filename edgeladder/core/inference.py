@@ -46,6 +46,7 @@ class InferenceRequest:
     seed: int = 0  # check: of sample and folds
     out: str = "model.onnx"  # deploy: the file
     dtype: str = "fp32"  # deploy: of the weights in the file
+    portable: bool = False  # deploy: in operators of the ONNX standard alone
     budget_bytes: int | None = None  # None: the device's default, else a share of what is available
     device: str | None = None  # device profile by name or YAML file
     threads: int | None = None  # None: the device's cores, at most this machine's

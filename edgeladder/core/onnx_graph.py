@@ -42,6 +42,7 @@ class Graph:
     outputs: list[bytes] = field(default_factory=list)
     opsets: dict[str, int] = field(default_factory=dict)
     functions: dict[tuple[str, str], bytes] = field(default_factory=dict)
+    ranks: dict[str, int] = field(default_factory=dict)  # axes of tensors that a file describes
     ir_version: int = 8
     _counter: int = 0
 
@@ -103,12 +104,28 @@ class Graph:
         if len(graphs) != 1:
             raise IntegrityError("not an ONNX model", where=str(path))
         for number, value in parse(graphs[0]):
-            if number == 1 and isinstance(value, bytes):
-                self._take_node(value, renamed)
-            elif number == 5 and isinstance(value, bytes):
-                tensor = read_tensor(value, path.parent)
-                if tensor.name not in names:
-                    self.tensors[renamed(tensor.name)] = replace(tensor, name=renamed(tensor.name))
+            if isinstance(value, bytes):
+                self._take(number, value, path.parent, names, renamed)
+
+    def _take(
+        self,
+        number: int,
+        value: bytes,
+        folder: Path,
+        names: Mapping[str, str],
+        renamed: Callable[[str], str],
+    ) -> None:
+        """A field of a joined GraphProto: a node, a constant, or what a tensor is."""
+        if number == 1:
+            self._take_node(value, renamed)
+        elif number == 5:
+            tensor = read_tensor(value, folder)
+            if tensor.name not in names:
+                self.tensors[renamed(tensor.name)] = replace(tensor, name=renamed(tensor.name))
+        elif number in (11, 12, 13):
+            name, rank = _described(value)
+            if rank is not None:
+                self.ranks[renamed(name)] = rank
 
     def _take_node(self, node: bytes, renamed: Callable[[str], str]) -> None:
         self.nodes.append(rename_node(node, renamed))
@@ -197,6 +214,19 @@ class _Contents:
     def size(self) -> int:
         """Bytes of all of it."""
         return sum(map(len, self.fields)) + sum(len(h) + t.size for h, t in self.constants)
+
+
+def _described(value: bytes) -> tuple[str, int | None]:
+    """Name and number of axes of a ValueInfoProto; None where it has no shape."""
+    name, rank = "", None
+    for number, given in parse(value):
+        if number == 1:
+            name = text(given)
+        elif number == 2 and isinstance(given, bytes):
+            tensor = next((v for n, v in parse(given) if n == 1 and isinstance(v, bytes)), b"")
+            shape = [v for n, v in parse(tensor) if n == 2 and isinstance(v, bytes)]
+            rank = sum(n == 1 for n, _ in parse(shape[0])) if shape else None
+    return name, rank
 
 
 def _without_training_outputs(nodes: Sequence[bytes], outputs: Sequence[bytes]) -> list[bytes]:

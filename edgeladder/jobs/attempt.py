@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edgeladder import __version__
 from edgeladder.budget import kernel_marks, meter
 from edgeladder.budget.policy import EXACT_SHARE, STREAMED_PHASES
 from edgeladder.budget.watchdog import Action, Watchdog
@@ -28,9 +26,7 @@ from edgeladder.core.events import (
     Progress,
     Ready,
 )
-from edgeladder.core.job import PhaseOrder
 from edgeladder.core.memory_record import MemoryAction
-from edgeladder.core.orders import FreeOrder
 from edgeladder.core.records import to_json
 from edgeladder.jobs.child import Child
 from edgeladder.jobs.control import RESTART_CODE
@@ -53,17 +49,6 @@ _TELL_SECONDS = 0.5  # between two words about memory, where no work was told of
 
 # of what memory pressure leaves nothing smaller to do than to start again
 _NOT_SHRINKABLE = (*STREAMED_PHASES, "evaluate")
-
-
-def _described(order: Order, limit: MemoryLimit) -> str:
-    """Versions, limit and sizes of a phase, for the log."""
-    python = ".".join(str(part) for part in sys.version_info[:3])
-    held = f"limit {limit.layer}"
-    if limit.limit_bytes:
-        held += f" {limit.limit_bytes / 1e6:.0f} MB"
-    sizes = order.sizes.sizes() if isinstance(order, (PhaseOrder, FreeOrder)) else {}
-    told = ", ".join(f"{name} {value}" for name, value in sizes.items() if value is not None)
-    return f"edgeladder {__version__}, python {python}, {held}" + (f"; {told}" if told else "")
 
 
 class Watcher(Protocol):
@@ -124,11 +109,11 @@ class Attempt:
         self.plan: Plan | None = None  # where the worker plans its own phase
         self.chunk: int | None = None  # that the worker went down to by itself
         run = supervisor.run
-        self._log = WorkerLog(run.log) if run is not None and run.folder.is_dir() else None
-        self._began = time.monotonic()
-        self._tell(f"begins, {_described(order, limit)}")
+        kept = run is not None and run.folder.is_dir()
+        self._log = WorkerLog(run.log if run is not None and kept else None, phase)
+        self._log.begins(order, limit)
         lock = run.lock_descriptor if run is not None else None
-        self.child = Child(phase, order, limit, self._log, lock)
+        self.child = Child(phase, order, limit, self._log if kept else None, lock)
         self._outcome: str | None = None
         self._result: Any = None  # plain values, read by the supervisor
         self._error: EdgeLadderError | None = None
@@ -152,29 +137,20 @@ class Attempt:
         except BaseException as error:
             self.child.kill()
             self.child.end()
-            self._end(f"left by {type(error).__name__}")
+            self._log.ends(f"left by {type(error).__name__}", self._peak, self.last_step)
             raise
         code = self.child.end()
         self._keep_peak()
+        how, peak = "refused", self.supervisor.measured[self.phase]
         try:
-            outcome, result = self._judge(code)
+            how, result = self._judge(code)
+            return how, result
         except EdgeLadderError as error:
-            self._end(str(error))
+            how = str(error)
             raise
-        self._end(f"{outcome} ({self.cause})" if self.cause else outcome)
-        return outcome, result
-
-    def _tell(self, text: str) -> None:
-        """A line in the run's worker.log."""
-        if self._log is not None:
-            self._log.line(f"{self.phase}: {text}")
-
-    def _end(self, how: str) -> None:
-        seconds, peak = time.monotonic() - self._began, self.supervisor.measured.get(self.phase, 0)
-        self._tell(f"{how}; {seconds:.1f} s, peak {peak / 1e6:.0f} MB, step {self.last_step}")
-        if self._log is not None:
-            self._log.close()
-            self._log = None
+        finally:
+            told = f"{how} ({self.cause})" if self.cause else how
+            self._log.ends(told, peak, self.last_step)
 
     def _watch(self, expected_bytes: int) -> None:
         supervisor, child = self.supervisor, self.child
@@ -262,7 +238,7 @@ class Attempt:
             step=self.last_step,
         )
         self.supervisor.record(to_json(record))
-        self._tell(f"{action.order} at {action.reason}, {action.used_bytes / 1e6:.0f} MB used")
+        self._log.line(f"{action.order} at {action.reason}, {action.used_bytes / 1e6:.0f} MB used")
         if len(self.supervisor.actions) < 100:
             self.supervisor.actions.append(record)
         if action.order == "kill":

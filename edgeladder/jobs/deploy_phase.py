@@ -21,5 +21,7 @@ def deploy(order: InferenceOrder, control: Control) -> tuple[Outcome, Deployment
     return with_classifier(
         order,
         control,
-        lambda classifier: write_model(classifier, Path(request.out), dtype),
+        lambda classifier: write_model(
+            classifier, Path(request.out), dtype, portable=request.portable
+        ),
     )

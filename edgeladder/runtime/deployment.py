@@ -25,6 +25,7 @@ from edgeladder.runtime.classifier import Classifier, InferenceSizes
 from edgeladder.runtime.compress_weights import Dtype, compress
 from edgeladder.runtime.deploy_check import difference, probe
 from edgeladder.runtime.deploy_graph import PICTURE, PROBABILITIES, assemble
+from edgeladder.runtime.portable_graph import make_portable
 from edgeladder.runtime.session import IN_FLOAT
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def deploy(
     threads: int | None = None,
     sizes: InferenceSizes | None = None,
     classes: str | None = None,
+    portable: bool = False,
 ) -> Deployment:
     """Write a run's classifier as one ONNX file and compare it with `predict`, in this process.
 
@@ -54,6 +56,7 @@ def deploy(
         sizes: None: the image tower whole.
         classes: that the file chooses among (`vocabulary.asked_classes`); None: those it was
             trained on.
+        portable: in operators of the ONNX standard alone, for runtimes other than onnxruntime.
 
     Raises:
         ConfigError: no run, no bundle, unknown dtype, more than one file can hold, or `out` is a
@@ -64,7 +67,7 @@ def deploy(
     """
     narrow = checked_dtype(out, dtype)
     with Classifier.open(run, bundle, threads=threads, sizes=sizes, classes=classes) as classifier:
-        return write_model(classifier, Path(out), narrow)
+        return write_model(classifier, Path(out), narrow, portable=portable)
 
 
 def checked_dtype(out: str | Path, dtype: str) -> Dtype:
@@ -78,7 +81,9 @@ def checked_dtype(out: str | Path, dtype: str) -> Dtype:
     return known
 
 
-def write_model(classifier: Classifier, out: Path, dtype: Dtype) -> Deployment:
+def write_model(
+    classifier: Classifier, out: Path, dtype: Dtype, *, portable: bool = False
+) -> Deployment:
     """`deploy` with a classifier that is open."""
     graph = assemble(
         classifier.bundle,
@@ -86,6 +91,8 @@ def write_model(classifier: Classifier, out: Path, dtype: Dtype) -> Deployment:
         classifier.class_embeddings,
         classifier.formula,
     )
+    if portable:
+        make_portable(graph)
     small = compress(graph, dtype)
     pictures = probe(classifier)
     expected = classifier.logits(pictures.squares)

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from edgeladder.cli import csv_text, inference_commands
+from edgeladder.cli import csv_text, inference_commands, train_commands
 from edgeladder.cli.app import main
 from edgeladder.cli.from_stdin import is_picture, paths_in, spelt_out
-from edgeladder.core.errors import DataError
+from edgeladder.core.errors import ConfigError, DataError
 
 
 class Stdin:
@@ -97,3 +97,28 @@ def test_two_forms_of_one_answer_are_refused(
 def test_accuracies_are_a_row_for_each_class() -> None:
     values = {"per_class": {"a": {"count": 3, "accuracy": 0.5}}}
     assert csv_text.accuracies(values) == "class,pictures,accuracy\na,3,0.5"
+
+
+def test_the_environment_stands_in_for_options(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """EDGELADDER_BUDGET, and what is typed goes before it."""
+    seen: list[object] = []
+
+    def take(place: object) -> None:
+        seen.append((place.budget_bytes, str(place.cache), place.device))
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(train_commands, "_found", take)
+    monkeypatch.setenv("EDGELADDER_BUDGET", "192MB")
+    monkeypatch.setenv("EDGELADDER_CACHE", "/var/cache/taps")
+    monkeypatch.setenv("EDGELADDER_DEVICE", "raspberry-pi-5")
+    assert main(["plan"]) == 2
+    assert main(["plan", "--budget", "1GB", "--cache", "here"]) == 2
+    assert seen == [
+        (192_000_000, "/var/cache/taps", "raspberry-pi-5"),
+        (1_000_000_000, "here", "raspberry-pi-5"),
+    ]
+    monkeypatch.setenv("EDGELADDER_BUDGET", "4")
+    assert main(["plan"]) == 2
+    assert "write 4GB" in capfd.readouterr().err

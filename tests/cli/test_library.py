@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from edgeladder.cli.app import main
+from edgeladder.cli.probe import facts
 from edgeladder.core.records import to_json
 from edgeladder.core.yaml_config import library, load_device, load_profile
 
@@ -42,6 +43,29 @@ def test_show_gives_every_key_and_can_be_read_back(capfd, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(json.dumps(shown))
     assert load_profile(str(path)) == load_profile("default")
+
+
+def test_probe_writes_a_profile_of_this_machine(capfd, tmp_path):
+    out = tmp_path / "my-box.yaml"
+    told = answer(capfd, "devices", "probe", "--out", str(out))
+    read = load_device(str(out))
+    assert read.name == "my-box" and read.ram_bytes == told["ram_bytes"] > 10**8
+    assert 0 < read.default_budget_bytes < read.ram_bytes and read.cores >= 1
+    assert answer(capfd, "devices", "validate", str(out))["valid"] == [str(out)]
+    again = answer(capfd, "devices", "probe", "--out", str(out), code=2)["error"]
+    assert "there already" in again["message"]
+    assert main(["devices", "probe"]) == 0
+    assert "ram_bytes: " in capfd.readouterr().out
+
+
+def test_a_board_is_known_by_its_device_tree(tmp_path):
+    (tmp_path / "proc/device-tree").mkdir(parents=True)
+    (tmp_path / "proc/device-tree/model").write_bytes(b"Raspberry Pi 5 Model B Rev 1.0\0")
+    (tmp_path / "sys/class/thermal/thermal_zone0").mkdir(parents=True)
+    (tmp_path / "sys/class/thermal/thermal_zone0/type").write_text("cpu-thermal\n")
+    found = facts("box", root=tmp_path)
+    assert found["summary"] == "Raspberry Pi 5 Model B Rev 1.0"
+    assert found["thermal_zones"] == ["cpu-thermal"] and found["accelerator"] is None
 
 
 def test_profiles_say_which_fit_a_bundle(capfd):

@@ -84,10 +84,10 @@ def test_resume_of_a_finished_run_starts_no_worker(
 
 def test_the_log_is_rotated_and_bounded(tmp_path: Path) -> None:
     path = tmp_path / "worker.log"
-    log = WorkerLog(path)
-    log.line("train: begins")
+    log = WorkerLog(path, "train")
+    log.line("begins")
     log.said(b"half a line")
-    log.line("train: done")
+    log.line("done")
     log.said(b"x" * (2 * LARGEST_BYTES))
     log.said(b"y")
     log.close()
@@ -96,8 +96,8 @@ def test_the_log_is_rotated_and_bounded(tmp_path: Path) -> None:
     assert text.splitlines()[1] == "half a line" and text.splitlines()[2].endswith("train: done")
     assert "it is left out" in text and "y" not in text.splitlines()[-1]
     assert len(text) < 1.1 * LARGEST_BYTES
-    again = WorkerLog(path)
-    again.line("evaluate: begins")
+    again = WorkerLog(path, "evaluate")
+    again.line("begins")
     again.close()
     assert len(path.read_text().splitlines()) == 1
     assert (tmp_path / "worker.log.1").read_text() == text

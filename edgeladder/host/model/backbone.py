@@ -21,11 +21,10 @@ from edgeladder.host.model import download
 from edgeladder.host.model.clip_towers import ClipImageTower, ClipTextTower
 from edgeladder.host.model.find_tokenizer import find_tokenizer
 from edgeladder.host.model.frozen_tower import Tower
+from edgeladder.host.model.licences import UNKNOWN, licence
 from edgeladder.host.model.names import LOCAL_MODELS, Named, named, usual_tag
 from edgeladder.host.model.supported import require_supported
 from edgeladder.host.model.timm_towers import TimmImageTower, TimmStagesTower
-
-_OPENAI_LICENCE = "MIT (OpenAI CLIP)"
 
 
 @dataclass
@@ -240,7 +239,8 @@ def _origin(open_clip: Any, name: str, source: str, random: bool) -> str:
 def _licence(open_clip: Any, name: str, source: str, random: bool) -> str:
     if random:
         return "none (random weights)"
-    return _OPENAI_LICENCE if source == "openai" else "see the origin of the weights"
+    config = {} if source == name else open_clip.get_pretrained_cfg(name, source) or {}
+    return UNKNOWN if Path(source).is_file() else licence(source, str(config.get("hf_hub") or ""))
 
 
 def wrap(
