@@ -17,6 +17,7 @@ from edgeladder.serve.replies import ReplyError
 from edgeladder.serve.settings import Limits
 
 _COPY_BYTES = 1 << 16
+_LENGTH_DIGITS = 18  # beyond, it is too large whatever it says
 _NAME_CHARACTERS = 200  # of a client's name for its picture, given back to it
 _NO_PICTURES = ("application/json", "text/html", "text/plain")
 UNNAMED = "picture"
@@ -38,9 +39,9 @@ async def receive_picture(request: Request, limits: Limits, path: Path) -> str:
         ClientDisconnect: the client went away.
     """
     length = request.headers.get("content-length", "0")
-    if not length.isdigit():
+    if not (length.isascii() and length.isdigit()):  # "²" is a digit too
         raise ReplyError(400, "Content-Length is no number", kind="ConfigError")
-    if int(length) > limits.body_bytes:
+    if len(length) > _LENGTH_DIGITS or int(length) > limits.body_bytes:
         raise too_large(limits)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in _NO_PICTURES:

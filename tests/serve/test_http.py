@@ -117,7 +117,18 @@ def test_a_body_that_claims_gigabytes_is_refused_at_once(server):
         assert line.recv(100).startswith(b"HTTP/1.1 413")
 
 
-@pytest.mark.parametrize("query", ["?top=0", "?top=x", "?top=-1", "?top=99999999999", "?top=²"])
+@pytest.mark.parametrize(
+    "query",
+    [
+        "?top=0",
+        "?top=x",
+        "?top=-1",
+        "?top=99999999999",
+        "?top=²",
+        "?top=000000001999",
+        "?top=000000001" + "9" * 5000,
+    ],
+)
 def test_an_impossible_number_of_labels(server, picture, query):
     from urllib.parse import quote
 

@@ -39,11 +39,15 @@ class Target:
     sealed: bool = False
 
 
+class Refused(Exception):  # noqa: N818 - an outcome
+    """A target's own word for a refusal that is not an exit code, such as an answer over HTTP."""
+
+
 def accepted(error: BaseException) -> bool:
     """Whether an error is one that a bad input may end with."""
     from edgeladder.fleet.outcomes import HostError
 
-    if isinstance(error, HostError):
+    if isinstance(error, (HostError, Refused)):
         return True  # that host's line in the outcome; the others' work stands
     return isinstance(error, EdgeLadderError) and error.exit_code in REFUSALS
 
