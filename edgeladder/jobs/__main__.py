@@ -16,21 +16,54 @@ from edgeladder.core.request import TrainRequest
 from edgeladder.jobs import supervisor
 
 
-def _answer(command: str, request: TrainRequest, level: int) -> Any:
+class _Events:
+    """Progress as JSON lines on stdout, for a program that asked for them."""
+
+    def __enter__(self) -> _Events:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+    def __call__(self, *event: Any) -> None:
+        print(json.dumps({"progress": event}), flush=True)
+
+    def evidence(self, values: dict[str, Any]) -> None:
+        """What is done about memory stands in the run and in the answer."""
+
+
+def _answer(command: str, request: Any, progress: Progress | _Events) -> Any:
     """The JSON values of a command's answer."""
-    with Progress(level) as progress:
+    with progress:
+        if command == "plan":
+            return to_json(supervisor.plan(request))
         if command == "precompute":
             filled, memory = supervisor.precompute(request, progress, progress.evidence)
             return {**to_json(filled), "memory": to_json(memory)}
-        return to_json(supervisor.train(request, progress, progress.evidence))
+        if command == "train":
+            return to_json(supervisor.train(request, progress, progress.evidence))
+        from edgeladder.jobs.inference import run_inference  # no training needs it
+
+        result, memory = run_inference(request, progress, progress.evidence)
+        return {**to_json(result), "memory": to_json(memory)}
+
+
+def _request(command: str, values: Any) -> Any:
+    if command in ("plan", "precompute", "train"):
+        return from_json(TrainRequest, values, where="the command line")
+    from edgeladder.core.inference import InferenceRequest
+
+    return from_json(InferenceRequest, values, where="the command line")
 
 
 def main() -> int:
     """Run one command; the exit code of the design."""
-    values = json.loads(sys.argv[1])
-    request = from_json(TrainRequest, values["request"], where="the command line")
+    values = json.loads(sys.stdin.read() if sys.argv[1] == "-" else sys.argv[1])
+    command, events = values.get("command", "train"), bool(values.get("events"))
+    request = _request(command, values["request"])
+    progress = _Events() if events else Progress(values.get("level", NORMAL))
     try:
-        result = _answer(values.get("command", "train"), request, values.get("level", NORMAL))
+        result = _answer(command, request, progress)
     except Exception as failure:
         error = known_failure(failure)
         if error is None:
@@ -49,6 +82,9 @@ def main() -> int:
         return error.exit_code
     if values.get("then"):
         os.execv(sys.executable, [sys.executable, *values["then"], result["run"]])
+    if events:
+        print(json.dumps({"result": result}), flush=True)
+        return 0
     print(json.dumps(result) if values["json"] else json.dumps(result, indent=2))
     return 0
 
