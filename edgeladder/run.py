@@ -109,16 +109,17 @@ class Run:
         """The budget, and planned and measured peak of each phase in bytes."""
         return self.result.memory
 
-    def report(self, out: PathText | None = None) -> Path:
+    def report(self, out: PathText | None = None, *, pictures: bool = True) -> Path:
         """Write the run as one self-contained HTML page.
 
         Args:
             out: the page; None: `report.html` in the run.
+            pictures: embed thumbnails of the most wrong and the most improved ones.
 
         Returns:
             Its path.
         """
-        return write_report(self.folder, None if out is None else Path(out))
+        return write_report(self.folder, None if out is None else Path(out), pictures=pictures)
 
     def predict(
         self,

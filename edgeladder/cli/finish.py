@@ -1,4 +1,4 @@
-"""`python -m edgeladder.cli.finish [--json] RUN`: report and answer of a finished training.
+"""`python -m edgeladder.cli.finish [--json] [--no-pictures] RUN`: report and answer of a run.
 
 What `edgeladder train` does last, for a training that a bare supervisor ran in its place.
 """
@@ -21,7 +21,8 @@ def main() -> int:
     with Output("--json" in flags) as output:
         try:
             path = Path(run) / "result.json"
-            output.answer(finished(read_record(RunResult, path)))
+            result = read_record(RunResult, path)
+            output.answer(finished(result, pictures="--no-pictures" not in flags))
             return 0
         except Exception as error:
             failure, code = explain(error)

@@ -50,6 +50,7 @@ Shots = Annotated[int | None, typer.Option("--shots", min=1, help="Pictures per 
 Profile = Annotated[
     str | None, typer.Option("--profile", help="Recipe: a name or a YAML file. [the bundle's]")
 ]
+NoPictures = Annotated[bool, typer.Option("--no-pictures", help="A report without pictures in it.")]
 Engine = Annotated[str, typer.Option("--engine", help="auto, stock or ort-training.")]
 
 BUNDLE, DATA, CACHE, RUNS = Path("bundle"), Path("data"), Path("cache"), Path("runs")

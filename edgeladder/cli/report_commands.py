@@ -27,12 +27,13 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", help="HTML file. [report.html in the run]")
     ] = None,
+    no_pictures: options.NoPictures = False,
     as_json: options.Json = False,
 ) -> Answer:
     """Write the run as one self-contained HTML page."""
     from edgeladder.report import write_report
 
-    path = write_report(options.newest_run(run), out)
+    path = write_report(options.newest_run(run), out, pictures=not no_pictures)
     return Answer({"report": str(path)}, str(path))
 
 

@@ -140,6 +140,7 @@ def train(
         bool,
         typer.Option("--keep-checkpoints", help="Keep them when the run is finished, too."),
     ] = False,
+    no_pictures: options.NoPictures = False,
     as_json: options.Json = False,
 ) -> Answer:
     """Plan, precompute, train the ladder, evaluate, report."""
@@ -155,24 +156,26 @@ def train(
         keep_checkpoints=keep_checkpoints,
     )  # fmt: skip
     if may_step_aside and _small(request):
-        raise StepAside(request)
+        raise StepAside(request, pictures=not no_pictures)
     with Progress() as progress:
         result = supervisor.train(request, progress, progress.evidence)
-    return finished(result)
+    return finished(result, pictures=not no_pictures)
 
 
 class StepAside(Exception):  # noqa: N818 - not an error
     """This process is too large for the budget: it leaves the training to a bare supervisor."""
 
-    def __init__(self, request: TrainRequest):
+    def __init__(self, request: TrainRequest, *, pictures: bool = True):
         super().__init__()
         self.request = request
+        self.pictures = pictures
 
     def become(self, as_json: bool) -> NoReturn:
         """Be the bare supervisor from here on; `edgeladder.cli.finish` says how it went."""
         from edgeladder.jobs import supervisor
 
-        then = ["-m", "edgeladder.cli.finish", *(["--json"] if as_json else [])]
+        flags = {"--json": as_json, "--no-pictures": not self.pictures}
+        then = ["-m", "edgeladder.cli.finish", *(name for name, on in flags.items() if on)]
         supervisor.become(self.request, as_json=as_json, then=then, level=verbosity.level())
 
 
@@ -186,11 +189,11 @@ def _small(request: TrainRequest) -> bool:
     return wants_bare_supervisor(budget)
 
 
-def finished(result: RunResult) -> Answer:
+def finished(result: RunResult, *, pictures: bool = True) -> Answer:
     """Write the report of a training and answer with its result."""
     from edgeladder.report import write_report  # only now: what it imports counts as well
 
-    report = write_report(Path(result.run))
+    report = write_report(Path(result.run), pictures=pictures)
     return Answer({**to_json(result), "report": str(report)}, lambda: trained(result, report))
 
 

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable
 from typing import IO, Any, Literal
 
-from edgeladder.core.errors import EdgeLadderError
+from edgeladder.core.errors import EdgeLadderError, Interrupted
 from edgeladder.core.events import Failed
 from edgeladder.core.inference import InferenceRequest
 from edgeladder.core.records import from_json, to_json
@@ -105,6 +105,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _silent(command: str, code: int, said: IO[bytes]) -> EdgeLadderError:
+    if code == -signal.SIGINT:
+        return Interrupted(f"{command} was stopped before it began", remedy="call it again")
     size = said.seek(0, os.SEEK_END)
     said.seek(max(0, size - _TAIL_BYTES))
     lines = said.read().decode("utf-8", "replace").strip().splitlines() or ["no message"]

@@ -32,6 +32,7 @@ from edgeladder.runtime.heads.fit_head import (
 )
 from edgeladder.runtime.heads.kernel import balanced
 from edgeladder.runtime.logits import ClassLogits
+from edgeladder.runtime.notable import Notable
 from edgeladder.runtime.scoring import evaluate_cached
 
 if TYPE_CHECKING:
@@ -85,8 +86,11 @@ def score(order: PhaseOrder, control: Control) -> tuple[Outcome, EvaluateResult 
             done += len(window.labels)
             control.tell(Progress(step=done, steps=total))
 
-    evaluation = evaluate_cached(engine, logits, told(), selection.classes, split=side, chunk=chunk)
-    write_json(run.folder / "evaluation.json", evaluation)
+    notable = Notable(selection.classes)
+    evaluation = evaluate_cached(
+        engine, logits, told(), selection.classes, split=side, chunk=chunk, watch=notable.add
+    )
+    write_json(run.folder / "evaluation.json", {**evaluation, "pictures": notable.to_json()})
     return "done", EvaluateResult(
         accuracy=Accuracy(
             zero_shot=evaluation["zero_shot_accuracy"],

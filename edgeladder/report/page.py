@@ -21,8 +21,11 @@ from edgeladder.core.ownership import GENERATOR, require_ours
 from edgeladder.core.printable import printable
 from edgeladder.core.sizes import format_size
 from edgeladder.report.charts import bar_rows, confusion_matrix, line_chart
+from edgeladder.report.memory_time import memory_over_time
+from edgeladder.report.next_steps import next_steps
 from edgeladder.report.record import RunRecord, memory_of, read_run
 from edgeladder.report.style import STYLE
+from edgeladder.report.thumbnails import notable_pictures
 
 REPORT = "report.html"
 _MATRIX_CLASSES = 40  # beyond this a matrix is a grey square: the commonest mistakes instead
@@ -31,13 +34,16 @@ _MISTAKES = 20
 _EVENTS = 200
 
 
-def write_report(run: Path, out: Path | None = None, *, title: str | None = None) -> Path:
+def write_report(
+    run: Path, out: Path | None = None, *, title: str | None = None, pictures: bool = True
+) -> Path:
     """Write the report of a run directory.
 
     Args:
         run: the run's folder; sections whose data is not there say so.
         out: the page; None: `report.html` in the run.
         title: None: the run's own name.
+        pictures: embed thumbnails of the most wrong and the most improved ones.
 
     Returns:
         The page's path.
@@ -50,7 +56,7 @@ def write_report(run: Path, out: Path | None = None, *, title: str | None = None
     path = Path(out) if out is not None else Path(run) / REPORT
     require_ours(path, "page")
     try:
-        text = render(read_run(Path(run)), title)
+        text = render(read_run(Path(run)), title, pictures=pictures)
     except (
         ArithmeticError,
         AttributeError,
@@ -68,13 +74,16 @@ def write_report(run: Path, out: Path | None = None, *, title: str | None = None
     return path
 
 
-def render(record: RunRecord, title: str | None = None) -> str:
-    """The page as text."""
+def render(record: RunRecord, title: str | None = None, *, pictures: bool = True) -> str:
+    """The page as text, with thumbnails or without."""
     name = record.folder.resolve().name if title is None else title
     sections = [
         _headline(record),
+        _section("What next", next_steps(record)),
+        *([_section("Pictures", notable_pictures(record))] if pictures else []),
         _section("Loss", _loss(record)),
         _section("Memory", _memory(record)),
+        _section("Memory over time", memory_over_time(record)),
         _section("Per class", _per_class(record)),
         _section("Confusion", _confusion(record)),
         _section("Memory limit and watchdog", _events(record)),

@@ -17,6 +17,7 @@ from edgeladder.core.yaml_text import read_yaml
 
 # what jobs record and a reader wants to see; steps, checkpoints and peaks have places of their own
 EVENT_KINDS = (
+    "surrounding",
     "limit",
     "memory",
     "chunk",

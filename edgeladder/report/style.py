@@ -48,7 +48,21 @@ th{color:var(--muted);font-weight:500}
 tr:last-child td{border-bottom:0}
 summary{cursor:pointer;color:var(--muted);margin-top:10px}
 pre{overflow-x:auto;font:13px/1.45 ui-monospace,"DejaVu Sans Mono",monospace;margin:10px 0 0}
+h3{font-size:.95rem;margin:14px 0 0}
+h3+p{margin:0 0 8px;color:var(--muted);font-size:.85rem}
+.gallery{display:grid;grid-template-columns:repeat(4,1fr);gap:12px}
+figure{margin:0;font-size:.8rem;line-height:1.35;overflow-wrap:anywhere}
+figure img,.lost{display:block;width:100%;aspect-ratio:1;object-fit:cover;border-radius:8px;
+background:var(--line);margin-bottom:4px}
+.lost{display:grid;place-items:center;color:var(--muted)}
+dl{margin:0}
+dt{color:var(--muted);font-size:.85rem}
+dd{margin:0 0 10px}
+dd pre{margin:2px 0 0;padding:8px 10px;background:var(--paper);border-radius:6px;
+white-space:pre-wrap;overflow-wrap:anywhere}
 @media (max-width:560px){body{font-size:15px}section{padding:13px}
+.gallery{grid-template-columns:repeat(2,1fr)}
 svg{min-width:560px}svg text,svg .tick,svg .cell,svg .on{font-size:15px}}
-@media print{body{background:#fff}section{break-inside:avoid}}
+@media print{body{background:#fff}section,figure{break-inside:avoid}
+.gallery{grid-template-columns:repeat(8,1fr)}}
 """

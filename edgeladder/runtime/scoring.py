@@ -6,7 +6,7 @@ budget.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from edgeladder.runtime.engine.protocol import Engine, StepInputs
 
 Array = np.ndarray
+Watch = Callable[[Array, Array, Array], None]
 
 
 class Score:
@@ -68,6 +69,7 @@ def evaluate_cached(
     *,
     split: str = "test",
     chunk: int = 64,
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Accuracy over cached pictures.
 
@@ -78,6 +80,7 @@ def evaluate_cached(
         classes: folder names, in label order.
         split: named in the result.
         chunk: pictures or classes encoded at a time.
+        watch: told labels (n,) and logits (n, C), tuned and zero-shot, in the order of pictures.
 
     Returns:
         The `evaluate` JSON of the design: `accuracy`, `zero_shot_accuracy`, `count`, `split`,
@@ -90,5 +93,8 @@ def evaluate_cached(
             embeddings = class_embeddings(engine, inputs, chunk)
         for window, given in windows(inputs, chunk):
             tuned, zero_shot = logits.classify(engine, given, embeddings)
-            score.add(np.asarray(inputs.labels[window]), tuned, zero_shot)
+            labels = np.asarray(inputs.labels[window])
+            score.add(labels, tuned, zero_shot)
+            if watch is not None:
+                watch(labels, tuned, zero_shot)
     return score.to_dict(split)

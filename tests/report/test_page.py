@@ -68,7 +68,17 @@ def a_run(folder: Path, classes: list[str] | None = None) -> Path:
         {"time": 1e9 + i, "kind": "step", "step": i + 1, "loss": 2.0 / (i + 1)} for i in range(50)
     ]
     lines.append(
-        {"time": 1e9, "kind": "phase", "phase": "train", "measured_peak_bytes": 221_000_000}
+        {
+            "time": 1e9,
+            "kind": "phase",
+            "phase": "train",
+            "measured_peak_bytes": 221_000_000,
+            "memory": {
+                "began": 1e9,
+                "span_seconds": 0.1,
+                "used_bytes": [10**8, 321 * 10**6, 2 * 10**8],
+            },
+        }
     )
     action = MemoryAction(
         kind="memory", phase="train", action="halve", reason="80 % of the budget",
@@ -113,7 +123,7 @@ def test_a_report_is_well_formed_and_shows_the_run(tmp_path):
         "taken for",
     ):
         assert words in page.text, words
-    assert page.tags.count("svg") == 4
+    assert page.tags.count("svg") == 5
     assert ("name", "viewport") in page.attributes
 
 
@@ -201,7 +211,7 @@ def test_many_classes_are_told_by_their_commonest_mistakes(tmp_path):
     page = Page(write(a_run(tmp_path / "run", names)).read_text(encoding="utf-8"))
     assert "60 classes: the 20 commonest mistakes" in page.text
     assert "The 40 weakest of 60 classes" in page.text
-    assert page.tags.count("svg") == 3
+    assert page.tags.count("svg") == 4
 
 
 @pytest.mark.parametrize(
