@@ -4,6 +4,7 @@ from __future__ import annotations
 
 EXAMPLES = {
     "serve": "edgeladder serve --run runs/first --host 0.0.0.0 --budget 300MB",
+    "watch": "edgeladder watch incoming --run runs/first --budget 300MB",
     "demo": "edgeladder demo --budget 160MB",
     "export": "edgeladder export --model ViT-B/16 --dtype int8 --out bundle",
     "precompute": "edgeladder precompute --data pictures --budget 160MB",

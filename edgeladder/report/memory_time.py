@@ -125,6 +125,6 @@ class _Chart:
     def svg(self) -> str:
         """The drawing."""
         return (
-            f'<svg viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img" '
-            'aria-label="memory over time">' + "".join(self._body) + "</svg>"
+            f'<div class="scroll"><svg viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img" '
+            'aria-label="memory over time">' + "".join(self._body) + "</svg></div>"
         )
