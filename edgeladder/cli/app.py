@@ -7,6 +7,7 @@ it counts inside the budget.
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 import traceback
@@ -123,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(given: list[str], as_json: bool) -> int:
     with Output(as_json) as output:
         try:
-            answer = typer.main.get_command(app).main(
+            answer = typer.main.get_command(_narrowed(given)).main(
                 args=given, prog_name="edgeladder", standalone_mode=False
             )
             if isinstance(answer, Answer):
@@ -139,6 +140,23 @@ def _main(given: list[str], as_json: bool) -> int:
             if failure is not None:
                 output.failure(failure)
             return code
+
+
+def _narrowed(given: list[str]) -> typer.Typer:
+    """The application with the one command that is asked for, where the first word is one.
+
+    typer builds a validator for each option of each command it is given.
+    """
+    commands = [item for item in app.registered_commands if [_name(item)] == given[:1]]
+    if not commands:
+        return app
+    narrow = copy.copy(app)
+    narrow.registered_commands, narrow.registered_groups = commands, []
+    return narrow
+
+
+def _name(command: Any) -> str:
+    return str(command.name or command.callback.__name__.replace("_", "-"))
 
 
 def explain(error: BaseException) -> tuple[EdgeLadderError | None, int]:

@@ -33,10 +33,16 @@ class Bundle:
     def __init__(self, folder: Path, manifest: Manifest):
         self.folder = folder
         self.manifest = manifest
+        self._unchecked: set[str] = set()  # graphs that are looked into when they are asked for
 
     @classmethod
     def open(
-        cls, path: str | Path, *, verify: bool = True, trusted: list[PublicKey] | None = None
+        cls,
+        path: str | Path,
+        *,
+        verify: bool = True,
+        trusted: list[PublicKey] | None = None,
+        graphs: Literal["now", "when used"] = "now",
     ) -> Bundle:
         """Open a bundle directory, or unpack a .tar of one beside itself and open that.
 
@@ -45,6 +51,8 @@ class Bundle:
             verify: hash every file; without it only place, kind, size and graphs are checked.
             trusted: publishers, one of whom must have signed it, whereupon every file is hashed;
                 empty: anyone or nobody; None: those that are pinned here.
+            graphs: checked now, or each when `path` is asked for it; a prediction uses half of
+                them, and has no other way to one.
 
         Raises:
             ConfigError: there is no bundle at `path`.
@@ -67,7 +75,7 @@ class Bundle:
         trusted = pinned_keys() if trusted is None else trusted
         require_trusted(folder, "bundle", trusted)  # before anything of it is parsed
         bundle = cls(folder, _read_manifest(folder))
-        bundle.check(verify=verify or bool(trusted))
+        bundle.check(verify=verify or bool(trusted), graphs=graphs)
         return bundle
 
     @classmethod
@@ -87,7 +95,14 @@ class Bundle:
         return sha256_file(self.folder / MANIFEST)
 
     def path(self, name: str) -> Path:
-        """The file of a manifest-relative name."""
+        """The file of a manifest-relative name.
+
+        Raises:
+            IntegrityError: a graph with what no export writes, where opening left that to us.
+        """
+        if name in self._unchecked:
+            self._check_graph(name)
+            self._unchecked.discard(name)
         return self.folder / name
 
     def tower_key(self, side: Side) -> str:
@@ -108,15 +123,13 @@ class Bundle:
         parts = compact_json([hashes, cut, outputs, read])
         return sha256_bytes(parts.encode("utf-8", "surrogatepass"))
 
-    def check(self, *, verify: bool = True) -> None:
+    def check(self, *, verify: bool = True, graphs: Literal["now", "when used"] = "now") -> None:
         """Compare the files with the manifest, and the graphs with what a bundle may do.
 
         Raises:
             IntegrityError: naming the first file that is missing, elsewhere, not listed or
                 different.
         """
-        from edgeladder.core.onnx_check import check_model  # workers check no bundles
-
         files = self.manifest.files
         where = str(self.folder / MANIFEST)
         require_listed(self.manifest.names(), files, where=where)
@@ -133,9 +146,16 @@ class Bundle:
                 raise IntegrityError(
                     f"{name} is not what the manifest says", where=str(path), remedy=AGAIN
                 )
-        for name in sorted(self.manifest.model_names()):
-            outside = check_model(self.folder, name)
-            require_listed(outside, files, where=str(self.folder / name))
+        self._unchecked = self.manifest.model_names()
+        if graphs == "now":
+            for name in sorted(self._unchecked):
+                self.path(name)
+
+    def _check_graph(self, name: str) -> None:
+        from edgeladder.core.onnx_check import check_model  # workers check no bundles
+
+        outside = check_model(self.folder, name)
+        require_listed(outside, self.manifest.files, where=str(self.folder / name))
 
 
 _CODE = frozenset({".so", ".dll", ".dylib", ".pyd", ".py", ".pyc", ".pkl", ".pt", ".pth"})

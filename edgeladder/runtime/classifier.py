@@ -164,7 +164,7 @@ def open_bundle(run: Path, bundle: Bundle | Path | None) -> Bundle:
     """The bundle given, or the run's own."""
     if isinstance(bundle, Bundle):
         return bundle
-    return Bundle.open(bundle if bundle is not None else run_bundle(run))
+    return Bundle.open(bundle if bundle is not None else run_bundle(run), graphs="when used")
 
 
 class Classifier:

@@ -115,3 +115,18 @@ def test_a_tower_without_hashes_has_no_key(bundle_copy: Path) -> None:
         Bundle.reopen(bundle_copy)
     with pytest.raises(IntegrityError, match="does not list it"):
         Bundle.open(bundle_copy).tower_key("text")
+
+
+def test_a_graph_that_is_checked_when_used_is_checked(bundle_copy: Path) -> None:
+    """A prediction looks only into the graphs that it opens, and has no way around that."""
+    manifest = Bundle.open(bundle_copy).manifest
+    bad, good = manifest.image.segments[0].file, manifest.image.segments[1].file
+    (bundle_copy / bad).write_bytes(b"\xff" * 40)
+    write_manifest(bundle_copy, manifest)
+    with pytest.raises(IntegrityError):
+        Bundle.open(bundle_copy)
+    opened = Bundle.open(bundle_copy, graphs="when used")
+    assert opened.path(good).is_file()
+    for _ in range(2):
+        with pytest.raises(IntegrityError):
+            opened.path(bad)
