@@ -13,6 +13,7 @@ from typing import Any
 from edgeladder.budget.policy import DEMO_BYTES
 from edgeladder.core.command_line import command
 from edgeladder.core.errors import IntegrityError
+from edgeladder.core.intervals import interval_text
 from edgeladder.core.ownership import require_ours
 from edgeladder.core.progress import QUIET, Progress
 from edgeladder.core.records import to_json
@@ -94,7 +95,9 @@ def say(values: dict[str, Any]) -> str:
         ("zero-shot, from names alone", accuracy["zero_shot"]),
         (f"tuned, {SHOTS} pictures a class", accuracy["tuned"]),
     ):
-        lines.append(f"  {label:<30}{_bar(share)} {100 * share:5.1f} %")
+        ends = interval_text(share, accuracy["count"])
+        lines.append(f"  {label:<30}{_bar(share)} {100 * share:5.1f} %  {ends}")
+    lines.append(f"  of {accuracy['count']} pictures; the ranges are 95 % intervals")
     budget = memory["budget_bytes"]
     lines += ["", f"Memory, peak of the whole process tree, budget {_size(budget)}"]
     for name, phase in memory["phases"].items():

@@ -1,4 +1,4 @@
-"""What fitting a closed-form head on cached pictures needs, which happens before the evaluation."""
+"""What finishing a run from its cache needs, before it is judged: head, temperature, known."""
 
 from __future__ import annotations
 
@@ -58,11 +58,33 @@ def head_bytes(workload: Workload, pictures: int) -> tuple[float, float]:
     return _AT_ONCE * fitting + window + _CODE, 6.0 * rows
 
 
-def _widths(workload: Workload) -> list[int]:
-    """Numbers per picture of each feature, as `logits.Activations.features` gives them."""
+def answer_bytes(workload: Workload, pictures: int) -> tuple[float, float]:
+    """Bytes while temperature and known pictures are fitted, and of what is kept until it is saved.
+
+    Held-out logits of the head's pictures are there in float64, three times more while they are
+    divided; known pictures' rows in fp16 and twice in float32, with every cosine of two of them
+    three times.
+    """
+    held = 32.0 * pictures * workload.classes
+    count = workload.known_pictures
+    if not count:
+        return held, 0.0
+    manifest: Any = workload.manifest
+    widths = _widths(workload, every=True)
+    # as `runtime.known` reads them: before the projection, else the last tap and the embedding
+    width = widths[-1] if manifest.ladder.image_inputs else widths[-1] + widths[0]
+    kept = 2.0 * count * width
+    return max(held, 5.0 * kept + 12.0 * count**2), kept
+
+
+def _widths(workload: Workload, *, every: bool = False) -> list[int]:
+    """Numbers per picture of each feature that the head reads, or of `every` one.
+
+    The final embedding comes first, the others as `logits.Activations.features` gives them.
+    """
     manifest: Any = workload.manifest
     widths = [int(manifest.model.embedding_dim)]
-    if workload.head in _FULL:
+    if every or workload.head in _FULL:
         ladder = manifest.ladder
         for group in ladder.groups:
             if group.side == "image":

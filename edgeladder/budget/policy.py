@@ -70,6 +70,7 @@ EVALUATE_WINDOW = 256  # pictures whose embeddings are held at once; their taps 
 PROBES = 3  # pictures a deployed file is asked about beside predict
 CLASS_CHUNK = 64  # classes the ladder encodes at a time for predict and deploy
 MOST_HEAD_PICTURES = 600  # that a kernel is fitted on, classes alike: its memory is theirs squared
+MOST_KNOWN_PICTURES = 600  # whose features an adapter keeps, classes alike, each at least one
 FEWEST_HEAD_PICTURES = 2  # of every class: with one, leaving out says nothing
 
 
@@ -111,6 +112,11 @@ def wanted_head_pictures(kind: str, pictures: int, classes: int) -> int:
     What a kernel holds grows with them, twice over; a class without a picture has no mean.
     """
     return pictures if kind == "gda" else min(pictures, max(MOST_HEAD_PICTURES, classes))
+
+
+def known_pictures(kept: bool, pictures: int, classes: int) -> int:
+    """How many of the training pictures an adapter keeps to tell a picture of no class."""
+    return min(pictures, max(MOST_KNOWN_PICTURES, classes)) if kept else 0
 
 
 def fewer_head_pictures(kind: str, pictures: int, classes: int) -> int | None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from edgeladder.budget.costs import COSTS
-from edgeladder.budget.head_costs import head_bytes, head_pictures
+from edgeladder.budget.head_costs import answer_bytes, head_bytes, head_pictures
 from edgeladder.budget.policy import CHUNKS, EVALUATE_CHUNKS, KEEP_BYTES
 from edgeladder.budget.windows import Windows
 from edgeladder.budget.workload import (
@@ -213,5 +213,7 @@ def evaluate_phases(
         # is gone by then
         later = parts["graphs"] + parts["inputs"] + parts["activations"]
         later += baseline.worker_bytes - baseline.settled_bytes
-        parts["head"] = max(judging, fitting - later, 0.0)
+        answering, kept = answer_bytes(workload, pictures)
+        parts["known"] = kept
+        parts["head"] = max(judging, fitting - later, judging + answering - later, 0.0)
         yield phase_of(parts, chunk=chunk, head_pictures=pictures or None)

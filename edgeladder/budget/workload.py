@@ -25,6 +25,7 @@ class Workload:
     files: dict[str, int] = field(default_factory=dict)  # sizes of the graphs' files
     head: str = "none"  # kind of closed-form head that is fitted before the evaluation
     head_pictures: int = 0  # training pictures that it is fitted on, where there is room
+    known_pictures: int = 0  # whose features an adapter keeps to tell a picture of no class
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class InferenceWorkload:
     classes: int
     prompts: int  # of all classes, aliases and templates: each passes through the text tower
     most_prompts: int = 1  # of one class
-    head_bytes: int = 0  # of a closed-form head's arrays as the adapter stores them
+    head_bytes: int = 0  # of arrays of head and known pictures as the adapter stores them
     files: dict[str, int] = field(default_factory=dict)  # sizes of the graphs' files
     dtype: str = "fp32"  # deploy: of the weights in the file
     pictures: int = 0  # check, suggest: all that are looked through

@@ -11,6 +11,7 @@ from edgeladder.cli import csv_text, options
 from edgeladder.cli.from_stdin import as_asked, spelt_out
 from edgeladder.cli.output import Answer, table
 from edgeladder.cli.progress import Progress
+from edgeladder.core.intervals import interval_text, with_interval
 from edgeladder.core.sizes import format_size
 
 RunBundle = Annotated[Path | None, typer.Option("--bundle", help="Bundle. [default: the run's]")]
@@ -147,22 +148,28 @@ def _answer(
 
 
 def _evaluated(values: dict[str, Any]) -> str:
-    rows = [[name, item["count"], item["accuracy"]] for name, item in values["per_class"].items()]
-    return "\n".join(
-        [
-            table(["class", "pictures", "accuracy"], rows),
-            f"accuracy {100 * values['accuracy']:.1f} % on {values['count']} pictures "
-            f"(zero-shot {100 * values['zero_shot_accuracy']:.1f} %)",
-            *_notice(values),
-        ]
-    )
+    rows = [
+        [name, item["count"], item["accuracy"], interval_text(item["accuracy"], item["count"])]
+        for name, item in values["per_class"].items()
+    ]
+    count, calibration = values["count"], values["calibration"]
+    lines = [
+        table(["class", "pictures", "accuracy", "95 % interval"], rows),
+        f"accuracy {with_interval(values['accuracy'], count)}; "
+        f"zero-shot {with_interval(values['zero_shot_accuracy'], count)}; 95 % intervals",
+    ]
+    if calibration is not None:
+        error = 100 * calibration["expected_error"]
+        lines.append(f"probabilities are off by {error:.1f} % on the mean (calibration error)")
+    return "\n".join([*lines, *_notice(values)])
 
 
 def _predicted(values: dict[str, Any]) -> str:
     lines = []
     for item in values["predictions"]:
         labels = ", ".join(f"{x['label']} {100 * x['probability']:.1f} %" for x in item["labels"])
-        lines.append(f"{item['path']}: {labels or item['error']}")
+        doubt = f" unknown (known {item['known']:.2f});" if item["unknown"] else ""
+        lines.append(f"{item['path']}:{doubt} {labels or item['error']}")
     return "\n".join([*lines, *_notice(values)])
 
 

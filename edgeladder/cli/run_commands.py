@@ -12,6 +12,7 @@ from edgeladder.cli.command import App
 from edgeladder.cli.output import Answer, table
 from edgeladder.cli.progress import Progress
 from edgeladder.core.errors import ConfigError
+from edgeladder.core.intervals import interval_text
 from edgeladder.core.records import to_json
 from edgeladder.core.sizes import format_size
 
@@ -158,13 +159,25 @@ def _text(path: Path | None) -> str | None:
 def _listed(found: list[dict[str, Any]], folder: Path) -> str:
     if not found:
         return f"no run below {folder}; `edgeladder train` makes one"
-    head = ["run", "", "age", "accuracy", "zero-shot", "judged on", "classes", "peak", "disk"]
+    head = [
+        "run",
+        "",
+        "age",
+        "accuracy",
+        "95 %",
+        "zero-shot",
+        "judged on",
+        "classes",
+        "peak",
+        "disk",
+    ]
     rows = [
         [
             item["name"],
             "pinned" if item["pinned"] else "" if item["state"] == "finished" else item["state"],
             age(item["age_seconds"]),
             item["accuracy"],
+            interval_text(item["accuracy"], item["count"] or 0),
             item["zero_shot_accuracy"],
             f"{item['count']} {item['split']}" if item["count"] is not None else None,
             item["classes"],

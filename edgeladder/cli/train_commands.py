@@ -19,6 +19,7 @@ from edgeladder.cli.output import Answer, table
 from edgeladder.cli.progress import Progress
 from edgeladder.core.config import MOST_VIEWS
 from edgeladder.core.errors import BudgetError, ConfigError
+from edgeladder.core.intervals import with_interval
 from edgeladder.core.progress import NORMAL
 from edgeladder.core.records import to_json
 from edgeladder.core.sizes import format_size
@@ -247,8 +248,9 @@ def trained(result: RunResult, report: Path) -> str:
     """A training's answer in a few lines: accuracies, memory against the budget, where it lies."""
     accuracy, memory = result.accuracy, result.memory
     lines = [
-        f"accuracy on {accuracy.split}: zero-shot {_percent(accuracy.zero_shot)}, "
-        f"tuned {_percent(accuracy.tuned)}"
+        f"accuracy on {accuracy.split}: "
+        f"tuned {with_interval(accuracy.tuned, accuracy.count)}, "
+        f"zero-shot {with_interval(accuracy.zero_shot, accuracy.count)}; 95 % intervals"
     ]
     for name, phase in memory.phases.items():
         lines.append(
@@ -273,7 +275,3 @@ def _condensed(it: Condensed) -> str:
         f"condensed: {it.prompts_after} of {it.prompts_before} prompts stay, "
         f"a step {times[0]} before, {times[1]} after"
     )
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f} %"

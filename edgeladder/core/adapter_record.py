@@ -22,6 +22,7 @@ SCHEMA_VERSION = 2
 _UNHASHED = 1  # written by edgeladder 0.1 and 0.2, without a digest, some without `sha256`
 _DIGEST = "digest"
 RECORD = "adapter.json"
+KNOWN = "known:"  # before the names of the arrays that known pictures are near to
 AGAIN = "copy both files again from the run that wrote them"
 
 

@@ -112,6 +112,9 @@ class HeadConfig(Strict):
     # choose it from held-out logits: so many further ladders are trained, each without its share
     # of the support pictures; training takes that many times as long
     folds: Annotated[int, Ge(0), Le(16)] = 0
+    # keep features of support pictures, at most 600, that tell a picture of no class; without them
+    # nothing is said to be unknown, and nothing of a picture is in an adapter without a head
+    known: bool = True
 
     def __post_init__(self) -> None:
         if self.kind == "none" and (self.alone or self.weight is not None or self.folds):

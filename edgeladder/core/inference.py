@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from edgeladder.core.comparison import Judgements
+from edgeladder.core.intervals import Interval
 from edgeladder.core.plan import PhasePlan, Surrounding
 from edgeladder.core.review import Review
 from edgeladder.core.suggestion import Suggestions
@@ -118,6 +119,28 @@ class ClassAccuracy:
     count: int
     accuracy: float | None
     zero_shot_accuracy: float | None
+    interval: Interval | None = None  # Wilson's 95 % of `accuracy`
+    zero_shot_interval: Interval | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReliabilityBin:
+    """Pictures whose largest probability lies in a range, and how often it was right."""
+
+    low: float
+    high: float
+    count: int
+    confidence: float | None  # mean of the largest probabilities; None: no picture
+    accuracy: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reliability:
+    """Whether probabilities hold: `calibration` of the `evaluate` JSON."""
+
+    expected_error: float  # mean distance of confidence and accuracy over the bins, 0 to 1
+    negative_log_likelihood: float
+    bins: list[ReliabilityBin]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +162,9 @@ class Evaluation:
     classes: list[str]  # in label order
     per_class: dict[str, ClassAccuracy]
     confusion: list[list[int]]  # true, predicted
+    interval: Interval | None = None  # Wilson's 95 % of `accuracy`
+    zero_shot_interval: Interval | None = None
+    calibration: Reliability | None = None  # None: no pictures
     skipped: list[Skipped] = field(default_factory=list)
     asked: AskedClasses | None = None
 
@@ -173,6 +199,9 @@ class Deployment:
     weights: int  # stored small
     difference: float  # the largest between the file's logits and predict's
     compared: Compared
+    known: Port | None = None  # the further output; None: the run cannot say
+    known_threshold: float | None = None  # below it a picture is unknown
+    known_difference: float | None = None  # the largest between the file's scores and predict's
     asked: AskedClasses | None = None
 
 

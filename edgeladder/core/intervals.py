@@ -29,9 +29,14 @@ def wilson(hits: int, count: int) -> Interval | None:
 
 def with_interval(share: float | None, count: int) -> str:
     """`82.1 % (79.0 to 84.8, 500 pictures)`, or a dash: how an accuracy is shown to a person."""
-    found = wilson(round(share * count), count) if share is not None else None
-    if share is None or found is None:
+    ends = interval_text(share, count)
+    if share is None or not ends:
         return "-"
-    low, high = (f"{100 * end:.1f}" for end in found)
     noun = "picture" if count == 1 else "pictures"
-    return f"{100 * share:.1f} % ({low} to {high}, {count} {noun})"
+    return f"{100 * share:.1f} % ({ends}, {count} {noun})"
+
+
+def interval_text(share: float | None, count: int) -> str:
+    """`79.0 to 84.8`, of a share of so many pictures in percent; empty where there are none."""
+    found = wilson(round(share * count), count) if share is not None else None
+    return "" if found is None else f"{100 * found[0]:.1f} to {100 * found[1]:.1f}"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from edgeladder.core.config import Profile
+from edgeladder.core.intervals import Interval
 from edgeladder.core.plan import PhasePlan, Plan
 from edgeladder.core.prompt_tensors import PackedPrompts
 from edgeladder.core.request import TrainRequest
@@ -121,6 +122,8 @@ class Accuracy:
     tuned: float | None
     split: str
     count: int
+    zero_shot_interval: Interval | None = None  # Wilson's 95 %
+    tuned_interval: Interval | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

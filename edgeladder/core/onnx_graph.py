@@ -57,12 +57,19 @@ class Graph:
         inputs: Sequence[str],
         output: str | None = None,
         attributes: Mapping[str, int | list[int]] | None = None,
+        *,
+        outputs: int = 1,
     ) -> str:
-        """Append one node of the default domain; returns its output's name."""
+        """Append one node of the default domain; returns its first output's name.
+
+        Of `outputs` that it must have the others are used by nothing.
+        """
         self._counter += 1
         output = output or f"join/{operator}_{self._counter}"
         fields: list[tuple[int, Value | str]] = [(1, name) for name in inputs]
-        fields += [(2, output), (3, f"join/{operator}_{self._counter}"), (4, operator)]
+        fields.append((2, output))
+        fields += [(2, f"{output}/{further}") for further in range(1, outputs)]
+        fields += [(3, f"join/{operator}_{self._counter}"), (4, operator)]
         for name, value in (attributes or {}).items():
             if isinstance(value, int):
                 fields.append((5, message([(1, name), (3, value), (20, 2)])))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgeladder.core.adapter_record import AdapterRecord, read_adapter_record
+from edgeladder.core.adapter_record import KNOWN, AdapterRecord, read_adapter_record
 from edgeladder.core.errors import IntegrityError
 from edgeladder.core.files import sha256_file
 from edgeladder.core.records import compact_json
@@ -136,7 +136,12 @@ def _refuse_mixed(
 def _read_tensors(contribution: Contribution, result: AggregateResult) -> dict[str, TensorEntry]:
     path = contribution.folder / ADAPTER
     try:
-        header = read_header(path).entries
+        # features of a box's pictures are its own, as many as it has: no part of an average
+        header = {
+            name: tensor
+            for name, tensor in read_header(path).entries.items()
+            if not name.startswith(KNOWN)
+        }
         for name, tensor in header.items():
             if tensor.is_float:
                 for first, last in blocks(tensor, 1):

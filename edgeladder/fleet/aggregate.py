@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeladder.core.adapter_record import write_adapter_record
+from edgeladder.core.adapter_record import CalibrationRecord, write_adapter_record
 from edgeladder.core.errors import ConfigError, DataError
 from edgeladder.core.files import building, sha256_file, write_json
 from edgeladder.core.ownership import require_ours
@@ -110,11 +110,22 @@ def _write(
         record = dataclasses.replace(
             members[0].metadata,
             head=None,  # a closed-form head is fitted to one box's own features
+            known=None,  # and so is what its known pictures are near to
+            calibration=_calibration(members),
             sha256=sha256_file(folder / ADAPTER),
             created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         )
         write_adapter_record(folder, record)
         write_json(folder / RESULT, to_json(result))
+
+
+def _calibration(members: list[Member]) -> CalibrationRecord | None:
+    """The middle temperature of ladders alone, which no single box moves far; else none."""
+    told = [member.metadata for member in members]
+    found = [one.calibration.temperature for one in told if one.calibration and not one.head]
+    if len(found) < len(told):
+        return None
+    return CalibrationRecord(temperature=float(np.median(found)))
 
 
 def bounded_weights(counts: np.ndarray) -> np.ndarray:

@@ -14,8 +14,9 @@ ADAPTER = "adapter.safetensors"
 RESULT = "aggregate.json"
 Method = Literal["mean", "trimmed", "median"]
 # For trainings whose adapters are to be averaged: a closed-form head is fitted to one box's own
-# features, and cannot be. The whole section, since a weight without a head is refused.
-HEADLESS = "head={kind: none}"
+# features, and cannot be; nor do features of its pictures leave a box for that. The whole section,
+# since a weight without a head is refused.
+HEADLESS = "head={kind: none, known: false}"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""The evaluate worker: zero-shot and tuned accuracy on the held-out pictures, from the cache."""
+"""The evaluate worker, which finishes a run: head, temperature, known pictures, then accuracy.
+
+Zero-shot and tuned are judged on the held-out pictures, from the cache.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from edgeladder.budget.policy import EVALUATE_CHUNK, EVALUATE_WINDOW, wanted_head_pictures
-from edgeladder.core.adapter_record import StoredHead
+from edgeladder.core.adapter_record import KnownRecord, StoredHead
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.config import HeadConfig
 from edgeladder.core.events import Progress
@@ -18,14 +21,15 @@ from edgeladder.core.job import Accuracy, EvaluateResult, PhaseOrder
 from edgeladder.core.orders import Outcome
 from edgeladder.core.plan import PhasePlan
 from edgeladder.core.trim import release_startup_memory
+from edgeladder.jobs.answers import HeldOut, calibrate, held_out_logits, known_pictures
 from edgeladder.jobs.folds import held_out
 from edgeladder.jobs.run_directory import RunDirectory
 from edgeladder.jobs.train_phase import open_engine_named
-from edgeladder.runtime.adapter import load_adapter, save_adapter
-from edgeladder.runtime.cache.inputs import open_reader
+from edgeladder.runtime.adapter import Adapter, load_adapter, save_adapter
+from edgeladder.runtime.cache.inputs import CacheReader, open_reader
 from edgeladder.runtime.cache.selection import Selection
 from edgeladder.runtime.heads.blend import choose_head_weight
-from edgeladder.runtime.heads.closed_form import Head, head_arrays, with_stored_head
+from edgeladder.runtime.heads.closed_form import Head, Kind, head_arrays, with_stored_head
 from edgeladder.runtime.heads.fit_head import (
     fit_cached_head,
     fixed_head_weight,
@@ -60,24 +64,18 @@ def score(order: PhaseOrder, control: Control) -> tuple[Outcome, EvaluateResult 
     side = "test" if len(selection.test_labels) else "train"
     total = len(selection.test_labels if side == "test" else selection.train_labels)
 
-    head_config = job.profile.head
     logits = ClassLogits.of(bundle.manifest.model)
-    if head_config.kind != "none":
-        labels, kind = selection.train_labels, head_config.kind
-        most = order.sizes.head_pictures or wanted_head_pictures(
-            kind, len(labels), len(selection.classes)
-        )
-        rows = balanced(labels, most, job.seed)
-        windows = reader.part(rows).windows("train", EVALUATE_WINDOW)
-        head = fit_cached_head(logits, windows, kind, chunk=chunk)
-        weight, ladder = _weights(head_config, head, run, labels, rows, len(selection.classes))
-        adapter.head_arrays, rule = head_arrays(head)
-        stored = StoredHead(rule, weight, ladder)
-        adapter.record = replace(adapter.record, head=stored)
-        del head  # the next one is as large
-        # judged as it is stored
-        logits = with_stored_head(logits, stored, adapter.head_arrays)
-        save_adapter(run.folder, adapter)
+    left_out: HeldOut | None = None
+    if job.profile.head.kind != "none":
+        logits, left_out = _with_head(order, adapter, reader, logits, chunk)
+    told_known: KnownRecord | None = None
+    if job.profile.head.known:
+        told_known, adapter.known_arrays = known_pictures(reader, chunk=chunk, seed=job.seed)
+    calibration = calibrate(left_out, engine, reader, logits, chunk=chunk, seed=job.seed)
+    del left_out
+    logits = logits.at(calibration.temperature)
+    adapter.record = replace(adapter.record, calibration=calibration, known=told_known)
+    save_adapter(run.folder, adapter)
 
     def told() -> Any:
         done = 0
@@ -97,10 +95,38 @@ def score(order: PhaseOrder, control: Control) -> tuple[Outcome, EvaluateResult 
             tuned=evaluation["accuracy"],
             split=evaluation["split"],
             count=evaluation["count"],
+            zero_shot_interval=evaluation["zero_shot_interval"],
+            tuned_interval=evaluation["interval"],
         ),
         head=_described(adapter.record.head),
         seconds=round(time.monotonic() - started, 3),
     )
+
+
+def _with_head(
+    order: PhaseOrder, adapter: Adapter, reader: CacheReader, logits: ClassLogits, chunk: int
+) -> tuple[ClassLogits, HeldOut | None]:
+    """Fit the profile's head and put it into the adapter.
+
+    Returns:
+        The formula beside the head as it is stored, and what was held out of both.
+    """
+    job, run = order.job, RunDirectory(order.job.request.folder)
+    config, labels, classes = job.profile.head, reader.train_labels, job.counts.classes
+    kind = cast("Kind", config.kind)
+    most = order.sizes.head_pictures or wanted_head_pictures(kind, len(labels), classes)
+    rows = balanced(labels, most, job.seed)
+    windows = reader.part(rows).windows("train", EVALUATE_WINDOW)
+    head = fit_cached_head(logits, windows, kind, chunk=chunk)
+    weight, ladder = _weights(config, head, run, labels, rows, classes)
+    whole = logits.with_head(head, weight, ladder)
+    left_out = held_out_logits(run.folder, reader, rows, head, whole)
+    adapter.head_arrays, rule = head_arrays(head)
+    stored = StoredHead(rule, weight, ladder)
+    adapter.record = replace(adapter.record, head=stored)
+    del head, whole  # the next one is as large
+    # judged as it is stored
+    return with_stored_head(logits, stored, adapter.head_arrays), left_out
 
 
 def _described(head: StoredHead | None) -> dict[str, Any] | None:

@@ -266,6 +266,9 @@ def _decide(
             optimizer=profile.train.optimizer,
             head=kind,
             head_pictures=policy.wanted_head_pictures(kind, pictures, len(dataset.classes)),
+            known_pictures=policy.known_pictures(
+                profile.head.known, pictures, len(dataset.classes)
+            ),
             files={key: record.size for key, record in bundle.manifest.files.items()},
         )
         decided = plan(

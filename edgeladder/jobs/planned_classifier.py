@@ -88,7 +88,11 @@ def decide(order: InferenceOrder, run: OpenedRun) -> Plan:
         classes=len(prompts),
         prompts=sum(prompts),
         most_prompts=max(prompts),
-        head_bytes=sum(array.nbytes for array in adapter.head_arrays.values()),
+        head_bytes=sum(
+            array.nbytes
+            for arrays in (adapter.head_arrays, adapter.known_arrays)
+            for array in arrays.values()
+        ),
         files={name: record.size for name, record in manifest.files.items()},
         dtype=order.request.dtype,
     )

@@ -10,8 +10,8 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-_WIDTH = 640.0
-_PAD_LEFT, _PAD_RIGHT = 52.0, 12.0
+WIDTH = 640.0
+LEFT, RIGHT = 52.0, 12.0
 _CURVE_POINTS = 600  # a long run is thinned to about the pixels there are
 
 
@@ -27,14 +27,16 @@ def nice_ticks(low: float, high: float, most: int = 5) -> list[float]:
     return [round(n * step, 12) for n in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _svg(height: float, body: Sequence[str], label: str) -> str:
+def svg(height: float, body: Sequence[str], label: str) -> str:
+    """A drawing of WIDTH by `height`, as wide as its column; `label` is for screen readers."""
     return (
-        f'<div class="scroll"><svg viewBox="0 0 {_WIDTH:g} {height:g}" role="img" '
+        f'<div class="scroll"><svg viewBox="0 0 {WIDTH:g} {height:g}" role="img" '
         f'aria-label="{escape(label)}">' + "".join(body) + "</svg></div>"
     )
 
 
-def _text(x: float, y: float, words: str, anchor: str = "start", kind: str = "") -> str:
+def text(x: float, y: float, words: str, anchor: str = "start", kind: str = "") -> str:
+    """Words at a place, escaped; `kind` is their CSS class."""
     css = f' class="{kind}"' if kind else ""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{css}>{escape(words)}</text>'
 
@@ -80,24 +82,24 @@ def line_chart(points: Sequence[tuple[float, float]], *, x_label: str, label: st
 
     def place(x: float, y: float) -> tuple[float, float]:
         return (
-            _PAD_LEFT + (x - first) / (last - first) * (_WIDTH - _PAD_LEFT - _PAD_RIGHT),
+            LEFT + (x - first) / (last - first) * (WIDTH - LEFT - RIGHT),
             top + (high - y) / (high - low) * (height - top - bottom),
         )
 
     body = []
     for tick in ticks:
         _, y = place(first, tick)
-        body.append(f'<path class="grid" d="M{_PAD_LEFT:g} {y:.1f}H{_WIDTH - _PAD_RIGHT:g}"/>')
-        body.append(_text(_PAD_LEFT - 6, y + 4, f"{tick:g}", "end", "tick"))
+        body.append(f'<path class="grid" d="M{LEFT:g} {y:.1f}H{WIDTH - RIGHT:g}"/>')
+        body.append(text(LEFT - 6, y + 4, f"{tick:g}", "end", "tick"))
     for tick in nice_ticks(first, last, 6):
         x, _ = place(tick, low)
-        body.append(_text(x, height - bottom + 18, f"{tick:g}", "middle", "tick"))
-    body.append(_text(_WIDTH - _PAD_RIGHT, height - 4, x_label, "end", "tick"))
+        body.append(text(x, height - bottom + 18, f"{tick:g}", "middle", "tick"))
+    body.append(text(WIDTH - RIGHT, height - 4, x_label, "end", "tick"))
     smoothed = _smooth(points, max(2, len(points) // 20))
     for kind, curve in (("faint", points), ("line", smoothed)):
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*p) for p in curve))
         body.append(f'<polyline class="{kind}" points="{path}"/>')
-    return _svg(height, body, label)
+    return svg(height, body, label)
 
 
 def bar_rows(
@@ -122,12 +124,12 @@ def bar_rows(
     thick, gap = 13.0, 12.0
     top = 22.0 if mark else 4.0
     name_width = 176.0
-    scale = (_WIDTH - name_width - 92.0) / (limit or 1.0)
+    scale = (WIDTH - name_width - 92.0) / (limit or 1.0)
     y, body = top, []
     for (name, values), words in zip(rows, texts, strict=True):
         block = thick * len(values)
         short = name if len(name) <= 20 else name[:19] + "…"
-        body.append(_text(name_width - 8, y + block / 2 + 4, short, "end"))
+        body.append(text(name_width - 8, y + block / 2 + 4, short, "end"))
         for kind, value, word in zip(kinds, values, words, strict=True):
             if value is not None:
                 width = max(value * scale, 1.0)
@@ -135,28 +137,28 @@ def bar_rows(
                     f'<rect class="{kind}" x="{name_width:g}" y="{y:.1f}" width="{width:.1f}" '
                     f'height="{thick - 2:g}" rx="2"/>'
                 )
-                body.append(_text(name_width + width + 5, y + thick - 3, word, "start", "tick"))
+                body.append(text(name_width + width + 5, y + thick - 3, word, "start", "tick"))
             y += thick
         y += gap
     if mark:
         x = name_width + mark[0] * scale
         body.append(f'<path class="budget" d="M{x:.1f} {top - 4:g}V{y - gap + 4:.1f}"/>')
-        anchor = "end" if x > _WIDTH / 2 else "start"
-        body.append(_text(x, top - 8, mark[1], anchor, "budget-text"))
-    return _svg(y, body, label)
+        anchor = "end" if x > WIDTH / 2 else "start"
+        body.append(text(x, top - 8, mark[1], anchor, "budget-text"))
+    return svg(y, body, label)
 
 
 def confusion_matrix(names: Sequence[str], counts: Sequence[Sequence[int]], label: str) -> str:
     """Rows are true classes, columns predicted ones; the darker, the larger a row's share."""
     size = len(names)
     left, top = 136.0, 104.0
-    cell = min((_WIDTH - left - 4) / max(size, 1), 44.0)
+    cell = min((WIDTH - left - 4) / max(size, 1), 44.0)
     letters = 16
     body = []
     for k, name in enumerate(names):
         short = name if len(name) <= letters else name[: letters - 1] + "…"
         middle = (k + 0.5) * cell
-        body.append(_text(left - 6, top + middle + 4, short, "end", "tick"))
+        body.append(text(left - 6, top + middle + 4, short, "end", "tick"))
         x, y = left + middle + 3, top - 6
         body.append(
             f'<text class="tick" transform="translate({x:.1f} {y:.1f}) rotate(-50)">'
@@ -176,9 +178,9 @@ def confusion_matrix(names: Sequence[str], counts: Sequence[Sequence[int]], labe
             )
             if cell >= 18:
                 tone = "on" if share > 0.55 else "cell"
-                body.append(_text(x + cell / 2, y + cell / 2 + 4, str(count), "middle", tone))
+                body.append(text(x + cell / 2, y + cell / 2 + 4, str(count), "middle", tone))
     body.append(
         f'<rect class="frame" x="{left:g}" y="{top:g}" width="{size * cell:.1f}" '
         f'height="{size * cell:.1f}"/>'
     )
-    return _svg(top + size * cell + 6, body, label)
+    return svg(top + size * cell + 6, body, label)

@@ -6,8 +6,6 @@ No script, no font, no picture from elsewhere: styles are in the page, charts ar
 from __future__ import annotations
 
 import datetime
-import math
-from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -17,13 +15,16 @@ import yaml
 from edgeladder import __version__
 from edgeladder.core.errors import IntegrityError
 from edgeladder.core.files import write_text
+from edgeladder.core.intervals import interval_text
 from edgeladder.core.ownership import GENERATOR, require_ours
 from edgeladder.core.printable import printable
 from edgeladder.core.sizes import format_size
 from edgeladder.report.charts import bar_rows, confusion_matrix, line_chart
+from edgeladder.report.elements import folded, none, percent, section, table
 from edgeladder.report.memory_time import memory_over_time
 from edgeladder.report.next_steps import next_steps
 from edgeladder.report.record import RunRecord, memory_of, read_run
+from edgeladder.report.reliability import reliability
 from edgeladder.report.style import STYLE
 from edgeladder.report.thumbnails import notable_pictures
 
@@ -79,16 +80,17 @@ def render(record: RunRecord, title: str | None = None, *, pictures: bool = True
     name = record.folder.resolve().name if title is None else title
     sections = [
         _headline(record),
-        _section("What next", next_steps(record)),
-        *([_section("Pictures", notable_pictures(record))] if pictures else []),
-        _section("Loss", _loss(record)),
-        _section("Memory", _memory(record)),
-        _section("Memory over time", memory_over_time(record)),
-        _section("Per class", _per_class(record)),
-        _section("Confusion", _confusion(record)),
-        _section("Memory limit and watchdog", _events(record)),
-        _section("Configuration", _configuration(record)),
-        _section("Environment", _pairs(record.environment)),
+        section("What next", next_steps(record)),
+        *([section("Pictures", notable_pictures(record))] if pictures else []),
+        section("Loss", _loss(record)),
+        section("Memory", _memory(record)),
+        section("Memory over time", memory_over_time(record)),
+        section("Per class", _per_class(record)),
+        section("Probabilities", reliability(record)),
+        section("Confusion", _confusion(record)),
+        section("Memory limit and watchdog", _events(record)),
+        section("Configuration", _configuration(record)),
+        section("Environment", _pairs(record.environment)),
     ]
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -112,27 +114,17 @@ def _subtitle(record: RunRecord) -> str:
     return " · ".join(part for part in parts if part) or "run"
 
 
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{body}</section>"
-
-
-def _none(words: str) -> str:
-    return f'<p class="none">{escape(words)}</p>'
-
-
-def percent(share: Any) -> str:
-    """`81.2 %`, or a dash."""
-    known = isinstance(share, int | float) and math.isfinite(share)
-    return f"{100 * share:.1f} %" if known else "–"
-
-
 def _headline(record: RunRecord) -> str:
     accuracy = record.result.get("accuracy") or {}
     tuned = record.evaluation.get("accuracy", accuracy.get("tuned"))
     zero = record.evaluation.get("zero_shot_accuracy", accuracy.get("zero_shot"))
     split = record.evaluation.get("split", accuracy.get("split"))
     speed = record.result.get("throughput") or {}
-    tiles = [("tuned", percent(tuned)), ("zero-shot", percent(zero))]
+    count = record.evaluation.get("count") or accuracy.get("count") or 0
+    tiles = [
+        (_beside("tuned", tuned, count), percent(tuned)),
+        (_beside("zero-shot", zero, count), percent(zero)),
+    ]
     if isinstance(tuned, int | float) and isinstance(zero, int | float):
         tiles.append(("gain, points", f"{100 * (tuned - zero):+.1f}"))
     if split:
@@ -161,9 +153,16 @@ def _headline(record: RunRecord) -> str:
     return f'<section class="tiles">{body}</section>'
 
 
+def _beside(label: str, share: Any, count: Any) -> str:
+    """A tile's label with the interval of its accuracy."""
+    known = isinstance(share, int | float) and isinstance(count, int)
+    ends = interval_text(share, count) if known else ""
+    return f"{label} ({ends})" if ends else label
+
+
 def _loss(record: RunRecord) -> str:
     if not record.losses:
-        return _none("no steps were recorded")
+        return none("no steps were recorded")
     first, last = record.losses[0], record.losses[-1]
     chart = line_chart(record.losses, x_label="step", label="training loss by step")
     return chart + (
@@ -176,7 +175,7 @@ def _memory(record: RunRecord) -> str:
     memory = memory_of(record)
     phases = memory["phases"]
     if not phases:
-        return _none("no phase was planned or measured")
+        return none("no phase was planned or measured")
     budget = memory.get("budget_bytes")
     peaks = [
         (name, (p.get("planned_peak_bytes"), p.get("measured_peak_bytes")))
@@ -203,14 +202,14 @@ def _memory(record: RunRecord) -> str:
     ]
     legend = '<p class="legend"><i class="planned"></i>planned <i class="measured"></i>measured'
     legend += f" · enforcement: {escape(_words(memory.get('enforcement')))}</p>"
-    return chart + legend + _table(("phase", "planned", "measured", "of the budget"), rows)
+    return chart + legend + table(("phase", "planned", "measured", "of the budget"), rows)
 
 
 def _per_class(record: RunRecord) -> str:
     per_class = record.evaluation.get("per_class") or {}
     classes = [{"class": name, **values} for name, values in per_class.items()]
     if not classes:
-        return _none("not evaluated per class")
+        return none("not evaluated per class")
     shown = classes
     note = ""
     if len(classes) > _BAR_CLASSES:
@@ -224,26 +223,27 @@ def _per_class(record: RunRecord) -> str:
         label="accuracy by class, zero-shot and tuned",
     )
     legend = '<p class="legend"><i class="planned"></i>zero-shot <i class="measured"></i>tuned</p>'
-    table = _table(
-        ("class", "pictures", "zero-shot", "tuned"),
+    numbers = table(
+        ("class", "pictures", "zero-shot", "tuned", "95 % interval"),
         [
             (
                 c["class"],
                 str(c.get("count", "")),
                 percent(c.get("zero_shot_accuracy")),
                 percent(c.get("accuracy")),
+                interval_text(c.get("accuracy"), c.get("count") or 0) or "–",
             )
             for c in classes
         ],
     )
-    return chart + legend + note + _folded("all classes", table)
+    return chart + legend + note + folded("all classes", numbers)
 
 
 def _confusion(record: RunRecord) -> str:
     counts = record.evaluation.get("confusion") or []
     names = record.evaluation.get("classes") or list(record.evaluation.get("per_class") or {})
     if not counts or len(names) != len(counts):
-        return _none("no confusion matrix was recorded")
+        return none("no confusion matrix was recorded")
     mistakes = sorted(
         (
             (count, names[i], names[j])
@@ -253,22 +253,22 @@ def _confusion(record: RunRecord) -> str:
         ),
         key=lambda item: -item[0],
     )
-    table = _table(
+    numbers = table(
         ("true", "taken for", "pictures"),
         [(true, taken, str(count)) for count, true, taken in mistakes[:_MISTAKES]],
     )
     if len(names) > _MATRIX_CLASSES:
-        return f"<p>{len(names)} classes: the {_MISTAKES} commonest mistakes.</p>{table}"
+        return f"<p>{len(names)} classes: the {_MISTAKES} commonest mistakes.</p>{numbers}"
     chart = confusion_matrix(names, counts, "confusion matrix: rows true, columns predicted")
     note = "<p>Rows: true class; columns: predicted; darker: a larger share of the row.</p>"
-    return chart + note + _folded("commonest mistakes", table)
+    return chart + note + folded("commonest mistakes", numbers)
 
 
 def _events(record: RunRecord) -> str:
     events = [event for event in record.events if event.get("kind") != "limit"]
     body = _limit(record)
     if not events:
-        return body + _none("nothing had to be done: no threshold was crossed")
+        return body + none("nothing had to be done: no threshold was crossed")
     rows = [
         (
             _clock(event.get("time")),
@@ -281,7 +281,7 @@ def _events(record: RunRecord) -> str:
         )
         for event in events[-_EVENTS:]
     ]
-    return body + _table(("time (UTC)", "event", "what"), rows)
+    return body + table(("time (UTC)", "event", "what"), rows)
 
 
 def _limit(record: RunRecord) -> str:
@@ -306,22 +306,22 @@ def _limit(record: RunRecord) -> str:
     if not lacking:
         return body
     items = "".join(f"<li>{escape(note)}</li>" for note in dict.fromkeys(lacking))
-    return body + _folded("other limits, which this machine does not offer", f"<ul>{items}</ul>")
+    return body + folded("other limits, which this machine does not offer", f"<ul>{items}</ul>")
 
 
 def _configuration(record: RunRecord) -> str:
     if not record.config:
-        return _none("config.yaml is not there")
+        return none("config.yaml is not there")
     text = yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True)
     plan = {k: v for k, v in record.plan.items() if not isinstance(v, dict | list)}
-    return _pairs(plan, empty="") + _folded("config.yaml", f"<pre>{escape(text)}</pre>")
+    return _pairs(plan, empty="") + folded("config.yaml", f"<pre>{escape(text)}</pre>")
 
 
 def _pairs(values: dict[str, Any], empty: str = "not recorded") -> str:
     if not values:
-        return _none(empty) if empty else ""
+        return none(empty) if empty else ""
     rows = [(_label(key), _value(key, value)) for key, value in values.items()]
-    return _table(("", ""), rows, head=False)
+    return table(("", ""), rows, head=False)
 
 
 def _label(key: str) -> str:
@@ -356,16 +356,3 @@ def _clock(stamp: Any) -> str:
         return str(stamp or "")
     moment = datetime.datetime.fromtimestamp(stamp, datetime.timezone.utc)
     return moment.strftime("%Y-%m-%d %H:%M:%S")
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, head: bool = True) -> str:
-    top = "".join(f"<th>{escape(cell)}</th>" for cell in columns)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    thead = f"<thead><tr>{top}</tr></thead>" if head else ""
-    return f'<div class="scroll"><table>{thead}<tbody>{body}</tbody></table></div>'
-
-
-def _folded(title: str, body: str) -> str:
-    return f"<details><summary>{escape(title)}</summary>{body}</details>"

@@ -19,6 +19,7 @@ from edgeladder.core.yaml_text import read_yaml
 EVENT_KINDS = (
     "surrounding",
     "limit",
+    "surrounding",
     "memory",
     "chunk",
     "restart",

@@ -32,6 +32,7 @@ svg .planned{fill:var(--second)}
 svg .measured,svg .hit{fill:var(--accent)}
 svg .miss{fill:var(--bad)}
 svg .frame{fill:none;stroke:var(--line)}
+svg .ideal{stroke:var(--muted);stroke-width:1.5;stroke-dasharray:5 3;fill:none}
 svg .budget{stroke:var(--bad);stroke-width:1.5;stroke-dasharray:5 3;fill:none}
 svg .budget-text{fill:var(--bad)}
 .legend{font-size:.85rem}
@@ -63,6 +64,7 @@ white-space:pre-wrap;overflow-wrap:anywhere}
 @media (max-width:560px){body{font-size:15px}section{padding:13px}
 .gallery{grid-template-columns:repeat(2,1fr)}
 svg{min-width:560px}svg text,svg .tick,svg .cell,svg .on{font-size:15px}}
-@media print{body{background:#fff}section,figure{break-inside:avoid}
+@media print{body{background:#fff}svg rect,svg circle{print-color-adjust:exact;
+-webkit-print-color-adjust:exact}section,figure{break-inside:avoid}
 .gallery{grid-template-columns:repeat(8,1fr)}}
 """

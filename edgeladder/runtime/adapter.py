@@ -21,6 +21,7 @@ import numpy as np
 from edgeladder.core import disk
 from edgeladder.core.adapter_record import (
     AGAIN,
+    KNOWN,
     RECORD,
     AdapterRecord,
     adapter_record_text,
@@ -52,6 +53,7 @@ class Adapter:
     parameters: dict[str, Array]  # by name, the ladder's buffers (codebooks, masks) among them
     record: AdapterRecord
     head_arrays: dict[str, Array] = field(default_factory=dict)
+    known_arrays: dict[str, Array] = field(default_factory=dict)  # of `known.Known`
 
     def apply(self, engine: Engine) -> None:
         """Put parameters and buffers into an engine.
@@ -120,7 +122,8 @@ def save_adapter(folder: Path, adapter: Adapter) -> PackedPrompts | None:
     head_arrays = {_HEAD + name: array for name, array in adapter.head_arrays.items()}
     weights = folder / (_WAITING if (folder / RECORD).is_file() else WEIGHTS)
     _settle(folder)
-    write_tensors(weights, {**packed, **head_arrays})
+    known_arrays = {KNOWN + name: array for name, array in adapter.known_arrays.items()}
+    write_tensors(weights, {**packed, **head_arrays, **known_arrays})
     record = replace(adapter.record, prompts=prompts, sha256=sha256_file(weights))
     text = adapter_record_text(record)
     mark_made_here(folder, text.encode())
@@ -198,9 +201,9 @@ def load_adapter(path: Path, bundle: Bundle | None = None, *, trusted: bool = Tr
     if trusted:
         require_trusted_adapter(folder)
     record = read_adapter_record(folder)
-    stored, head_arrays = _tensors(weights_of(folder, record))
+    stored, head_arrays, known_arrays = _tensors(weights_of(folder, record))
     parameters = unpack(stored, record.prompts, record.prompt_tensors)
-    adapter = Adapter(parameters, record, head_arrays)
+    adapter = Adapter(parameters, record, head_arrays, known_arrays)
     if bundle is not None:
         check_bundle(adapter, bundle, where=str(folder))
     return adapter
@@ -223,13 +226,16 @@ def check_bundle(adapter: Adapter, bundle: Bundle, *, where: str) -> None:
         )
 
 
-def _tensors(path: Path) -> tuple[dict[str, Array], dict[str, Array]]:
-    """The ladder's tensors, and the head's arrays."""
+def _tensors(path: Path) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
+    """The ladder's tensors, the head's arrays, and those of known pictures."""
     ladder: dict[str, Array] = {}
     head: dict[str, Array] = {}
+    known: dict[str, Array] = {}
     for name, array in TensorFile(path, remedy=AGAIN).items():
         if name.startswith(_HEAD):
             head[name.removeprefix(_HEAD)] = array
+        elif name.startswith(KNOWN):
+            known[name.removeprefix(KNOWN)] = array
         else:
             ladder[name] = array
-    return ladder, head
+    return ladder, head, known

@@ -26,6 +26,7 @@ from edgeladder.runtime.adapter import Adapter, check_bundle, load_adapter
 from edgeladder.runtime.cache.layout import EMBEDDING, EMBEDDING_PRE, l2_normalize
 from edgeladder.runtime.class_encoder import encode_classes, grouped
 from edgeladder.runtime.heads.closed_form import head_from, of_classes, with_stored_head
+from edgeladder.runtime.known import Known
 from edgeladder.runtime.ladder_encoder import Encoder
 from edgeladder.runtime.logits import Activations, ClassLogits, softmax
 from edgeladder.runtime.pictures.decode import EXACT_PIXELS, decode_square, normalize
@@ -114,6 +115,16 @@ class OpenedRun:
             head_columns=None if len(known) == len(asked.classes) else tuple(known),
         )
 
+    def known(self) -> Known | None:
+        """What tells a picture of no trained class; None where names were added to those, or taken.
+
+        The support pictures are of the trained classes: of others they say nothing.
+        """
+        record = self.adapter.record.known
+        if record is None or not self.vocabulary.own:
+            return None
+        return Known.of(record, self.adapter.known_arrays)
+
     def asked(self) -> AskedClasses | None:
         """What the answer says of its vocabulary; None where it is the run's own."""
         if self.vocabulary.own:
@@ -173,6 +184,7 @@ class Classifier:
     Attributes:
         classes: labels in the order of the logits.
         formula: the logits' constants, and the head if there is one.
+        known: what tells a picture of no class, if the run has it.
         class_embeddings: of all classes.
     """
 
@@ -200,6 +212,7 @@ class Classifier:
         self._on_batch = on_batch
         self.encoder = Encoder(self.bundle, self.adapter.parameters, self.threads)
         self.formula = run.formula()
+        self.known = run.known()
         self._work = tempfile.TemporaryDirectory(prefix="edgeladder-", dir=_work_folder())
         self.class_embeddings = encode_classes(
             self.bundle,
@@ -264,29 +277,53 @@ class Classifier:
 
     def logits(self, squares: Sequence[Array] | Array) -> Array:
         """Class logits (n, C) of evaluation views (n, S, S, 3) uint8."""
-        rows = [tuned for tuned, _ in self.judge_squares(squares)]
-        return np.concatenate(rows) if rows else np.zeros((0, len(self.classes)), np.float32)
+        return self.answers(squares)[0]
+
+    def answers(self, squares: Sequence[Array] | Array) -> tuple[Array, Array | None]:
+        """Class logits (n, C) of evaluation views (n, S, S, 3) uint8, and how known they are, (n,).
+
+        The latter is None where the run cannot say.
+        """
+        rows: list[Array] = [np.zeros((0, len(self.classes)), np.float32)]
+        scores: list[Array] = [np.zeros(0, np.float32)]
+
+        def judge(given: Activations) -> None:
+            rows.append(self.judge(given)[0])
+            if self.known is not None:
+                scores.append(self.known.scores(given.features()))
+
+        self._each_batch(squares, judge)
+        logits = np.concatenate(rows[1:] or rows)
+        return logits, None if self.known is None else np.concatenate(scores)
+
+    def is_unknown(self, score: float | None) -> bool:
+        """Whether a picture of this `known` score is probably of none of the classes."""
+        return score is not None and self.known is not None and self.known.refuses(score)
 
     def judge_squares(self, squares: Sequence[Array] | Array) -> list[tuple[Array, Array]]:
         """Tuned and zero-shot logits, (n, C) twice per batch, of evaluation views."""
         found: list[tuple[Array, Array]] = []
-        samples = _Squares(squares, self.bundle.manifest.preprocess)
-        self._tower.run(
-            samples,
-            lambda start, outputs: found.append(self._judge_outputs(outputs)),
-            self._on_batch,
-        )
+        self._each_batch(squares, lambda given: found.append(self.judge(given)))
         return found
 
-    def _judge_outputs(self, outputs: dict[str, Array]) -> tuple[Array, Array]:
+    def _each_batch(
+        self, squares: Sequence[Array] | Array, judge: Callable[[Activations], None]
+    ) -> None:
+        """The tower over evaluation views; its activations, batch by batch, to `judge`."""
+        self._tower.run(
+            _Squares(squares, self.bundle.manifest.preprocess),
+            lambda start, outputs: judge(self._activations(outputs)),
+            self._on_batch,
+        )
+
+    def _activations(self, outputs: dict[str, Array]) -> Activations:
         raw = np.asarray(outputs[EMBEDDING], np.float32)
         extra: dict[str, Array] = {}
         if "image_embedding_pre" in self.bundle.manifest.ladder.image_inputs:
             length = np.linalg.norm(raw, axis=-1, keepdims=True)
             extra["image_embedding_pre"] = np.ascontiguousarray(outputs[EMBEDDING_PRE] / length)
-        return self.judge(
-            Activations(grouped(self.bundle.manifest, "image", outputs), l2_normalize(raw), extra)
-        )
+        taps = grouped(self.bundle.manifest, "image", outputs)
+        return Activations(taps, l2_normalize(raw), extra)
 
     def judge(self, given: Activations) -> tuple[Array, Array]:
         """Tuned and zero-shot logits (n, C) of activations as the cache holds them."""

@@ -19,7 +19,7 @@ from edgeladder.core.errors import EdgeLadderError
 from edgeladder.core.onnx_graph import Graph, output_after_the_end
 from edgeladder.core.protobuf import FLOAT
 from edgeladder.runtime.classifier import Classifier, run_request
-from edgeladder.runtime.deploy_graph import PICTURE, logits_of
+from edgeladder.runtime.deploy_graph import KNOWN, PICTURE, logits_of
 from edgeladder.runtime.pictures.dataset import open_data
 from edgeladder.runtime.pictures.drawn import PICTURES, drawn_pictures
 from edgeladder.runtime.pictures.sources import UnreadableError
@@ -62,26 +62,44 @@ def _own_pictures(classifier: Classifier) -> Iterator[Array]:
             continue
 
 
-def difference(path: Path, graph: Graph, squares: Array, expected: Array, threads: int) -> float:
-    """The largest difference between the file's logits and those expected.
+@dataclass(frozen=True)
+class Differences:
+    """The largest ones between a file and what was expected of it."""
+
+    logits: float
+    known: float | None  # None: it has no such output
+
+
+def difference(
+    path: Path,
+    graph: Graph,
+    squares: Array,
+    expected: tuple[Array, Array | None],
+    threads: int,
+) -> Differences:
+    """The largest differences between the file's logits and scores and those expected.
 
     Args:
         path: what `graph` was written to; as it was afterwards.
         graph: names the logits.
         squares: (n, S, S, 3) uint8, asked about one by one.
-        expected: (n, C).
+        expected: logits (n, C), and how known each is, (n,), where the file says it.
         threads: of onnxruntime.
     """
-    name = logits_of(graph)
+    name, (logits, known) = logits_of(graph), expected
+    names = [name] if known is None else [name, KNOWN]
     size = path.stat().st_size
     with open(path, "ab") as stream:
-        stream.write(output_after_the_end(name, FLOAT, ["N", expected.shape[1]]))
+        stream.write(output_after_the_end(name, FLOAT, ["N", logits.shape[1]]))
     try:
         session = open_plain(path, threads)
-        given = [session.run([name], {PICTURE: square[None]})[0][0] for square in squares]
+        given = [session.run(names, {PICTURE: square[None]}) for square in squares]
         del session
     finally:
         with open(path, "rb+") as stream:
             stream.truncate(size)
             os.fsync(stream.fileno())
-    return float(np.abs(np.stack(given) - expected).max())
+    apart = float(np.abs(np.stack([rows[0][0] for rows in given]) - logits).max())
+    if known is None:
+        return Differences(apart, None)
+    return Differences(apart, float(np.abs(np.stack([rows[1][0] for rows in given]) - known).max()))

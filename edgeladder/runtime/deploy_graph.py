@@ -21,10 +21,11 @@ from edgeladder.runtime.logits import ClassEmbeddings, ClassLogits, Head
 
 if TYPE_CHECKING:
     from edgeladder.core.bundle import Bundle
+    from edgeladder.runtime.known import Known
 
 Array = np.ndarray
 
-PICTURE, PROBABILITIES = "picture", "probabilities"
+PICTURE, PROBABILITIES, KNOWN = "picture", "probabilities", "known"
 
 
 def assemble(
@@ -32,6 +33,7 @@ def assemble(
     parameters: Mapping[str, Array],
     classes: ClassEmbeddings,
     formula: ClassLogits,
+    known: Known | None = None,
 ) -> Graph:
     """The classifier's graph.
 
@@ -40,10 +42,12 @@ def assemble(
         parameters: the ladder's parameters and buffers by name.
         classes: embeddings of all of them.
         formula: what is written as operators; a ladder of weight 0 is left out.
+        known: what tells a picture of no class, if the run has it.
 
     Returns:
         Graph with input `picture` (N, S, S, 3) uint8, resized and cropped as the manifest says,
-        and output `probabilities` (N, C) float32.
+        and outputs `probabilities` (N, C) float32 and, after it, `known` (N,) float32 where the
+        run has it. The softmax is the last node.
     """
     manifest = bundle.manifest
     graph = Graph()
@@ -61,6 +65,8 @@ def assemble(
         graph.add("Div", [manifest.image.embedding_pre, norm], "image_embedding_pre_scaled")
         features.append("image_embedding_pre_scaled")
     features.append("image_embedding")
+    if known is not None:
+        _known(graph, known, features)
     graph.add(
         "Softmax",
         [_logits(graph, bundle, parameters, features, classes, formula)],
@@ -68,6 +74,8 @@ def assemble(
         {"axis": -1},
     )
     graph.declare(PROBABILITIES, FLOAT, ["N", len(classes.tuned)], out=True)
+    if known is not None:
+        graph.declare(KNOWN, FLOAT, ["N"], out=True)
     return graph
 
 
@@ -240,6 +248,24 @@ def _head(
         )
     term = graph.add("Mul", [term, fixed("weight", weight)])
     return graph.add("Add", [term, graph.add("Mul", [zero_shot, fixed("prior", prior)])])
+
+
+def _known(graph: Graph, known: Known, features: Sequence[str]) -> None:
+    """`Known.scores` as operators: the mean of the largest cosines."""
+    flat = graph.constant("head/flat", np.array([0, -1], np.int64))
+    unit = [
+        _unit(graph, graph.add("Reshape", [features[place], flat])) for place in known.record.reads
+    ]
+    joined = graph.add("Concat", unit, attributes={"axis": 1}) if len(unit) > 1 else unit[0]
+    share = np.float32(1 / np.sqrt(len(unit)))  # side by side they are as long as this is short
+    rows = graph.constant("known/support", (share * known.support).T)
+    nearest = np.array([min(known.record.neighbours, len(known.support))], np.int64)
+    likeness = graph.add("MatMul", [joined, rows])
+    largest = graph.add("TopK", [likeness, graph.constant("known/count", nearest)], outputs=2)
+    axis = graph.constant("axes/last", np.array([-1], np.int64))
+    total = graph.add("ReduceSum", [largest, axis], attributes={"keepdims": 0})
+    divisor = graph.constant("known/divisor", nearest.astype(np.float32)[0])
+    graph.add("Div", [total, divisor], KNOWN)
 
 
 def _near(graph: Graph, head: Kernel, rows: Sequence[str], label: str) -> str:

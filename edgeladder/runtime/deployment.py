@@ -23,8 +23,8 @@ from edgeladder.core.records import compact_json
 from edgeladder.core.spelling import nearest
 from edgeladder.runtime.classifier import Classifier, InferenceSizes
 from edgeladder.runtime.compress_weights import Dtype, compress
-from edgeladder.runtime.deploy_check import difference, probe
-from edgeladder.runtime.deploy_graph import PICTURE, PROBABILITIES, assemble
+from edgeladder.runtime.deploy_check import Differences, difference, probe
+from edgeladder.runtime.deploy_graph import KNOWN, PICTURE, PROBABILITIES, assemble
 from edgeladder.runtime.portable_graph import make_portable
 from edgeladder.runtime.session import IN_FLOAT
 
@@ -90,22 +90,20 @@ def write_model(
         classifier.encoder.values,
         classifier.class_embeddings,
         classifier.formula,
+        classifier.known,
     )
     if portable:
         make_portable(graph)
     small = compress(graph, dtype)
     pictures = probe(classifier)
-    expected = classifier.logits(pictures.squares)
+    expected = classifier.answers(pictures.squares)
     classifier.rest()  # its tower and the file's are never in memory together
     with _candidate(out) as candidate:
         size = graph.write(candidate, _metadata(classifier), f"edgeladder {__version__}")
         found = difference(candidate, graph, pictures.squares, expected, classifier.threads)
-        if dtype == "fp32" and not found <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
-            raise EdgeLadderError(
-                f"the file's logits differ from predict's by {found:.2g}",
-                where=str(out),
-                remedy="report this with the bundle's manifest.json; nothing was written",
-            )
+        if dtype == "fp32":
+            _require_same(found, float(np.abs(expected[0]).max()), out)
+    known = classifier.known
     side, labels = classifier.bundle.manifest.preprocess.size, classifier.classes
     return Deployment(
         path=str(out),
@@ -115,9 +113,26 @@ def write_model(
         input=Port(name=PICTURE, shape=["N", side, side, 3], dtype="uint8"),
         output=Port(name=PROBABILITIES, shape=["N", len(labels)], dtype="float32"),
         weights=small,
-        difference=found,
-        compared=Compared(pictures=len(expected), origin=pictures.origin),
+        difference=found.logits,
+        compared=Compared(pictures=len(pictures.squares), origin=pictures.origin),
+        known=None if known is None else Port(name=KNOWN, shape=["N"], dtype="float32"),
+        known_threshold=None if known is None else known.record.threshold,
+        known_difference=found.known,
         asked=classifier.run.asked(),
+    )
+
+
+def _require_same(found: Differences, largest: float, out: Path) -> None:
+    """Raise EdgeLadderError where a file and predict disagree by more than `TOLERANCE`."""
+    what, apart = "logits", found.logits
+    if apart <= TOLERANCE * max(1.0, largest):
+        what, apart = "scores of known pictures", found.known or 0.0
+        if apart <= TOLERANCE:
+            return
+    raise EdgeLadderError(
+        f"the file's {what} differ from predict's by {apart:.2g}",
+        where=str(out),
+        remedy="report this with the bundle's manifest.json; nothing was written",
     )
 
 
@@ -149,7 +164,10 @@ def _metadata(classifier: Classifier) -> dict[str, str]:
     """What a user of the file must know, as the file's own metadata."""
     manifest = classifier.bundle.manifest
     names = [item.name for item in classifier.run.vocabulary.names]
+    known = classifier.known
+    told = {} if known is None else {"known_threshold": repr(known.record.threshold)}
     return {
+        **told,  # a picture whose output `known` is below it is of none of the classes
         "edgeladder": __version__,
         "classes": json.dumps(classifier.classes, ensure_ascii=False),
         "class_names": json.dumps(names, ensure_ascii=False),

@@ -160,7 +160,18 @@ def _square(classifier: Classifier, picture: Picture) -> tuple[np.ndarray | None
 
 def _answer(classifier: Classifier, waiting: list[_Waiting], top: int) -> Iterator[Prediction]:
     squares = [square for _, square, _ in waiting if square is not None]
-    shares = iter(probabilities(classifier.logits(squares)) if squares else ())
+    if squares:
+        logits, scores = classifier.answers(squares)
+        shares = iter(probabilities(logits))
+        known = iter([None] * len(squares) if scores is None else scores.tolist())
     for path, square, error in waiting:
-        labels = [] if square is None else top_labels(next(shares), classifier.classes, top)
-        yield Prediction(path=path, labels=labels, error=error)
+        if square is None:
+            yield Prediction(path=path, labels=[], error=error)
+            continue
+        score = next(known)
+        yield Prediction(
+            path=path,
+            labels=top_labels(next(shares), classifier.classes, top),
+            known=score,
+            unknown=classifier.is_unknown(score),
+        )

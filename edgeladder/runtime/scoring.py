@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgeladder.core.intervals import wilson
+from edgeladder.core.records import to_json
+from edgeladder.runtime.calibration import Calibration
 from edgeladder.runtime.logits import ClassEmbeddings, ClassLogits, class_embeddings, windows
 
 if TYPE_CHECKING:
@@ -28,10 +31,12 @@ class Score:
         size = len(self.classes)
         self.confusion = np.zeros((size, size), np.int64)  # true, predicted
         self.zero_shot_hits = np.zeros(size, np.int64)
+        self.calibration = Calibration()
 
     def add(self, labels: Array, tuned: Array, zero_shot: Array) -> None:
         """Count one batch: labels (n,), logits (n, C) twice."""
         np.add.at(self.confusion, (labels, tuned.argmax(axis=1)), 1)
+        self.calibration.add(labels, tuned)
         np.add.at(self.zero_shot_hits, labels[zero_shot.argmax(axis=1) == labels], 1)
 
     def to_dict(self, split: str) -> dict[str, Any]:
@@ -39,6 +44,7 @@ class Score:
         totals = self.confusion.sum(axis=1)
         hits = np.diag(self.confusion)
         count = int(totals.sum())
+        reliability = self.calibration.result()
 
         def share(part: int, whole: int) -> float | None:
             return float(part / whole) if whole else None
@@ -48,12 +54,17 @@ class Score:
             "zero_shot_accuracy": share(int(self.zero_shot_hits.sum()), count),
             "count": count,
             "split": split,
+            "interval": wilson(int(hits.sum()), count),
+            "zero_shot_interval": wilson(int(self.zero_shot_hits.sum()), count),
+            "calibration": None if reliability is None else to_json(reliability),
             "classes": self.classes,
             "per_class": {
                 name: {
                     "count": int(totals[k]),
                     "accuracy": share(int(hits[k]), int(totals[k])),
                     "zero_shot_accuracy": share(int(self.zero_shot_hits[k]), int(totals[k])),
+                    "interval": wilson(int(hits[k]), int(totals[k])),
+                    "zero_shot_interval": wilson(int(self.zero_shot_hits[k]), int(totals[k])),
                 }
                 for k, name in enumerate(self.classes)
             },
@@ -84,7 +95,8 @@ def evaluate_cached(
 
     Returns:
         The `evaluate` JSON of the design: `accuracy`, `zero_shot_accuracy`, `count`, `split`,
-        `classes`, `per_class`, `confusion`; accuracies None where there are no pictures.
+        `classes`, `per_class`, `confusion`, `calibration`, intervals; accuracies None where there
+        are no pictures.
     """
     score = Score(classes)
     embeddings: ClassEmbeddings | None = None

@@ -157,7 +157,7 @@ def test_too_few_boxes_make_no_round(
 
 def test_every_profile_trains_without_its_head() -> None:
     for name in library("profiles"):
-        assert load_profile(name, [HEADLESS]).head == HeadConfig()
+        assert load_profile(name, [HEADLESS]).head == HeadConfig(known=False)
 
 
 def test_never_more_connections_than_parallel(make_farm: Any, pool_of: Any) -> None:

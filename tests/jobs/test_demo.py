@@ -50,7 +50,7 @@ def test_a_package_without_its_model_says_so(tmp_path: Path, monkeypatch: pytest
 def test_the_screen_tells_accuracy_memory_and_where_the_report_lies():
     text = demo.say(
         {
-            "accuracy": {"zero_shot": 0.5, "tuned": 0.75, "split": "test"},
+            "accuracy": {"zero_shot": 0.5, "tuned": 0.75, "split": "test", "count": 120},
             "memory": {
                 "budget_bytes": 160_000_000,
                 "enforcement": "rlimit",

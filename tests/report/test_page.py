@@ -100,8 +100,53 @@ def a_run(folder: Path, classes: list[str] | None = None) -> Path:
             for i in range(count)
         ],
     }
+    bins = [
+        {"low": k / 15, "high": (k + 1) / 15, "count": 0, "confidence": None, "accuracy": None}
+        for k in range(15)
+    ]
+    bins[9] |= {"count": 10, "confidence": 0.62, "accuracy": 0.7}
+    bins[14] |= {"count": 20, "confidence": 0.97, "accuracy": 0.85}
+    evaluation["calibration"] = {
+        "expected_error": 0.1067,
+        "negative_log_likelihood": 0.512,
+        "bins": bins,
+    }
     (folder / "evaluation.json").write_text(json.dumps(evaluation))
     return folder
+
+
+def test_probabilities_are_drawn_and_told(tmp_path):
+    """A dot each range that has pictures, where confidence and accuracy say; all in words."""
+    run = a_run(tmp_path / "run")
+    text = write(run).read_text(encoding="utf-8")
+    page = Page(text)
+    dots = re.findall(r'<circle class="measured" cx="([\d.]+)" cy="([\d.]+)" r="([\d.]+)"', text)
+    assert len(dots) == 2
+    for (x, y, _), (sure, right) in zip(dots, ((0.62, 0.7), (0.97, 0.85)), strict=True):
+        assert float(x) == pytest.approx(52 + sure * (640 - 52 - 12), abs=0.1)
+        assert float(y) == pytest.approx(260 - right * (260 - 12), abs=0.1)
+    assert float(dots[1][2]) > float(dots[0][2])  # the more pictures, the larger
+    for words in (
+        "error 10.7 %",
+        "log-likelihood 0.512",
+        "60.0 % to 66.7 %",
+        "62.0 %",
+        "39.7 to 89.2",
+    ):
+        assert words in page.text, words
+    labels = [value for name, value in page.attributes if name == "aria-label"]
+    assert any("calibration error 10.7 %" in label for label in labels)
+    old = json.loads((run / "evaluation.json").read_text())
+    del old["calibration"]
+    (run / "evaluation.json").write_text(json.dumps(old))
+    assert "probabilities were not judged" in Page(write(run).read_text(encoding="utf-8")).text
+
+
+def test_accuracies_carry_their_interval(tmp_path):
+    run = a_run(tmp_path / "run")
+    text = Page(write(run).read_text(encoding="utf-8")).text
+    assert "tuned (62.7 to 90.5)" in text  # 24 of 30
+    assert "49.0 to 94.3" in text  # 8 of 10
 
 
 def test_a_report_is_well_formed_and_shows_the_run(tmp_path):

@@ -10,17 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeladder.core.adapter_record import RECORD, CalibrationRecord, StoredHead
+from edgeladder.core.adapter_record import RECORD, CalibrationRecord, KnownRecord, StoredHead
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.errors import ConfigError, DataError, EdgeLadderError, IntegrityError
+from edgeladder.core.intervals import wilson
 from edgeladder.core.records import to_json
 from edgeladder.runtime import deploy_graph, deployment, evaluation, prediction
 from edgeladder.runtime.adapter import load_adapter, save_adapter
-from edgeladder.runtime.classifier import Classifier, probabilities
+from edgeladder.runtime.classifier import Classifier, probabilities, run_bundle
 from edgeladder.runtime.evaluation import EVALUATION, Judged
 from edgeladder.runtime.heads.closed_form import fit_head, head_arrays
 from edgeladder.runtime.heads.kernel import normalise
+from edgeladder.runtime.known import ROWS
 from edgeladder.runtime.logits import Activations, softmax
+from edgeladder.runtime.pictures.dataset import open_data, split
 from edgeladder.runtime.pictures.decode import decode_square
 from edgeladder.runtime.pictures.drawn import drawn_pictures
 from edgeladder.runtime.session import open_plain, open_session
@@ -76,6 +79,25 @@ def give_head(run: Path, kind: str | None) -> None:
         full |= {f"support.{t}": np.float16(normalise(f)) for t, f in enumerate(features)}
         adapter.head_arrays |= full
     adapter.record = replace(adapter.record, head=StoredHead(rule, 0.7))
+    save_adapter(run, adapter)
+
+
+def give_known(run: Path, pictures: Path, reads: tuple[int, ...]) -> None:
+    """Let the run's adapter know five of the pictures, half of the first seven by its threshold."""
+    squares = squares_of(pictures, Bundle.open(run_bundle(run)))[[0, 3, 9, 14, 20]]
+    found: list[list[np.ndarray]] = []
+    with Classifier.open(run) as classifier:
+        classifier._each_batch(squares, lambda given: found.append(given.features()))
+    features = [np.concatenate(parts) for parts in zip(*found, strict=True)]
+    rows = normalise(np.concatenate([normalise(features[k]) for k in reads], axis=1))
+    adapter = load_adapter(run)
+    adapter.known_arrays = {ROWS: rows.astype(np.float16)}
+    record = KnownRecord(threshold=0.0, reads=reads)
+    adapter.record = replace(adapter.record, known=record)
+    save_adapter(run, adapter)
+    scores = [p["known"] for p in predict(run, sorted(pictures.rglob("*.png"))[:7])["predictions"]]
+    threshold = float(np.median(scores)) + 1e-6
+    adapter.record = replace(adapter.record, known=replace(record, threshold=threshold))
     save_adapter(run, adapter)
 
 
@@ -170,6 +192,8 @@ def test_foreign_pictures_are_judged_whole_and_unknown_labels_refused(run_folder
         "count": 0,
         "accuracy": None,
         "zero_shot_accuracy": None,
+        "interval": None,
+        "zero_shot_interval": None,
     }
     (other / "class1").rename(other / "class_1")
     with pytest.raises(DataError, match="'class_1' is not among the 3 known classes") as caught:
@@ -198,14 +222,22 @@ def test_an_unknown_split_is_refused(run_folder):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_deployed_file_is_predict(run_folder, bundle_folder, picture_folder, tmp_path, kind):
     give_head(run_folder, kind)
+    give_known(run_folder, picture_folder, (-2, -1))
     calibrate(run_folder, 2.5)
     out = tmp_path / "model.onnx"
     result = deploy(run_folder, out)
     assert result["bytes"] == out.stat().st_size
     session = open_session(out, threads=1)
     squares = squares_of(picture_folder, Bundle.open(bundle_folder))[:7]
-    (given,) = session.run(None, {"picture": squares})
+    assert [output.name for output in session.get_outputs()] == ["probabilities", "known"]
+    given, scores = session.run(None, {"picture": squares})
     expected = predict(run_folder, sorted(picture_folder.rglob("*.png"))[:7], top=3)
+    known = [item["known"] for item in expected["predictions"]]
+    np.testing.assert_allclose(scores, known, atol=1e-4)
+    assert [item["unknown"] for item in expected["predictions"]] == [
+        score < result["known_threshold"] for score in known
+    ]
+    assert len({item["unknown"] for item in expected["predictions"]}) == 2
     for shares, item in zip(given, expected["predictions"], strict=True):
         for entry in item["labels"]:
             index = CLASSES.index(entry["label"])
@@ -214,6 +246,46 @@ def test_the_deployed_file_is_predict(run_folder, bundle_folder, picture_folder,
     assert json.loads(described["classes"]) == CLASSES
     np.testing.assert_allclose(given.sum(axis=1), 1, atol=1e-5)
     assert np.abs(given - 1 / 3).max() > 1e-3  # not the same answer for everything
+
+
+def test_evaluate_judges_the_probabilities_that_predict_gives(run_folder, picture_folder):
+    """Without the temperature in either place the errors would differ."""
+    give_head(run_folder, "gda")
+    errors = []
+    for temperature in (0.05, 4.0):
+        calibrate(run_folder, temperature)
+        judged = evaluate(run_folder, data=picture_folder, split="train")
+        told = judged["calibration"]
+        dataset = open_data(picture_folder)
+        paths = [picture_folder / p.path for p in split(dataset, None, 0)[0]]
+        found = predict(run_folder, paths, top=3)["predictions"]
+        shares = np.array([i["labels"][0]["probability"] for i in found])
+        right = np.array([i["labels"][0]["label"] == Path(i["path"]).parent.name for i in found])
+        place = np.minimum((shares * 15).astype(int), 14)
+        error = sum(
+            abs(shares[place == k].sum() - right[place == k].sum()) for k in range(15)
+        ) / len(found)
+        assert told["expected_error"] == pytest.approx(error, abs=1e-5)
+        assert [b["count"] for b in told["bins"]] == [int((place == k).sum()) for k in range(15)]
+        own = [
+            -np.log(next(e["probability"] for e in i["labels"] if e["label"] == name))
+            for i, name in ((i, Path(i["path"]).parent.name) for i in found)
+        ]
+        if temperature > 1:
+            assert told["negative_log_likelihood"] == pytest.approx(np.mean(own), rel=1e-4)
+        assert judged["interval"] == list(wilson(int(right.sum()), len(found)))
+        errors.append(error)
+    assert abs(errors[0] - errors[1]) > 0.05
+
+
+def test_of_other_names_the_known_pictures_say_nothing(run_folder, picture_folder):
+    give_known(run_folder, picture_folder, (-1,))
+    (item,) = predict(run_folder, [picture_folder / "class0" / "picture0.png"])["predictions"]
+    assert item["known"] is not None
+    (item,) = predict(
+        run_folder, [picture_folder / "class0" / "picture0.png"], classes="class0,a boat"
+    )["predictions"]
+    assert (item["known"], item["unknown"]) == (None, False)
 
 
 @pytest.mark.parametrize("kind", [None, "gda"])
@@ -247,28 +319,28 @@ def test_small_weights_stay_close(run_folder, tmp_path, dtype, tolerance):
 
 def test_a_wrong_logit_of_an_impossible_class_is_seen(run_folder, tmp_path, monkeypatch):
     """Its probability is zero either way, so probabilities would not tell."""
-    right = Classifier.logits
+    right = Classifier.answers
 
     def wrong(self, squares):
-        logits = right(self, squares)
+        logits, known = right(self, squares)
         logits[:, 1] += 500
         logits[:, 2] -= 500
         shares = probabilities(logits)
         logits[:, 2] -= 100
         assert np.abs(probabilities(logits) - shares).max() == 0
-        return logits
+        return logits, known
 
     graph = deployment.assemble
 
-    def as_wrong(bundle, parameters, classes, formula):
-        made = graph(bundle, parameters, classes, formula)
+    def as_wrong(*given):
+        made = graph(*given)
         shift = made.constant("shift", np.array([0, 500, -500], np.float32))
         softmax = made.nodes.pop()
         shifted = made.add("Add", [deploy_graph.input_of(softmax), shift])
         made.add("Softmax", [shifted], deploy_graph.PROBABILITIES, {"axis": -1})
         return made
 
-    monkeypatch.setattr(Classifier, "logits", wrong)
+    monkeypatch.setattr(Classifier, "answers", wrong)
     monkeypatch.setattr(deployment, "assemble", as_wrong)
     with pytest.raises(EdgeLadderError, match="the file's logits differ from predict's by 1e\\+02"):
         deploy(run_folder, tmp_path / "model.onnx")

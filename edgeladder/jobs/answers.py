@@ -1,0 +1,117 @@
+"""What makes a trained run's answers ones to act on: its temperature, and what it knows.
+
+Both are made of the support set at the end of training, in the evaluate worker: the temperature of
+held-out logits (`runtime/calibration.py`), and the pictures that known ones are near to
+(`runtime/known.py`). No test picture is looked at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgeladder.budget.policy import EVALUATE_WINDOW
+from edgeladder.budget.policy import known_pictures as wanted_known_pictures
+from edgeladder.jobs.folds import held_out
+from edgeladder.runtime.calibration import from_held_out, from_spread
+from edgeladder.runtime.heads.kernel import balanced
+from edgeladder.runtime.known import ROWS, fit_known
+from edgeladder.runtime.logits import ClassEmbeddings, ClassLogits, class_embeddings, windows
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from edgeladder.core.adapter_record import CalibrationRecord, KnownRecord
+    from edgeladder.runtime.cache.inputs import CacheReader
+    from edgeladder.runtime.engine.protocol import Engine
+    from edgeladder.runtime.heads.closed_form import Head
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Logits of support pictures by what did not see them."""
+
+    logits: Array  # (n, C), at temperature 1
+    labels: Array  # (n,)
+    expected: float  # the temperature to stay near: the head's weight
+
+
+def held_out_logits(
+    run: Path, reader: CacheReader, rows: Array, head: Head, formula: ClassLogits
+) -> HeldOut | None:
+    """What a head and its ladder say of pictures that neither saw; None where nothing was left out.
+
+    Args:
+        run: run directory, whose folds' ladders count where there are any.
+        reader: of all training pictures.
+        rows: of those, the ones that the head was fitted on.
+        head: as it was fitted, with its held-out logits.
+        formula: with the weights of both.
+
+    A ladder's own logits of its support pictures say nothing. Without folds zero-shot takes its
+    place, which it began at and which saw no label.
+    """
+    if head.held_out is None:
+        return None
+    labels = reader.train_labels
+    beside = held_out(run, len(labels)) if formula.ladder_weight else None
+    if beside is not None:
+        beside = beside[rows]
+    else:
+        plain = [
+            formula.similarity(inputs.image_embedding, inputs.text_embedding)
+            for inputs in reader.part(rows).windows("train", EVALUATE_WINDOW)
+        ]
+        beside = np.concatenate(plain)
+    logits = formula.ladder_weight * beside + formula.head_weight * head.held_out
+    return HeldOut(logits, labels[rows], formula.head_weight)
+
+
+def calibrate(
+    found: HeldOut | None,
+    engine: Engine,
+    reader: CacheReader,
+    formula: ClassLogits,
+    *,
+    chunk: int,
+    seed: int,
+) -> CalibrationRecord:
+    """The run's temperature: of held-out logits, or of the spread of its own where there are none.
+
+    Args:
+        found: held-out logits.
+        engine: with the trained parameters.
+        reader: of all training pictures.
+        formula: with the head as it is stored, at temperature 1.
+        chunk: pictures or classes encoded at a time.
+        seed: of the pictures looked at, where there are many.
+    """
+    if found is not None and len(found.labels):
+        return from_held_out(found.logits, found.labels, found.expected)
+    rows = balanced(reader.train_labels, EVALUATE_WINDOW, seed)
+    parts: list[Array] = []
+    classes: ClassEmbeddings | None = None
+    for inputs in reader.part(rows).windows("train", EVALUATE_WINDOW):
+        if classes is None:
+            classes = class_embeddings(engine, inputs, chunk)
+        parts += [
+            formula.classify(engine, given, classes)[0] for _, given in windows(inputs, chunk)
+        ]
+    return from_spread(np.concatenate(parts))
+
+
+def known_pictures(
+    reader: CacheReader, *, chunk: int, seed: int
+) -> tuple[KnownRecord, dict[str, Array]]:
+    """What an adapter keeps to tell a picture of no class: at most `policy.known_pictures`.
+
+    Classes are thinned alike; each keeps at least one picture.
+    """
+    labels = reader.train_labels
+    rows = balanced(labels, wanted_known_pictures(True, len(labels), int(labels.max()) + 1), seed)
+    record, kept = fit_known(reader.part(rows).windows("train", EVALUATE_WINDOW), chunk=chunk)
+    return record, {ROWS: kept}
