@@ -16,7 +16,7 @@ from edgeladder.core.sizes import format_size
 from edgeladder.fleet.averaging import AggregateResult
 from edgeladder.fleet.pulled import FAILURES, RECORD, PulledResult, PullRecord, reasons
 from edgeladder.report.charts import bar_rows
-from edgeladder.report.page import percent
+from edgeladder.report.elements import percent
 from edgeladder.report.style import STYLE
 
 
