@@ -168,7 +168,7 @@ def test_a_report_is_well_formed_and_shows_the_run(tmp_path):
         "taken for",
     ):
         assert words in page.text, words
-    assert page.tags.count("svg") == 5
+    assert page.tags.count("svg") == 6
     assert ("name", "viewport") in page.attributes
 
 
@@ -256,7 +256,7 @@ def test_many_classes_are_told_by_their_commonest_mistakes(tmp_path):
     page = Page(write(a_run(tmp_path / "run", names)).read_text(encoding="utf-8"))
     assert "60 classes: the 20 commonest mistakes" in page.text
     assert "The 40 weakest of 60 classes" in page.text
-    assert page.tags.count("svg") == 4
+    assert page.tags.count("svg") == 5
 
 
 @pytest.mark.parametrize(
