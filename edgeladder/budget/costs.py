@@ -19,6 +19,10 @@ class Costs:
     graph_file: float = 2.0  # times the file's size: the parsed model
     session: int = 1_300_000  # beside its nodes
     state_slack: float = 1.03  # allocator rounding on large buffers
+    # beside the graph's own count, of a step: nano's needs as much at 10 and at 400 classes, alike
+    # fused and recomputed; ViT-B/16's needs less. What holds it is not known
+    picture_values: int = 50_000
+    class_values: int = 27_000
     recompute: float = 1.4  # times the graph's own estimate: rungs overlap a little
     heap: int = 4 * _MB  # fragmentation and Python objects while training
     cache_reader: int = 2 * _MB  # index pages and one tensor in flight
@@ -32,18 +36,18 @@ class Costs:
     training_share: float = 1.25  # more of them alive in onnxruntime-training's own graph
     # precompute
     shard_buffer: int = 5 * _MB  # taps waiting for the next shard
-    decoded_picture: int = 12 * _MB  # a picture of 2 megapixels while it is decoded
+    decoded_picture: int = 10 * _MB  # a picture of 2 megapixels while it is decoded
     decoded_pixel: float = 5.0  # 4 bytes of a decoded pixel, and its compressed file
     tokenizer: int = 12 * _MB  # its vocabulary
     tower_code: int = 14 * _MB  # library code and heap of opening and running segments
     segment_opening: float = 1.35  # times a segment's weights: its largest one is there twice
     stem_opening: float = 4.0  # a convolution's weights are reordered, with copies on the way
     token_table: float = 0.15  # of its bytes touched
-    activation: float = 1.8  # times what was measured at export: inputs and outputs beside it
+    activation: float = 1.8  # times what export counts: inputs and outputs beside it, heap's gaps
+    map_activation: float = 1.15  # the same of a convolution's maps, see `tower_costs`
     # predict and deploy
     loaded_head: float = 3.0  # times a head's stored fp16 arrays: themselves and in float32
     segment_session: int = 500_000
-    tower_arena: int = 8 * _MB  # one heap for all segments of a whole tower: what it rounds up
 
 
 COSTS = Costs()

@@ -98,7 +98,7 @@ def _state_parts(workload: Workload, moments: str) -> dict[str, float]:
         "moments": slots * each * count,
     }
     if workload.average:
-        parts["average"] = 8.0 * count
+        parts["average"] = 10.0 * count  # itself, the weights it is drawn to, a tensor's steps
     return {name: size * COSTS.state_slack for name, size in parts.items()}
 
 
@@ -130,6 +130,7 @@ def _train_phase(
         activation *= COSTS.recompute
     if arena:
         activation = activation * COSTS.arena_share + COSTS.arena
+    activation += COSTS.picture_values * images + COSTS.class_values * classes
     parts: dict[str, float] = {
         "supervisor": base,
         "baseline": baseline.settled_bytes + COSTS.hot_code,
@@ -144,11 +145,7 @@ def _train_phase(
     if workload.engine == "ort-training":
         parts["baseline"] += baseline.training_bytes
         parts["activations"] *= COSTS.training_share
-    # before the first step nothing has settled yet, but parameters are all there is
-    start = base + baseline.worker_bytes + parts["parameters"] + COSTS.start
-    short = start - sum(parts.values())
-    if short > 0:
-        parts["start"] = short
+    _add_start(parts, baseline)
     return phase_of(
         parts,
         batch=workload.batch,
@@ -197,9 +194,9 @@ def evaluate_phases(
     manifest: Any = workload.manifest
     count = value_count(manifest)
     for pictures, chunk in itertools.product(head_pictures(workload), EVALUATE_CHUNKS):
-        parts = {
+        parts: dict[str, float] = {
             "supervisor": base,
-            "baseline": baseline.worker_bytes,  # too short a phase to count on settling
+            "baseline": baseline.settled_bytes + COSTS.hot_code,
             "graphs": graph_bytes(workload, _EVALUATED) + 2 * COSTS.session,
             "parameters": 8.0 * count,
             "inputs": chunk * max(tap_bytes(manifest, "image"), tap_bytes(manifest, "text"))
@@ -209,11 +206,18 @@ def evaluate_phases(
             "heap": COSTS.heap,
         }
         fitting, judging = head_bytes(workload, pictures)
-        # it is fitted before the graphs are loaded, and for long enough that start-up code
-        # is gone by then
-        later = parts["graphs"] + parts["inputs"] + parts["activations"]
-        later += baseline.worker_bytes - baseline.settled_bytes
+        # it is fitted before the graphs are loaded
+        later = parts["graphs"] + parts["inputs"] + parts["activations"] + COSTS.hot_code
         answering, kept = answer_bytes(workload, pictures)
         parts["known"] = kept
         parts["head"] = max(judging, fitting - later, judging + answering - later, 0.0)
+        _add_start(parts, baseline)
         yield phase_of(parts, chunk=chunk, head_pictures=pictures or None)
+
+
+def _add_start(parts: dict[str, float], baseline: MachineBaseline) -> None:
+    """Where a phase's work takes less than its start, before which nothing has settled yet."""
+    start = parts["supervisor"] + baseline.worker_bytes + parts["parameters"] + COSTS.start
+    short = start - sum(parts.values())
+    if short > 0:
+        parts["start"] = short

@@ -17,6 +17,8 @@ from edgeladder.budget.workload import Workload, phase_of
 from edgeladder.core.manifest import rows_at_once
 from edgeladder.core.plan import MachineBaseline, PhasePlan
 
+_MAP_AXES = 3  # beside the batch
+
 
 def precompute_phases(
     workload: Workload, baseline: MachineBaseline, base: int
@@ -46,13 +48,13 @@ def _phase(
 ) -> PhasePlan:
     manifest = workload.manifest
     pixels = 3 * manifest.preprocess.size**2 * 4
-    towers = max(
-        tower_bytes(manifest.image, batch, whole, 2 * batch * pixels),
-        tower_bytes(manifest.text, batch, whole, None),
-    )
+    image = tower_bytes(manifest.image, batch, whole, 2 * batch * pixels)
+    text = tower_bytes(manifest.text, batch, whole, None)
     # decoding and tokenising are over before a segment opens, unless all stay open
     before = max(COSTS.decoded_picture, COSTS.tokenizer)
-    work = towers + before if whole else max(towers, before)
+    work = max(image + COSTS.decoded_picture, text + COSTS.tokenizer)
+    if not whole:
+        work = max(image, text, before)
     parts = {
         "supervisor": base,
         "baseline": baseline.worker_bytes + baseline.pictures_bytes + COSTS.tower_code,
@@ -64,7 +66,7 @@ def _phase(
         batch=batch,
         group=None if whole else GROUP,
         whole=whole,
-        **picture_sizes(work - towers if whole else work),
+        **picture_sizes(work - image if whole else work),
         disk_bytes=GROUP * (pixels // 4 + (0 if whole else hidden_bytes(manifest))),
     )
 
@@ -98,6 +100,11 @@ def _count(shape: list[int]) -> int:
 def tower_bytes(tower: Any, batch: int, whole: bool, pixels: float | None) -> float:
     """Weights, the copy made while they are loaded, and activations of a batch.
 
+    Hidden states that are maps (channels, height, width) are a convolution's, whose activation
+    function onnxruntime computes in place: the export's count of the highest moment holds both. In
+    a whole tower the heap that its segments share takes that back, since they need blocks of other
+    sizes.
+
     Args:
         pixels: bytes of the pictures the first segment is fed; None for the text tower.
     """
@@ -113,7 +120,10 @@ def tower_bytes(tower: Any, batch: int, whole: bool, pixels: float | None) -> fl
         # the segment runs, are most of its measured bytes, and they are there once
         further = rows_at_once(tower, segment, batch) - batch
         row = 4 * sum(_count(item.shape) for item in [*segment.inputs, *segment.outputs])
-        activation = COSTS.activation * (batch * segment.activation_bytes + further * row)
+        hidden = [*(segment.inputs if index else ()), *segment.outputs]
+        maps = not whole and any(len(item.shape) == _MAP_AXES for item in hidden)
+        factor = COSTS.map_activation if maps else COSTS.activation
+        activation = factor * (batch * segment.activation_bytes + further * row)
         if index == 0:
             activation += pixels or 0
         running = max(running, activation + (0 if whole else weight))
@@ -121,4 +131,4 @@ def tower_bytes(tower: Any, batch: int, whole: bool, pixels: float | None) -> fl
     if not whole:
         return max(opening, running) + COSTS.segment_session
     sessions = COSTS.segment_session * len(tower.segments)
-    return loaded + max(opening, running) + sessions + COSTS.tower_arena
+    return loaded + max(opening, running) + sessions

@@ -1,6 +1,8 @@
-"""Predicted against measured peaks, on the model that ships, supervised as on a device.
+"""Predicted against measured peaks, supervised as on a device: an upper bound, and no loose one.
 
 A plan below what is measured breaks the promise; one far above it refuses budgets that would do.
+On the model that ships, and on the tests' own, where what every phase has is nearly all there is;
+`tools/bench/peaks.py` does the same over many more budgets.
 Environments have one engine: this file runs in each.
 """
 
@@ -24,7 +26,7 @@ from edgeladder.runtime.engine import installed_engines
 
 MB = 1_000_000
 NANO = Path(edgeladder.__file__).parent / "_nano"
-OVER = 1.25  # planned over measured at most; below 1 a budget would be passed
+LEAST = 0.85  # of what is planned that is measured; above 1 a budget would be passed
 WAYS = (
     [("ort-training", "fused", None)]
     if "ort-training" in installed_engines()
@@ -78,11 +80,11 @@ def check(phases: dict[str, dict[str, int]], *names: str) -> None:
         measured = phases[name]["measured_peak_bytes"]
         said = f"{name}: planned {planned / MB:.1f} MB, measured {measured / MB:.1f} MB"
         print(said)
-        assert measured <= planned <= OVER * measured, said
+        assert LEAST * planned <= measured <= planned, said
 
 
 @pytest.mark.skipif(WAYS[0][0] != "stock", reason="towers are the same in every environment")
-@pytest.mark.parametrize(("budget", "whole"), [(2_000, True), (160, False)])
+@pytest.mark.parametrize(("budget", "whole"), [(2_000, True), (140, False)])
 def test_precompute(ask: Any, tmp_path: Path, budget: int, whole: bool) -> None:
     request = ask("none", budget_bytes=budget * MB, cache=str(tmp_path), shots=4)
     request = replace(request, run=None)
@@ -98,3 +100,10 @@ def test_train_and_evaluate(ask: Any, engine: str, mode: str, chunk: int | None)
     decided = json.loads((Path(request.run) / "plan.json").read_text())
     assert decided["phases"]["train"]["mode"] == mode
     check(phases, "train", "evaluate")
+
+
+@pytest.mark.skipif(WAYS[0][0] != "stock", reason="the same, with another engine, is above")
+def test_where_the_fixed_part_is_nearly_all(ask: Any, bundle_folder: Path, tmp_path: Path) -> None:
+    """From a tiny tower to a tiny head, one thread, everything computed anew."""
+    request = ask("tiny", bundle=str(bundle_folder), cache=str(tmp_path), shots=2, threads=1)
+    check(supervised("train", request)["memory"]["phases"], "precompute", "train", "evaluate")

@@ -14,7 +14,7 @@ from edgeladder.budget.planner import plan
 from edgeladder.budget.tower_costs import precompute_phases
 from edgeladder.budget.workload import Asked, Workload
 from edgeladder.core.bundle import Bundle
-from edgeladder.core.job import Counts, Job, PrecomputeResult, TrainResult
+from edgeladder.core.job import Counts, EvaluateResult, Job, PrecomputeResult, TrainResult
 from edgeladder.core.plan import PhasePlan, Plan
 from edgeladder.core.request import TrainRequest
 from edgeladder.core.yaml_config import override
@@ -24,6 +24,11 @@ from edgeladder.jobs.supervisor import Supervisor
 from tools.bench.fabricate import fabricate
 
 MB = 1_000_000
+_RESULTS: dict[str, Any] = {
+    "train": TrainResult,
+    "precompute": PrecomputeResult,
+    "evaluate": EvaluateResult,
+}
 _PLENTY = 16_000 * MB
 _PICTURES = """
 import sys
@@ -52,25 +57,27 @@ class Phases:
         """Run one configuration; the plan's peak and the worker's, both without a supervisor."""
         run = Path(tempfile.mkdtemp(dir=self.folder))
         bundle = Bundle.open(config["bundle"], verify=False)
-        kind = self._train if config["phase"] == "train" else self._precompute
-        phase, request = kind(config, bundle, run)
+        kind = self._precompute if config["phase"] == "precompute" else self._train
+        phase, request, before = kind(config, bundle, run)
         planned = phase.planned_peak_bytes - phase.parts["supervisor"]
         decided = Plan(
             budget_bytes=_PLENTY,
             minimum_budget_bytes=phase.planned_peak_bytes,
             fits=True,
-            phases={config["phase"]: phase},
+            phases={**before, config["phase"]: phase},
             classes=config.get("classes", 2),
             pictures=config.get("pictures", 16),
             baseline=self.baseline,
+            head=config.get("head", "none"),
         )
         job = self._job(config, bundle, request, decided)
-        result = TrainResult if config["phase"] == "train" else PrecomputeResult
         with Supervisor(request, None) as supervisor:
             supervisor.budget_bytes = _PLENTY
             supervisor.metrics = MetricsLog(run / "metrics.jsonl")
-            done = supervisor.phase(config["phase"], job, result)
-        (record,) = (r for r in read_metrics(run / "metrics.jsonl") if r["kind"] == "phase")
+            for name in decided.phases:  # an evaluation needs what was trained
+                done = supervisor.phase(name, job, _RESULTS[name])
+        records = (r for r in read_metrics(run / "metrics.jsonl") if r["kind"] == "phase")
+        record = next(r for r in records if r["phase"] == config["phase"])
         # this script is a fat supervisor; what a worker takes does not depend on it
         measured = record["worker_high_water_bytes"]
         return {
@@ -86,12 +93,14 @@ class Phases:
     def _job(
         self, config: dict[str, Any], bundle: Bundle, request: TrainRequest, decided: Plan
     ) -> Job:
-        moments = [f"train.moments={config['moments']}"] if "moments" in config else []
+        changes = [f"train.moments={config['moments']}"] if "moments" in config else []
+        changes += [f"head.kind={config['head']}", "head.weight=1"] if "head" in config else []
+        changes += [f"train.average={config['average']}"] if "average" in config else []
         return Job(
             request=request,
             budget_bytes=_PLENTY,
             seed=0,
-            threads=2,
+            threads=config.get("threads", 2),
             engine=config.get("engine", "stock"),
             bundle_digest="",
             steps=self.steps,
@@ -100,9 +109,9 @@ class Phases:
             folds=0,
             batch=config["batch"],
             warmup_steps=1,
-            profile=override(bundle.manifest.profile, moments),
+            profile=override(bundle.manifest.profile, changes),
             plan=decided,
-            counts=Counts(train=decided.pictures, test=0, classes=decided.classes),
+            counts=Counts(train=decided.pictures, test=8, classes=decided.classes),
         )
 
     def _workload(self, config: dict[str, Any], bundle: Bundle) -> Workload:
@@ -113,12 +122,15 @@ class Phases:
             batch=config["batch"],
             moments=config.get("moments", "auto"),
             engine=config.get("engine", "stock"),
+            average=bool(config.get("average")),
+            head=config.get("head", "none"),
+            head_pictures=config.get("pictures", 0),
             files={name: record.size for name, record in bundle.manifest.files.items()},
         )
 
     def _train(
         self, config: dict[str, Any], bundle: Bundle, run: Path
-    ) -> tuple[PhasePlan, TrainRequest]:
+    ) -> tuple[PhasePlan, TrainRequest, dict[str, PhasePlan]]:
         cache = self.folder / f"cache-{Path(config['bundle']).name}"
         selection = fabricate(bundle, cache, config["pictures"], config["classes"])
         (run / "checkpoints").mkdir()
@@ -129,20 +141,22 @@ class Phases:
             _PLENTY,
             supervisor_bytes=meter.private(os.getpid()),
             asked=Asked(
-                mode=config["mode"],
+                mode=config.get("mode"),
                 chunk=config.get("chunk"),
-                arena=config["arena"],
+                arena=config.get("arena"),
                 hold=config.get("hold"),
             ),
         )
         request = TrainRequest(
             bundle=str(bundle.folder), cache=str(cache), run=str(run), limit="none"
         )
-        return decided.phases["train"], request
+        phases = decided.phases
+        before = {"train": phases["train"]} if config["phase"] == "evaluate" else {}
+        return phases[config["phase"]], request, before
 
     def _precompute(
         self, config: dict[str, Any], bundle: Bundle, run: Path
-    ) -> tuple[PhasePlan, TrainRequest]:
+    ) -> tuple[PhasePlan, TrainRequest, dict[str, PhasePlan]]:
         pictures = self.folder / f"pictures-{config['batch']}"
         if not pictures.is_dir():
             count = max(2, config["batch"])  # of either class: two batches at least
@@ -158,4 +172,4 @@ class Phases:
             run=str(run),
             limit="none",
         )
-        return phase, request
+        return phase, request, {}

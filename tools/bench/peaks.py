@@ -46,7 +46,8 @@ _WAYS: tuple[Row, ...] = tuple(
     )
 )
 _HEADS: tuple[Row, ...] = tuple(
-    {"share": None, "set": (f"head.kind={kind}",)} for kind in ("none", "gda", "kernel", "blend")
+    {"share": None, "set": (f"head.kind={kind}", "head.weight=1")}
+    for kind in ("gda", "kernel", "blend")
 )
 _VIEWS: tuple[Row, ...] = ({"share": None, "set": ("train.views=4",)},)
 
