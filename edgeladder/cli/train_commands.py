@@ -16,6 +16,7 @@ from edgeladder.budget.policy import wants_bare_supervisor
 from edgeladder.cli import options, verbosity
 from edgeladder.cli.gathered import gathered
 from edgeladder.cli.output import Answer, table
+from edgeladder.cli.previous import beside_previous, told
 from edgeladder.cli.progress import Progress
 from edgeladder.core.config import MOST_VIEWS
 from edgeladder.core.errors import BudgetError, ConfigError
@@ -132,8 +133,11 @@ def train(
     ] = None,
     start: Annotated[
         Path | None,
-        typer.Option("--start", help="Begin from this adapter's parameters. [the bundle's]"),
+        typer.Option("--start", help="Begin from this adapter. [the last run's on these pictures]"),
     ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Begin from the bundle's own ladder, compare nothing.")
+    ] = False,
     resume: Annotated[
         Path | None, typer.Option("--resume", help="Continue this run from its checkpoint.")
     ] = None,
@@ -144,7 +148,13 @@ def train(
     no_pictures: options.NoPictures = False,
     as_json: options.Json = False,
 ) -> Answer:
-    """Plan, precompute, train the ladder, evaluate, report."""
+    """Plan, precompute, train the ladder, evaluate, report.
+
+    Trained again after pictures or classes were added, only these are computed, the last run is
+    begun from, and both are compared on the same pictures.
+
+    Example: edgeladder train --device jetson-orin --budget 4GB; add pictures; edgeladder train
+    """
     from edgeladder.jobs import supervisor
 
     if resume is None:
@@ -155,6 +165,7 @@ def train(
         place, recipe, seed=seed, cache_dtype=dtype, start=str(start) if start else None,
         run=str(resume or run) if resume or run else None, resume=resume is not None,
         keep_checkpoints=keep_checkpoints,
+        previous=None if fresh or resume or start else str(options.RUNS),
     )  # fmt: skip
     if may_step_aside and _small(request):
         raise StepAside(request, pictures=not no_pictures)
@@ -195,7 +206,9 @@ def finished(result: RunResult, *, pictures: bool = True) -> Answer:
     from edgeladder.report import write_report  # only now: what it imports counts as well
 
     report = write_report(Path(result.run), pictures=pictures)
-    return Answer({**to_json(result), "report": str(report)}, lambda: trained(result, report))
+    previous = beside_previous(result)
+    values = {**to_json(result), "report": str(report), "previous": previous}
+    return Answer(values, lambda: "\n".join([trained(result, report), *told(previous)]))
 
 
 def _found(place: Place) -> Place:

@@ -28,6 +28,8 @@ class TrainRequest:
     shots: int | None = None  # pictures per class; None: all
     engine: str = "auto"  # auto, stock, ort-training, or `module:factory`
     start: str | None = None  # adapter folder to begin from (fleet rounds); None: the bundle's
+    previous: str | None = None  # folder of runs of which one is begun from; then that run
+    start_note: str = ""  # what came of it, for a person
     condense: str | None = None  # run folder whose adapter to condense, in place of training anew
     resume: bool = False  # continue `run` from its newest checkpoint
     keep_checkpoints: bool = False  # after the run is finished too

@@ -28,7 +28,8 @@ _OURS = re.compile(
     r"|comparison\.json|report\.html|worker\.log|\.lock|\.[\w.-]+\.\d+\.tmp"
     r"|checkpoints/(fold-\d+/)?\.?step-\d+\.safetensors(\.\d+\.tmp)?"
     r"|folds/\d+\.safetensors"
-    r"|cache/(image|text)-[0-9a-f]{16}-(fp16|int8)/(\.lock|index\.safetensors|\d+\.safetensors)"
+    r"|cache/(image|text)-[0-9a-f]{16}-(fp16|int8)(-\w+)?"
+    r"/(\.lock|index\.safetensors|\d+\.safetensors)"
     r"|cache/work-\d+/[\w.-]+\.spill)"
 )
 

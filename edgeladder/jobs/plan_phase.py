@@ -35,6 +35,7 @@ from edgeladder.core.run_config import Environment, RunConfig, read_config, writ
 from edgeladder.core.trusted_keys import pinned_keys
 from edgeladder.core.yaml_config import load_device, load_profile, override
 from edgeladder.jobs.machine_baseline import machine_baseline
+from edgeladder.jobs.previous_run import with_previous
 from edgeladder.jobs.run_directory import RunDirectory
 from edgeladder.runtime import engine as engines
 from edgeladder.runtime.adapter import load_adapter
@@ -70,7 +71,7 @@ def prepare(order: PlanOrder, control: Control) -> tuple[Outcome, Job]:
         )
     profile = _profile(request, bundle)
     device = load_device(request.device) if request.device else None
-    request = _filled(request, bundle, profile, device)
+    request = with_previous(_filled(request, bundle, profile, device), bundle, profile)
     dataset = open_data(request.data)
     train, test = split(dataset, request.shots, request.seed or 0)
     decided, engine = _decide(request, bundle, profile, dataset, len(train))

@@ -15,7 +15,7 @@ from edgeladder.jobs.review_work import ReviewWork, leaving, run_workload
 from edgeladder.runtime.classifier import Classifier, InferenceSizes, OpenedRun, probabilities
 from edgeladder.runtime.pictures.dataset import UNLABELLED, Dataset, open_data
 from edgeladder.runtime.prediction import list_pictures
-from edgeladder.runtime.review.suggest import Chosen, choose, reduced
+from edgeladder.runtime.review.suggest import ENOUGH, Chosen, choose, reduced
 from edgeladder.runtime.review.thumbnails import thumbnails
 
 if TYPE_CHECKING:
@@ -96,7 +96,8 @@ def _chosen(work: ReviewWork, cached: Cached, asked: _Asked) -> Suggestions:
     rows = reduced(cached.features, len(cached.pictures), width)
     shares = None if asked.run is None else _shares(work, cached, asked.run, fresh)
     sure = None
-    if shares is not None and shares.shape[1] > 1:
+    enough = asked.dataset is not None and len(labelled) >= ENOUGH * len(asked.dataset.classes)
+    if enough and shares is not None and shares.shape[1] > 1:
         ordered = np.sort(shares, axis=1)
         sure = ordered[:, -1] - ordered[:, -2]
     found = choose(rows[fresh], rows[labelled], asked.count, sure=sure, on_step=work.obey)

@@ -27,6 +27,9 @@ def make_run(folder: Path, name: str, *, finished: bool = True, stamp: int = 0) 
     (run / "config.yaml").write_text("request: {}\n")
     (run / "checkpoints").mkdir()
     (run / "checkpoints" / "step-000000008.safetensors").write_bytes(b"8")
+    for store in ("image-0123456789abcdef-fp16", "image-0123456789abcdef-int8-cuda"):
+        (run / "cache" / store).mkdir(parents=True)
+        (run / "cache" / store / "00000000.safetensors").write_bytes(b"0")
     if finished:
         (run / "adapter.json").write_text("{}")
         (run / "adapter.safetensors").write_bytes(b"x" * 100)

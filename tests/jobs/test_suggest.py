@@ -33,7 +33,7 @@ def place(tmp_path: Path, bundle_folder: Path, picture_folder: Path, monkeypatch
 
 
 def test_from_no_label_to_a_run_that_is_unsure(place, bundle_folder, tmp_path, capfd):
-    code, found = answer(capfd, "suggest", "3", *place, "--out", "sort", "--page", "s.html")
+    code, found = answer(capfd, "suggest", "6", *place, "--out", "sort", "--page", "s.html")
     assert code == 0, found
     assert found["unlabelled"] == 24 and found["labelled"] == 0 and found["run"] is None
     assert {item["reason"] for item in found["pictures"]} == {"covers"}
@@ -44,8 +44,8 @@ def test_from_no_label_to_a_run_that_is_unsure(place, bundle_folder, tmp_path, c
         label.mkdir(exist_ok=True)
         link.rename(label / link.name)
     code, taken = answer(capfd, "suggest", "--take", "sort")
-    assert code == 0 and len(taken["taken"]) == 3, taken
-    assert len(list(Path("data").glob("class*/*.png"))) == 3
+    assert code == 0 and len(taken["taken"]) == 6, taken
+    assert len(list(Path("data").glob("class*/*.png"))) == 6
 
     run = tmp_path / "runs" / "one"
     run.mkdir(parents=True)
@@ -53,7 +53,7 @@ def test_from_no_label_to_a_run_that_is_unsure(place, bundle_folder, tmp_path, c
     (run / "config.yaml").write_text(yaml.safe_dump({"request": {"bundle": str(bundle_folder)}}))
     code, found = answer(capfd, "suggest", "2", *place)
     assert code == 0, found
-    assert found["new"] == 0 and found["labelled"] == 3 and found["unlabelled"] == 21
+    assert found["new"] == 0 and found["labelled"] == 6 and found["unlabelled"] == 18
     assert Path(found["run"]).name == "one"
     assert {item["reason"] for item in found["pictures"]} == {"uncertain"}
     assert all(item["guess"] in ("class0", "class1", "class2") for item in found["pictures"])

@@ -3,8 +3,9 @@
 Few labels teach most where they stand for many pictures. So the pictures, labelled ones too, are
 put into as many clusters as there will be labels (k-means on centred activations), and of each
 cluster without a label its most typical picture is taken: the one nearest to its neighbours
-(TypiClust, arXiv:2202.02794). Once a run exists, only the pictures that it is least sure of are put
-into clusters (margin between its two most probable classes, Scheffer et al. 2001).
+(TypiClust, arXiv:2202.02794). Once there are labels enough for a run to know what it does not, only
+the pictures that it is least sure of are put into clusters (margin between its two most probable
+classes, Scheffer et al. 2001).
 
 Activations are projected at random to 256 numbers first, which keeps distances (Johnson and
 Lindenstrauss, 1984) and makes a picture a kilobyte.
@@ -24,6 +25,7 @@ Array = np.ndarray
 WIDTH = 256  # numbers a picture is compared by
 CENTRING = 0.7  # share of the mean that is taken away, as heads do
 NEIGHBOURS = 20  # within its cluster, by which a picture is typical
+ENOUGH = 2  # labels a class on average: with fewer, covering teaches more than asking a run
 UNCERTAIN = 5  # times as many as are wanted: the least sure ones, of which some are taken
 _RESTARTS, _ROUNDS = 3, 20  # of k-means
 _BLOCK = 1024  # rows compared at a time
