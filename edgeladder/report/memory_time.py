@@ -105,7 +105,7 @@ class _Chart:
         y = self._y(size)
         self._body.append(f'<path class="budget" d="M{_LEFT:g} {y:.1f}H{_WIDTH - _RIGHT:g}"/>')
         words = f"budget {format_size(size)}"
-        self._text(_WIDTH - _RIGHT, y - 5, words, "end", "budget-text")
+        self._text(_LEFT + 4, y - 5, words, "start", "budget-text")  # in sight on a phone
 
     def action(self, action: dict[str, Any]) -> None:
         """A dot where the watch did something."""
