@@ -9,6 +9,7 @@ import os
 import tarfile
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from edgeladder.budget.workload import Workload
 from edgeladder.core.archive import unpack
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.errors import IntegrityError
+from edgeladder.core.onnx_check import check_model
 from edgeladder.core.onnx_graph import Graph
 from edgeladder.core.ownership import MANIFEST
 from edgeladder.core.plan import MachineBaseline
@@ -63,20 +65,20 @@ def _with_bundle(folder: Path) -> Path:
 
 
 def _manifest_seeds(bundle: Path) -> list[bytes]:
-    return [(_with_bundle(bundle) / MANIFEST).read_bytes()]
-
-
-def _beside(folder: Path) -> Path:
-    """The tiny bundle's files in `folder`, by hard links that cost nothing."""
-    source = _known["bundle"]
-    place = folder / "bundle"
-    for path in sorted(source.rglob("*")):
-        target = place / path.relative_to(source)
+    """The tiny bundle's; its other files lie linked where each input is written beside them."""
+    place = scratch(_with_bundle(bundle), "manifest")
+    for path in sorted(bundle.rglob("*")):
+        target = place / path.relative_to(bundle)
         if path.is_dir():
-            target.mkdir(parents=True, exist_ok=True)
+            target.mkdir()
         elif path.name != MANIFEST:
             os.link(path, target)
-    return place
+    _known["manifest"] = place
+    return [(bundle / MANIFEST).read_bytes()]
+
+
+# of graphs that no input changes: what they hold is checked once, by far the longest part
+_checked = functools.cache(check_model)
 
 
 def _plan(bundle: Bundle) -> Any:
@@ -88,9 +90,10 @@ def _plan(bundle: Bundle) -> Any:
 
 
 def _manifest(content: bytes, folder: Path) -> Any:
-    place = _beside(folder)
+    place = _known["manifest"]
     (place / MANIFEST).write_bytes(content)
-    return _plan(Bundle.open(place, verify=False))
+    with mock.patch("edgeladder.core.onnx_check.check_model", _checked):
+        return _plan(Bundle.open(place, verify=False))
 
 
 def _tar_seeds(bundle: Path) -> list[bytes]:
