@@ -19,6 +19,7 @@ from edgeladder.budget.inference_costs import (
     serve_phases,
 )
 from edgeladder.budget.policy import PLANNED_SHARE
+from edgeladder.budget.provider_costs import settled, with_provider
 from edgeladder.budget.review_costs import review_phases
 from edgeladder.budget.step_costs import evaluate_phases, train_phases
 from edgeladder.budget.tower_costs import larger_pictures, precompute_phases
@@ -64,13 +65,15 @@ def plan(
     room = int(PLANNED_SHARE * budget_bytes)
     training = train_phases(workload, baseline, base, room, asked)
     choices = {
-        "precompute": precompute_phases(workload, baseline, base),
+        "precompute": with_provider(
+            precompute_phases(workload, baseline, base), workload, baseline, room
+        ),
         "train": (phase for phase in training if asked.arena in (None, phase.arena)),
         "evaluate": evaluate_phases(workload, baseline, base),
     }
     decided = _choose(choices, baseline, budget_bytes, planning_bytes)
     return replace(
-        decided,
+        settled(decided, workload.provider),
         classes=workload.classes,
         pictures=workload.pictures,
         head=workload.head,
@@ -110,9 +113,11 @@ def plan_inference(
             f"unknown phase {phase!r}", remedy=f"use one of {', '.join(INFERENCE_PHASES)}"
         )
     base = supervisor_bytes or baseline.supervisor_bytes
-    choices = {phase: _INFERENCE[phase](workload, baseline, base)}
+    room = int(PLANNED_SHARE * budget_bytes)
+    candidates = _INFERENCE[phase](workload, baseline, base)
+    choices = {phase: with_provider(candidates, workload, baseline, room)}
     decided = _choose(choices, baseline, budget_bytes, planning_bytes)
-    return replace(decided, classes=workload.classes)
+    return replace(settled(decided, workload.provider), classes=workload.classes)
 
 
 def only(plan: Plan, name: str) -> Plan:

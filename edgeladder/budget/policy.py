@@ -39,6 +39,7 @@ RETRY_FACTOR = 1.2  # of the peak that was reached, named as the next budget to 
 # ---- towers
 TOWER_BATCHES = (8, 4, 2, 1)  # tried in this order; above 8 nothing is gained on few cores
 PREDICT_BATCH = 4  # pictures in a whole tower at a time: predict's answers come sooner
+PROVIDER_BATCH = 8  # pictures at a time on another execution provider: engines are built for it
 GROUP = 128  # samples per opening of the segments: costs disk only, and amortises loading weights
 TEXT_GROUP = 512  # the same for prompts, whose hidden states are a third
 IMAGE_BATCH = 1  # pictures at a time, where the plan does not say
@@ -145,6 +146,8 @@ def shrink(plan: Plan, phase: str, sizes: PhasePlan) -> PhasePlan:
         sizes: of the attempt that failed, with what the worker itself made smaller.
     """
     if phase in STREAMED_PHASES:
+        if sizes.provider is not None:
+            return replace(sizes, provider=None, gpu_limit_bytes=None)
         if sizes.whole:
             return replace(sizes, whole=False, group=sizes.group or _group_of(phase))
         batch = max(1, (sizes.batch or 2) // 2)

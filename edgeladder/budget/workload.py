@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgeladder.core.plan import PhasePlan
+from edgeladder.core.provider import ProviderChoice
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Workload:
     head: str = "none"  # kind of closed-form head that is fitted before the evaluation
     head_pictures: int = 0  # training pictures that it is fitted on, where there is room
     known_pictures: int = 0  # whose features an adapter keeps to tell a picture of no class
+    provider: ProviderChoice = ProviderChoice()  # of the image tower
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class InferenceWorkload:
     pictures: int = 0  # check, suggest: all that are looked through
     feature_width: int = 0  # of each one as they are compared
     run: bool = False  # suggest: whether a run is asked how sure it is
+    provider: ProviderChoice = ProviderChoice()  # of the image tower
 
 
 @dataclass(frozen=True)

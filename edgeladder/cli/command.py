@@ -31,7 +31,7 @@ GROUPS = {
         "--adapter --bundle --cache --calibration --classes --data --images --inventory --run "
         "--shots --split --start"
     ),
-    "Budget and device": "--budget --device --limit --parallel",
+    "Budget and device": "--budget --device --limit --parallel --provider",
     "Model and training": (
         "--dtype --engine --keep --model --pretrained --profile --resume --seed --set --tokenizer "
         "--views"

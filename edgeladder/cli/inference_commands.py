@@ -12,6 +12,7 @@ from edgeladder.cli.from_stdin import as_asked, spelt_out
 from edgeladder.cli.output import Answer, table
 from edgeladder.cli.progress import Progress
 from edgeladder.core.intervals import interval_text, with_interval
+from edgeladder.core.provider import check_provider
 from edgeladder.core.sizes import format_size
 
 RunBundle = Annotated[Path | None, typer.Option("--bundle", help="Bundle. [default: the run's]")]
@@ -49,12 +50,13 @@ def evaluate(
     classes: Classes = None,
     device: options.Device = None,
     budget: options.Budget = None,
+    provider: options.Provider = "auto",
     as_csv: options.Csv = False,
     as_json: options.Json = False,
 ) -> Answer:
     """Accuracy of a run on labelled pictures, by class too."""
     csv_text.require_one(as_csv, as_json)
-    place = _place(run, bundle, device, budget)
+    place = {**_place(run, bundle, device, budget), "provider": check_provider(provider)}
     with Progress() as progress:
         values = _answer(
             "evaluate",
@@ -78,12 +80,13 @@ def predict(
     classes: Classes = None,
     device: options.Device = None,
     budget: options.Budget = None,
+    provider: options.Provider = "auto",
     as_csv: options.Csv = False,
     as_json: options.Json = False,
 ) -> Answer:
     """Labels and probabilities for pictures."""
     csv_text.require_one(as_csv, as_json)
-    place = _place(run, bundle, device, budget)
+    place = {**_place(run, bundle, device, budget), "provider": check_provider(provider)}
     with spelt_out(paths) as found, Progress() as progress:
         asked = {"paths": found, "top": top, "classes": classes}
         values = _answer("predict", {**place, **asked}, progress)

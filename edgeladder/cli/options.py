@@ -41,6 +41,13 @@ Budget = Annotated[
         help="Memory of all processes: 4GB, 192MB. [default: the device's]",
     ),
 ]
+Provider = Annotated[
+    str,
+    typer.Option(
+        "--provider",
+        help="What runs the image tower: auto, cpu, cuda, tensorrt, openvino, openvino-gpu.",
+    ),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=C", help="Change one key of the profile; repeatable."),

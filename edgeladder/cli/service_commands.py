@@ -14,6 +14,7 @@ from edgeladder.cli.inference_commands import Classes, RunBundle
 from edgeladder.cli.output import Answer
 from edgeladder.core.errors import ConfigError
 from edgeladder.core.printable import one_line
+from edgeladder.core.provider import check_provider
 
 if TYPE_CHECKING:
     from edgeladder.core.inference import InferenceRequest
@@ -64,6 +65,7 @@ def serve(
     classes: Classes = None,
     device: options.Device = None,
     budget: options.Budget = None,
+    provider: options.Provider = "auto",
     print_unit: PrintUnit = False,
     as_json: options.Json = False,
 ) -> Answer:
@@ -73,7 +75,7 @@ def serve(
     from edgeladder.serve import server
     from edgeladder.serve.settings import Address, Limits
 
-    request = _request(run, bundle, classes, device, budget)
+    request = _request(run, bundle, classes, device, budget, provider=check_provider(provider))
     if print_unit:
         words = [*_words(request), "--host", host, "--port", str(port), "--max-body", max_body]
         words += ["--waiting", str(waiting)]
@@ -140,6 +142,7 @@ def watch(
     classes: Classes = None,
     device: options.Device = None,
     budget: options.Budget = None,
+    provider: options.Provider = "auto",
     print_unit: PrintUnit = False,
     as_json: options.Json = False,
 ) -> Answer:
@@ -149,7 +152,9 @@ def watch(
     from edgeladder.serve.watch import WatchRequest
     from edgeladder.serve.watch import watch as run_watch
 
-    request = _request(run, bundle, classes, device, budget, top=top)
+    request = _request(
+        run, bundle, classes, device, budget, top=top, provider=check_provider(provider)
+    )
     if print_unit:
         paths = {"--out": out, "--sort-into": sort_into, "--ask": ask, "--set-aside": set_aside}
         given = {option: os.path.abspath(path) for option, path in paths.items() if path}
@@ -204,6 +209,7 @@ def _words(request: InferenceRequest) -> list[str]:
     words = ["--run", os.path.abspath(request.run), "--budget", str(request.budget_bytes)]
     words += [] if request.bundle is None else ["--bundle", os.path.abspath(request.bundle)]
     words += [] if request.classes is None else ["--classes", request.classes]
+    words += [] if request.provider == "auto" else ["--provider", request.provider]
     return words + ([] if request.device is None else ["--device", request.device])
 
 

@@ -22,6 +22,7 @@ from edgeladder.core.config import MOST_VIEWS
 from edgeladder.core.errors import BudgetError, ConfigError
 from edgeladder.core.intervals import with_interval
 from edgeladder.core.progress import NORMAL
+from edgeladder.core.provider import check_provider
 from edgeladder.core.records import to_json
 from edgeladder.core.sizes import format_size
 
@@ -50,6 +51,7 @@ class Place:
     cache: Path
     device: str | None
     budget_bytes: int | None
+    provider: str
 
 
 def _place(
@@ -58,8 +60,10 @@ def _place(
     cache: options.Cache = options.CACHE,
     device: options.Device = None,
     budget: options.Budget = None,
+    provider: options.Provider = "auto",
 ) -> Place:
-    return Place(bundle, data, cache, device, options.budget_bytes(budget))
+    check_provider(provider)
+    return Place(bundle, data, cache, device, options.budget_bytes(budget), provider)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +105,8 @@ def precompute(
     return Answer(
         {**to_json(filled), "memory": to_json(memory)},
         lambda: (
-            f"{filled.new} pictures computed, {filled.reused} already there"
+            f"{filled.new} pictures computed, {filled.reused} already there "
+            f"({filled.provider.name}: {filled.provider.reason})"
             + (f", {len(filled.skipped_inputs)} skipped" if filled.skipped_inputs else "")
         ),
     )
@@ -237,7 +242,12 @@ def _request(place: Place, recipe: Recipe | None = None, **more: Any) -> TrainRe
         bundle=str(place.bundle),
         data=str(place.data),
         cache=str(place.cache),
-        **options.optional(device=place.device, budget_bytes=place.budget_bytes, **more),
+        **options.optional(
+            device=place.device,
+            budget_bytes=place.budget_bytes,
+            provider=place.provider,
+            **more,
+        ),
     )
 
 
@@ -274,6 +284,8 @@ def trained(result: RunResult, report: Path) -> str:
         lines.append(_condensed(result.condensed))
     lines.append(f"adapter: {format_size(result.adapter_bytes)}")
     lines.append(f"budget {format_size(memory.budget_bytes)}, limit: {memory.enforcement}")
+    if result.provider.accelerates:
+        lines.append(f"image tower: {result.provider.reason}")
     lines.append(f"run: {result.run} ({result.steps} steps, engine {result.engine})")
     lines.append(f"report: {report}")
     return "\n".join(lines)

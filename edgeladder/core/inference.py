@@ -12,6 +12,7 @@ from typing import Literal
 from edgeladder.core.comparison import Judgements
 from edgeladder.core.intervals import Interval
 from edgeladder.core.plan import PhasePlan, Surrounding
+from edgeladder.core.provider import ProviderChoice
 from edgeladder.core.review import Review
 from edgeladder.core.suggestion import Suggestions
 
@@ -47,6 +48,8 @@ class InferenceRequest:
     seed: int = 0  # check: of sample and folds
     out: str = "model.onnx"  # deploy: the file
     dtype: str = "fp32"  # deploy: of the weights in the file
+    provider: str = "auto"  # of the image tower: auto, cpu, or one by name; deploy: the CPU
+    chosen: ProviderChoice | None = None  # what that came to on this machine; None: the CPU
     portable: bool = False  # deploy: in operators of the ONNX standard alone
     budget_bytes: int | None = None  # None: the device's default, else a share of what is available
     device: str | None = None  # device profile by name or YAML file
@@ -110,6 +113,7 @@ class Predictions:
 
     predictions: list[Prediction]
     asked: AskedClasses | None = None
+    provider: ProviderChoice | None = None  # that ran the image tower; None: not told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +171,7 @@ class Evaluation:
     calibration: Reliability | None = None  # None: no pictures
     skipped: list[Skipped] = field(default_factory=list)
     asked: AskedClasses | None = None
+    provider: ProviderChoice | None = None  # that ran the image tower; None: not told
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from edgeladder.core.config import Profile
 from edgeladder.core.intervals import Interval
 from edgeladder.core.plan import PhasePlan, Plan
 from edgeladder.core.prompt_tensors import PackedPrompts
+from edgeladder.core.provider import ProviderChoice
 from edgeladder.core.request import TrainRequest
 
 
@@ -86,6 +87,7 @@ class PrecomputeResult:
     seconds: float  # pictures only
     text_seconds: float
     images_per_second: float
+    provider: ProviderChoice = ProviderChoice()  # that ran the image tower
 
 
 @dataclass(frozen=True, kw_only=True)

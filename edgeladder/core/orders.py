@@ -25,6 +25,18 @@ class BaselineOrder:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProviderOrder:
+    """Say what providers' trials showed on this machine, or try the first of them."""
+
+    bundle: str | None  # None: the run's
+    run: str | None = None
+    threads: int | None  # None: all cores
+    providers: tuple[str, ...] = ()
+    budget_bytes: int = 0
+    try_now: bool = False  # else only what is remembered
+
+
+@dataclass(frozen=True, kw_only=True)
 class FreeOrder:
     """What a phase of one's own (`module:function`) is told; it answers with plain values."""
 
@@ -34,7 +46,7 @@ class FreeOrder:
 
 
 if TYPE_CHECKING:
-    Order = BaselineOrder | PlanOrder | PhaseOrder | InferenceOrder | FreeOrder
+    Order = BaselineOrder | PlanOrder | PhaseOrder | InferenceOrder | ProviderOrder | FreeOrder
 
 _INFERENCE = ("predict", "evaluate_pictures", "deploy", "judge", "serve", "check", "suggest")
 _TRAINING = ("plan", "precompute", "train", "evaluate")
@@ -56,4 +68,6 @@ def _kind(phase: str) -> type[Order]:
         from edgeladder.core.job import PhaseOrder, PlanOrder
 
         return PlanOrder if phase == "plan" else PhaseOrder
+    if phase == "provider":
+        return ProviderOrder
     return BaselineOrder if phase == "baseline" else FreeOrder

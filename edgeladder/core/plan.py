@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from edgeladder.core.provider import ProviderChoice
 from edgeladder.core.sizes import format_size
 
 
@@ -74,6 +75,8 @@ class PhasePlan:
     whole: bool | None = None  # the whole tower in one go, not segment by segment
     head_pictures: int | None = None  # evaluate: training pictures that a kernel is fitted on
     careful: bool | None = None  # train: a checkpoint every step; the last worker was killed
+    provider: str | None = None  # of the image tower; None: the CPU
+    gpu_limit_bytes: int | None = None  # that it may take on a GPU
     disk_bytes: int | None = None  # hidden states of a group, gone when it is done
     parts: Mapping[str, int] = field(default_factory=dict)  # what the peak is made of
 
@@ -114,6 +117,7 @@ class Plan:
     head: str = "none"  # kind of the closed-form head that is fitted before the evaluation
     views: int = 0  # augmented ones of each training picture
     surrounding: Surrounding | None = None  # a cgroup with a limit that all this runs in
+    provider: ProviderChoice = ProviderChoice()  # of the image tower, and why
 
     @property
     def narrowed(self) -> str:
@@ -141,11 +145,12 @@ class Plan:
             "head": self.head,
             "views": self.views,
             "surrounding": asdict(self.surrounding) if self.surrounding else None,
+            "provider": asdict(self.provider),
         }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Plan:
-        """A plan from `to_json`'s values; those of older versions lack the last four.
+        """A plan from `to_json`'s values; those of older versions lack the last five.
 
         Raises:
             KeyError, TypeError: not a plan.
@@ -162,4 +167,5 @@ class Plan:
             head=values.get("head", "none"),
             views=values.get("views", 0),
             surrounding=Surrounding(**told) if (told := values.get("surrounding")) else None,
+            provider=ProviderChoice(**values.get("provider", {})),
         )

@@ -104,7 +104,6 @@ class Trial:
     provider: str
     arithmetic: str  # as a choice has it
     failed: str | None = None  # why it cannot be used; None: it ran
-    within_bytes: int | None = None  # it failed for want of memory in this budget
     difference: float = 0.0  # relative, of the worst tap or embedding
     seconds: float = 0.0  # a picture, eight at a time
     cpu_seconds: float = 0.0
@@ -141,6 +140,14 @@ class Trial:
             difference=self.difference,
             speedup=round(self.speedup, 3),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trials:
+    """What is known of this machine's providers."""
+
+    key: str  # of bundle, versions and threads
+    known: list[Trial]
 
 
 def choose(wanted: str, trials: list[Trial]) -> ProviderChoice:

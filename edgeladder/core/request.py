@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from edgeladder.core.plan import MachineBaseline, Surrounding
+from edgeladder.core.provider import ProviderChoice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,8 @@ class TrainRequest:
     restarts: int = 4  # of a worker that was killed or ran out of memory, with less each time
     mode: str | None = None  # None: the plan chooses fused, recompute or chunked
     chunk: int | None = None  # None: the plan chooses
+    provider: str = "auto"  # of the image tower: auto, cpu, or one by name
+    chosen: ProviderChoice | None = None  # what that came to on this machine; None: the CPU
     verify: bool = True  # hash the bundle's files before use
     baseline: MachineBaseline | None = None  # of this machine, filled in by the supervisor
     bare: bool = False  # whether to plan for a bare supervisor, though this process is larger
@@ -67,4 +70,6 @@ class TrainRequest:
             told["baseline"] = MachineBaseline.from_json(told["baseline"])
         if isinstance(told.get("surrounding"), dict):
             told["surrounding"] = Surrounding(**told["surrounding"])
+        if isinstance(told.get("chosen"), dict):
+            told["chosen"] = ProviderChoice(**told["chosen"])
         return cls(**told)

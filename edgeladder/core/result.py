@@ -8,6 +8,7 @@ from typing import Any
 from edgeladder.core.job import Accuracy, Condensed, Counts
 from edgeladder.core.memory_record import MemoryResult
 from edgeladder.core.prompt_tensors import PackedPrompts
+from edgeladder.core.provider import ProviderChoice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,5 +56,6 @@ class RunResult:
     prompts: PackedPrompts | None  # how they are stored; None: as they are
     condensed: Condensed | None = None  # None: nothing was
     adapter_bytes: int = 0  # of adapter.safetensors, a head's arrays among them
+    provider: ProviderChoice = ProviderChoice()  # that ran the image tower, and why
     cache: CacheUse
     seconds: Seconds

@@ -18,12 +18,14 @@ from edgeladder.core.errors import BudgetError, Interrupted
 from edgeladder.core.inference import PHASE_OF, RESULT_OF, InferenceOrder, InferenceRequest
 from edgeladder.core.inference import InferenceResult as Result
 from edgeladder.core.memory_record import MemoryAction, MemoryResult, PhaseMemory
-from edgeladder.core.orders import BaselineOrder
+from edgeladder.core.orders import BaselineOrder, ProviderOrder
 from edgeladder.core.plan import Plan, Surrounding
+from edgeladder.core.provider import ProviderChoice
 from edgeladder.core.records import from_json
 from edgeladder.jobs.attempt import Attempt, Listener
 from edgeladder.jobs.interrupts import Interrupts
 from edgeladder.jobs.machine_baseline import baseline_path, remembered_baseline
+from edgeladder.jobs.providers import Trying, chosen_provider
 from edgeladder.jobs.worker_limit import open_worker_limit
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from edgeladder.jobs.run_directory import RunDirectory
 
 Progress = Callable[..., None]  # (phase, done, total, note)
+# deploy compares its file with the CPU
+_PROVIDED = ("predict", "evaluate", "judge", "serve")
 _ROUND_BYTES = 2_000_000  # this process differs by less from one time to the next
 
 
@@ -80,6 +84,18 @@ class InferenceSupervisor:
         self._surrounding = surrounding(meter.private(os.getpid()))
         self._request = _resolved(request, self._surrounding)
         self._enforced = self._request.budget_bytes or 0
+        self._request = replace(self._request, chosen=self._provider())
+
+    def _provider(self) -> ProviderChoice:
+        """What runs the image tower; a deployed file is compared with the CPU."""
+        request = self._request
+        if request.command not in _PROVIDED:
+            return ProviderChoice(reason=f"{request.command} runs on the CPU")
+        order = ProviderOrder(run=request.run, bundle=request.bundle, threads=request.threads)
+        trying = Trying(
+            self._enforced, request.limit, lambda: self.interrupted, self.progress, self.record
+        )
+        return chosen_provider(request.provider, order, trying)
 
     @property
     def interrupted(self) -> bool:

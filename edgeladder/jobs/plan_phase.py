@@ -29,6 +29,7 @@ from edgeladder.core.made_here import device_secret
 from edgeladder.core.orders import Outcome
 from edgeladder.core.plan import Plan
 from edgeladder.core.profile_fit import fitted, require_fit
+from edgeladder.core.provider import ProviderChoice
 from edgeladder.core.records import to_json
 from edgeladder.core.request import TrainRequest
 from edgeladder.core.run_config import Environment, RunConfig, read_config, write_config
@@ -270,6 +271,7 @@ def _decide(
             known_pictures=policy.known_pictures(
                 profile.head.known, pictures, len(dataset.classes)
             ),
+            provider=request.chosen or ProviderChoice(),
             files={key: record.size for key, record in bundle.manifest.files.items()},
         )
         decided = plan(

@@ -12,9 +12,10 @@ from edgeladder.budget import kernel_marks
 from edgeladder.budget.planner import check, plan_inference
 from edgeladder.budget.workload import InferenceWorkload
 from edgeladder.core.events import Planned, Progress
-from edgeladder.core.inference import PHASE_OF, InferenceOrder
+from edgeladder.core.inference import PHASE_OF, Evaluation, InferenceOrder, Predictions
 from edgeladder.core.orders import Outcome
 from edgeladder.core.plan import PhasePlan, Plan
+from edgeladder.core.provider import ProviderChoice
 from edgeladder.core.trim import trim_heap
 from edgeladder.jobs.control import Control
 from edgeladder.jobs.machine_baseline import machine_baseline
@@ -52,14 +53,23 @@ def with_classifier(
         control.tell(Progress(step=0, note=_UNHASHED))
     if order.only_plan:
         return "done", None
-    sizes = _sizes(order.sizes or plan.phases[PHASE_OF[request.command]])
+    told = order.sizes or plan.phases[PHASE_OF[request.command]]
+    chosen = plan.provider if told.provider or not plan.provider.accelerates else ProviderChoice()
+    sizes = _sizes(told, chosen)
     try:
         with Classifier(
             run, sizes, threads=request.threads, on_batch=lambda samples: obey(control)
         ) as classifier:
-            return "done", work(classifier)
+            return "done", _with_provider(work(classifier), chosen)
     except LeaveError as leave:
         return leave.outcome, None
+
+
+def _with_provider(found: Result, chosen: ProviderChoice) -> Result:
+    """An answer that says what ran the image tower, where its record has a place for it."""
+    if isinstance(found, (Predictions, Evaluation)):
+        return replace(found, provider=chosen)
+    return found
 
 
 def obey(control: Control) -> None:
@@ -95,6 +105,7 @@ def decide(order: InferenceOrder, run: OpenedRun) -> Plan:
         ),
         files={name: record.size for name, record in manifest.files.items()},
         dtype=order.request.dtype,
+        provider=order.request.chosen or ProviderChoice(),
     )
     baseline = machine_baseline()
     plan = plan_inference(
@@ -110,7 +121,7 @@ def decide(order: InferenceOrder, run: OpenedRun) -> Plan:
     return plan
 
 
-def _sizes(told: PhasePlan) -> InferenceSizes:
+def _sizes(told: PhasePlan, chosen: ProviderChoice) -> InferenceSizes:
     """The plan's choice as the classifier takes it; what is not said keeps its default."""
     default = InferenceSizes()
     return InferenceSizes(
@@ -120,4 +131,6 @@ def _sizes(told: PhasePlan) -> InferenceSizes:
         class_chunk=told.chunk or default.class_chunk,
         max_pixels=told.max_pixels or default.max_pixels,
         picture_bytes=told.picture_bytes,
+        provider=chosen,
+        gpu_limit_bytes=told.gpu_limit_bytes,
     )

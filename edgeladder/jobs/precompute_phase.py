@@ -11,6 +11,7 @@ from edgeladder.core.events import Decoding, Progress
 from edgeladder.core.job import PhaseOrder, PrecomputeResult
 from edgeladder.core.orders import Outcome
 from edgeladder.core.plan import PhasePlan
+from edgeladder.core.provider import ProviderChoice
 from edgeladder.core.trim import trim_heap
 from edgeladder.jobs.run_directory import RunDirectory
 from edgeladder.runtime.pictures.dataset import open_data, split
@@ -37,6 +38,8 @@ def fill(order: PhaseOrder, control: Control) -> tuple[Outcome, PrecomputeResult
     bundle = Bundle.reopen(request.bundle)
     dataset = open_data(request.data)
     train, test = split(dataset, request.shots, job.seed)
+    # the plan's, unless memory ran out with it
+    chosen = job.plan.provider if order.sizes.provider else _on_the_cpu(job.plan.provider)
     leave: list[str] = []
     told_at = 0.0
 
@@ -63,7 +66,7 @@ def fill(order: PhaseOrder, control: Control) -> tuple[Outcome, PrecomputeResult
             dataset,
             request.cache,
             Wanted(train, test, request.views or 0, request.cache_dtype, frozenset(order.avoid)),
-            sizes=tower_sizes(order.sizes, job.threads),
+            sizes=tower_sizes(order.sizes, job.threads, chosen),
             progress=progress,
             on_group=obey,
             on_decode=lambda path: control.tell(Decoding(path=path)),
@@ -82,24 +85,34 @@ def fill(order: PhaseOrder, control: Control) -> tuple[Outcome, PrecomputeResult
         seconds=round(result.seconds, 3),
         text_seconds=round(result.text_seconds, 3),
         images_per_second=round(result.images_per_second, 3),
+        provider=chosen,
     )
 
 
-def tower_sizes(sizes: PhasePlan, threads: int) -> PrecomputeSizes:
+def _on_the_cpu(planned: ProviderChoice) -> ProviderChoice:
+    if not planned.accelerates:
+        return planned
+    return ProviderChoice(reason=f"memory ran out with {planned.name}")
+
+
+def tower_sizes(sizes: PhasePlan, threads: int, chosen: ProviderChoice) -> PrecomputeSizes:
     """The plan's choice as precompute takes it; what it leaves open is the policy's to say."""
     whole = bool(sizes.whole)
+    accelerates = chosen.accelerates  # then class names pass their tower before it, streamed
     return PrecomputeSizes(
         image=TowerSizes(
             group=sizes.group or policy.GROUP,
             batch=sizes.batch or policy.IMAGE_BATCH,
             threads=threads,
             whole=whole,
+            provider=chosen,
+            gpu_limit_bytes=sizes.gpu_limit_bytes,
         ),
         text=TowerSizes(
             group=policy.TEXT_GROUP,
-            batch=sizes.batch or policy.TEXT_BATCH,
+            batch=policy.TEXT_BATCH if accelerates else sizes.batch or policy.TEXT_BATCH,
             threads=threads,
-            whole=whole,
+            whole=whole and not accelerates,
         ),
         max_pixels=sizes.max_pixels or policy.EXACT_PIXELS,
         picture_bytes=sizes.picture_bytes,

@@ -36,10 +36,11 @@ from edgeladder.core.job import (
     TrainResult,
 )
 from edgeladder.core.memory_record import MemoryAction, MemoryResult, PhaseMemory
-from edgeladder.core.orders import BaselineOrder, FreeOrder
+from edgeladder.core.orders import BaselineOrder, FreeOrder, ProviderOrder
 from edgeladder.core.ownership import require_ours
 from edgeladder.core.plan import MachineBaseline, PhasePlan, Plan, Surrounding
 from edgeladder.core.progress import NORMAL
+from edgeladder.core.provider import ProviderChoice, offered
 from edgeladder.core.records import from_json, to_json
 from edgeladder.core.request import TrainRequest
 from edgeladder.core.result import CacheUse, RunResult, Seconds, Throughput
@@ -47,6 +48,7 @@ from edgeladder.jobs.attempt import Attempt
 from edgeladder.jobs.child import with_package
 from edgeladder.jobs.finished import drop_checkpoints, finished_result
 from edgeladder.jobs.interrupts import Interrupts
+from edgeladder.jobs.providers import Trying, chosen_provider
 from edgeladder.jobs.run_directory import MetricsLog, RunDirectory, new_run_folder
 from edgeladder.jobs.worker_limit import open_worker_limit
 
@@ -243,6 +245,7 @@ class Supervisor:
             prompts=trained.prompts,
             condensed=trained.condensed,
             adapter_bytes=RunDirectory(self.request.folder).adapter.stat().st_size,
+            provider=filled.provider,
             cache=CacheUse(new=filled.new, reused=filled.reused),
             seconds=Seconds(
                 precompute=filled.seconds, train=trained.seconds, evaluate=evaluated.seconds
@@ -300,10 +303,30 @@ class Supervisor:
         self.surrounding = surrounding(meter.private(os.getpid()))
         return replace(
             self.request,
+            chosen=self._provider(),
             baseline=baseline,
             supervisor_bytes=min(own, bare),
             surrounding=self.surrounding,
         )
+
+    def _provider(self) -> ProviderChoice | None:
+        """What runs the image tower; a run that goes on keeps what it began with."""
+        request = self.request
+        if request.resume:
+            return request.chosen
+        order = ProviderOrder(bundle=request.bundle, threads=request.threads)
+        budget = policy.within(request.budget_bytes or self._default_budget(), self.surrounding)
+        trying = Trying(budget, request.limit, lambda: self.interrupted, self.progress, self.record)
+        return chosen_provider(request.provider, order, trying)
+
+    def _default_budget(self) -> int:
+        """What a trial may take where no budget was named; the plan worker decides the job's."""
+        device = None
+        if self.request.device is not None and offered(self.request.provider):
+            from edgeladder.core.yaml_config import load_device  # 20 MB, which then count
+
+            device = load_device(self.request.device).default_budget_bytes
+        return policy.default_budget(device, meter.available_bytes() or meter.total_bytes())
 
     def _forget_run(self) -> None:
         """A request that was refused leaves no folder behind."""

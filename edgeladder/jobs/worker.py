@@ -29,6 +29,7 @@ _OUT_OF_MEMORY = ("failed to allocate memory", "bad_alloc", "bad allocation", "c
 _PHASES = {
     "baseline": "edgeladder.jobs.machine_baseline:measure",
     "plan": "edgeladder.jobs.plan_phase:prepare",
+    "provider": "edgeladder.jobs.provider_phase:tried",
     "precompute": "edgeladder.jobs.precompute_phase:fill",
     "train": "edgeladder.jobs.train_phase:fit",
     "evaluate": "edgeladder.jobs.evaluate_phase:score",
