@@ -108,7 +108,7 @@ def examine(bundle: Path | None = None) -> Examination:
             f"{format_size(machine.available_bytes)} available",
         )
     )
-    for check in (_device, _python, _packages, _engines, _memory, _limit, _disk):
+    for check in (_device, _python, _packages, _engines, _accelerator, _memory, _limit, _disk):
         found.checks.append(check(machine))
     if bundle is not None:
         found.checks.extend(_bundle(bundle, found))
@@ -214,6 +214,40 @@ def _engines(machine: Machine) -> Check:
     return Check("engines", "ok", f"{', '.join(engines)} (onnxruntime {onnxruntime.__version__})")
 
 
+_WHEELS = {
+    "jetpack": "the onnxruntime that NVIDIA builds for your JetPack (elinux.org/Jetson_Zoo)",
+    "onnxruntime-gpu": "onnxruntime-gpu",
+    "onnxruntime-openvino": "onnxruntime-openvino",
+}
+
+
+def _accelerator(machine: Machine) -> Check:
+    """What onnxruntime here could run towers on, and which wheel would change it."""
+    from edgeladder.core.provider import offered
+    from edgeladder.core.yaml_config import load_device
+
+    names = [item.name for item in offered()]
+    if names:
+        return Check(
+            "accelerator",
+            "ok",
+            f"onnxruntime offers {', '.join(names)}: used where a trial agrees with the CPU and "
+            "is faster (--bundle tries it)",
+        )
+    device = load_device(machine.device) if machine.device else None
+    if device is None or device.wheel is None:
+        return Check("accelerator", "ok", "onnxruntime here runs on the CPU alone")
+    if device.accelerator is None:
+        detail = f"onnxruntime here runs on the CPU alone; {device.wheel} may be faster"
+        return Check("accelerator", "ok", f"{detail} (docs/accelerators.md)")
+    return Check(
+        "accelerator",
+        "warning",
+        f"{device.accelerator} is idle: onnxruntime here runs on the CPU alone",
+        f"install {_WHEELS[device.wheel]} in place of onnxruntime, as docs/accelerators.md shows",
+    )
+
+
 def _memory(machine: Machine) -> Check:
     available = machine.available_bytes
     if available < LEAST_USEFUL_BYTES:
@@ -264,6 +298,7 @@ def _bundle(path: Path, found: Examination) -> Iterator[Check]:
     yield _tried("bundle", lambda: _verified(path, opened))
     if opened and found.machine.engines is not None:
         yield _tried("golden steps", lambda: _replayed(opened[0], found))
+        yield _tried("provider", lambda: _provider(path, found.machine))
 
 
 def _tried(name: str, check: Callable[[], str]) -> Check:
@@ -272,6 +307,18 @@ def _tried(name: str, check: Callable[[], str]) -> Check:
     except EdgeLadderError as error:
         detail = error.message + (f" ({error.where})" if error.where else "")
         return Check(name, "failed", detail, error.remedy, error.exit_code)
+
+
+def _provider(bundle: Path, machine: Machine) -> str:
+    """What runs this bundle's image tower here, and why."""
+    from edgeladder.budget.policy import default_budget
+    from edgeladder.core.orders import ProviderOrder
+    from edgeladder.jobs.providers import Trying, chosen_provider
+
+    trying = Trying(default_budget(None, machine.available_bytes))
+    order = ProviderOrder(bundle=str(bundle), threads=None)
+    chosen = chosen_provider("auto", order, trying)
+    return f"{chosen.name} ({chosen.reason})"
 
 
 def _verified(path: Path, opened: list[Any]) -> str:

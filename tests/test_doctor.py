@@ -117,3 +117,20 @@ GB = 2**30
 )
 def test_the_device_profile_that_fits(model, architecture, ram_bytes, name):
     assert doctor.suggest_device(model, architecture, int(ram_bytes)) == name
+
+
+@pytest.mark.parametrize(
+    ("device", "status", "words"),
+    [
+        ("jetson-orin", "warning", "is idle"),
+        ("x86-laptop", "ok", "onnxruntime-openvino may be faster"),
+        ("raspberry-pi-5", "ok", "the CPU alone"),
+    ],
+)
+def test_an_idle_gpu_is_told_with_the_wheel_that_would_use_it(monkeypatch, device, status, words):
+    monkeypatch.setattr("edgeladder.core.provider.offered", lambda *_: [])
+    machine = doctor.Machine("", "", 1, 1, 1, 0, "", "", device=device)
+    check = doctor._accelerator(machine)
+    assert check.status == status and words in check.detail
+    if status == "warning":
+        assert "JetPack" in str(check.remedy)

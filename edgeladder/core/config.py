@@ -203,5 +203,7 @@ class DeviceProfile(Strict):
     accelerator: str | None = None
     python: str | None = None  # the system's
     thermal_zones: list[str] = field(default_factory=list)
+    # what brings onnxruntime a provider for it: JetPack's own build, or a distribution by name
+    wheel: Literal["jetpack", "onnxruntime-gpu", "onnxruntime-openvino"] | None = None
     shared_gpu_memory: bool = False  # GPU allocations come out of RAM (Jetson)
     sources: dict[str, str] = field(default_factory=dict)  # fact -> where it is documented

@@ -134,6 +134,9 @@ def _headline(record: RunRecord) -> str:
     for key, label in (("steps", "steps"), ("engine", "engine"), ("seed", "seed")):
         if record.result.get(key) is not None:
             tiles.append((label, str(record.result[key])))
+    tower = record.result.get("provider")
+    if isinstance(tower, dict) and tower.get("name"):
+        tiles.append(("image tower on", f"{tower['name']}: {tower.get('reason', '')}"))
     if speed.get("step_ms_median"):
         tiles.append(("median step", f"{speed['step_ms_median']:.0f} ms"))
     peak = max(

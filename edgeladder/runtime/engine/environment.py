@@ -69,13 +69,20 @@ def check_environment() -> None:
     if len(together) == 1 or (len(training) == 1 and not damaged(training[0])):
         return
     names = [item.metadata["Name"] for item in together]
-    keep = f"onnxruntime==1.19.2 && pip install --no-deps {TRAINING_REQUIREMENT}"
+    if training:
+        keep = f"onnxruntime==1.19.2 && pip install --no-deps {TRAINING_REQUIREMENT}"
+    else:  # who installed a build with a GPU's provider wants that one; the plain one came along
+        others = [name for name in names if name != "onnxruntime"]
+        keep = f"--no-deps {others[0]}=={_version(others[0], together)}"
     raise ConfigError(
         f"{' and '.join(names)} overwrite each other's `onnxruntime` module",
         where=_WHERE,
-        remedy=f"pip uninstall -y {' '.join(names)} && pip install "
-        + (keep if training else "onnxruntime"),
+        remedy=f"pip uninstall -y {' '.join(names)} && pip install " + keep,
     )
+
+
+def _version(name: str, among: list[metadata.Distribution]) -> str:
+    return next(item.version for item in among if item.metadata["Name"] == name)
 
 
 def installed_engines() -> list[str]:

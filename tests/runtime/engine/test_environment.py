@@ -89,7 +89,10 @@ def test_two_stock_builds_are_found(site):
     install(site, "onnxruntime-gpu", b"gpu")
     with pytest.raises(ConfigError, match="onnxruntime and onnxruntime-gpu") as caught:
         environment.check_environment()
-    assert str(caught.value.remedy).endswith("&& pip install onnxruntime")
+    assert caught.value.remedy == (
+        "pip uninstall -y onnxruntime onnxruntime-gpu && "
+        "pip install --no-deps onnxruntime-gpu==1.19.2"
+    )
 
 
 def test_this_environment_is_whole():
