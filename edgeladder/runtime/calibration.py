@@ -20,9 +20,9 @@ from edgeladder.runtime.heads.blend import log_loss
 Array = np.ndarray
 
 BINS = 15  # as in arXiv:1706.04599
-OPTIMISM = 2.0  # divided by the pictures of a class: by how much held-out logits are too good
+OPTIMISM = 1.5  # divided by the pictures of a class: by how much held-out logits are too good
 SPREAD = 0.5  # temperature in units of the support set's own spread, where nothing was held out
-_TRUST = 10.0  # of the expected temperature, in pictures for each e-fold squared
+TRUST = 40.0  # of the expected temperature, in pictures for each e-fold squared
 _LEAST, _MOST = 1e-3, 1e6  # temperatures
 _STEPS = 60  # of the golden section: far below a float's digits
 
@@ -42,7 +42,7 @@ def fit_temperature(logits: Array, labels: Array, expected: float) -> float:
     middle = float(np.log(np.clip(expected, _LEAST, _MOST)))
 
     def loss(place: float) -> float:
-        return len(labels) * log_loss(logits / np.exp(place), labels) + _TRUST * (
+        return len(labels) * log_loss(logits / np.exp(place), labels) + TRUST * (
             (place - middle) ** 2
         )
 

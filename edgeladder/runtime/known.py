@@ -66,8 +66,7 @@ class Known:
     def scores(self, features: Sequence[Array]) -> Array:
         """Scores (m,) float32, -1 to 1, from what `Activations.features` gives."""
         rows = _unit(features, self.record.reads)
-        nearest = _nearest(rows @ self.support.T, self.record.neighbours)
-        return np.asarray(nearest, np.float32)
+        return np.asarray(nearest(rows @ self.support.T, self.record.neighbours), np.float32)
 
     def refuses(self, score: float) -> bool:
         """Whether a score is below the threshold."""
@@ -86,7 +85,7 @@ def _unit_rows(stored: Array) -> Array:
     return rows
 
 
-def _nearest(likeness: Array, neighbours: int) -> Array:
+def nearest(likeness: Array, neighbours: int) -> Array:
     """The mean of each row's largest values, (m,)."""
     count = min(neighbours, likeness.shape[1])
     return np.asarray(np.sort(likeness, axis=1)[:, -count:].mean(axis=1))
@@ -125,7 +124,7 @@ def left_out_scores(rows: Array, neighbours: int) -> Array:
         return np.zeros(0)
     likeness = rows @ rows.T
     likeness[np.diag_indices_from(likeness)] = -np.inf
-    return _nearest(likeness, min(neighbours, len(rows) - 1))
+    return nearest(likeness, min(neighbours, len(rows) - 1))
 
 
 def choose_threshold(scores: Array, share: float = REFUSED) -> float:
