@@ -49,8 +49,10 @@ def check(
 ) -> Answer:
     """Labels that are probably wrong, pictures that are there twice, confused and small classes.
 
+    A person fills in the last column of the decisions; --fix applies them, and no others.
+
     Example: edgeladder check --page check.html --decisions decisions.csv;
-    fill in the last column; edgeladder check --fix decisions.csv
+    edgeladder check --fix decisions.csv
     """
     if fix is not None or undo:
         if fix is not None and undo:

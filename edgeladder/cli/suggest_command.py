@@ -56,8 +56,9 @@ def suggest(
 ) -> Answer:
     """Which of the unlabelled pictures a person should label next.
 
-    Example: edgeladder suggest 20 --out to-label; move the links into class folders;
-    edgeladder suggest --take to-label; edgeladder train
+    A person moves the links into class folders; --take makes them labelled pictures.
+
+    Example: edgeladder suggest 20 --out to-label; edgeladder suggest --take to-label
     """
     if take is not None:
         return _taken(take, data)

@@ -157,8 +157,6 @@ def train(
 
     Trained again after pictures or classes were added, only these are computed, the last run is
     begun from, and both are compared on the same pictures.
-
-    Example: edgeladder train --device jetson-orin --budget 4GB; add pictures; edgeladder train
     """
     from edgeladder.jobs import supervisor
 
