@@ -51,8 +51,7 @@ def check(
 
     A person fills in the last column of the decisions; --fix applies them, and no others.
 
-    Example: edgeladder check --page check.html --decisions decisions.csv;
-    edgeladder check --fix decisions.csv
+    Example: edgeladder check --decisions wrong.csv; edgeladder check --fix wrong.csv
     """
     if fix is not None or undo:
         if fix is not None and undo:

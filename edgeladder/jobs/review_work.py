@@ -15,6 +15,7 @@ from edgeladder.budget.workload import InferenceWorkload
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.events import Planned, Progress
 from edgeladder.core.inference import PHASE_OF, InferenceOrder
+from edgeladder.core.provider import ProviderChoice
 from edgeladder.core.trim import release_startup_memory, trim_heap
 from edgeladder.jobs.machine_baseline import machine_baseline
 from edgeladder.jobs.precompute_phase import tower_sizes
@@ -77,7 +78,8 @@ class ReviewWork:
         threads = request.threads or len(os.sched_getaffinity(0))
         most = plan.phases[phase].head_pictures or 1
         folder = Path(request.cache or "cache")
-        return cls(bundle, folder, tower_sizes(told, threads), most, threads, control)
+        sizes = tower_sizes(told, threads, ProviderChoice())  # the CPU: a cache others read too
+        return cls(bundle, folder, sizes, most, threads, control)
 
     def obey(self) -> None:
         """Take orders. Raises LeaveError where one is to leave."""
