@@ -23,6 +23,7 @@ from edgeladder.cli import (
     inference_commands,
     lazy,
     library_commands,
+    models_command,
     report_commands,
     review_commands,
     run_commands,
@@ -67,6 +68,7 @@ app = App(
 )
 for module in (
     export_command,
+    models_command,
     train_commands,
     inference_commands,
     service_commands,

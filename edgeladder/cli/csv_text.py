@@ -25,9 +25,9 @@ def predictions(values: dict[str, Any]) -> str:
     for item in values["predictions"]:
         labels = item["labels"] or [{"label": None, "probability": None}]
         for rank, found in enumerate(labels, 1):
-            told = [found["label"], found["probability"], item["error"]]
+            told = [found["label"], found["probability"], item.get("known"), item["error"]]
             rows.append([item["path"], rank if found["label"] is not None else None, *told])
-    return csv_text(["path", "rank", "label", "probability", "error"], rows)
+    return csv_text(["path", "rank", "label", "probability", "known", "error"], rows)
 
 
 def accuracies(values: dict[str, Any]) -> str:

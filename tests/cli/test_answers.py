@@ -56,6 +56,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         rows = [{"path": path, "labels": labels, "error": None} for path in told["paths"]]
         seen.extend("there" for path in told["paths"] if Path(path).is_file())
         rows.append({"path": "bad.jpg", "labels": [], "error": "not a picture"})
+        rows = [{"known": 0.5 if row["labels"] else None, "unknown": False, **row} for row in rows]
         return {"predictions": rows, "asked": None}
 
     monkeypatch.setattr(inference_commands, "_answer", answer)
@@ -75,6 +76,7 @@ def test_a_picture_on_stdin_is_predicted_and_gone(
         ("bad.jpg", "", "", ""),
     ]
     assert rows[2]["error"] == "not a picture"
+    assert [row["known"] for row in rows] == ["0.5", "0.5", ""]
     assert asked[1] == "there" and not Path(asked[0]).exists()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from edgeladder.core import disk
 from edgeladder.core.files import sha256_file, write_json
 from edgeladder.core.job import Accuracy, Counts
 from edgeladder.core.memory_record import MemoryResult
@@ -80,6 +81,41 @@ def test_resume_of_a_finished_run_starts_no_worker(
     request = TrainRequest(run=str(run.folder), resume=True)
     assert supervisors.train(request) == RESULT
     assert json.loads(run.result.read_text())["steps"] == 12
+
+
+class PowerCutError(BaseException):
+    """The power went."""
+
+
+class CutDisk(disk.Disk):
+    """Loses power after so many removals."""
+
+    def __init__(self, left: int):
+        self.left = left
+
+    def unlink(self, path: Path) -> None:
+        self._count()
+        super().unlink(path)
+
+    def remove_folder(self, path: Path) -> None:
+        self._count()
+        super().remove_folder(path)
+
+    def _count(self) -> None:
+        if not self.left:
+            raise PowerCutError
+        self.left -= 1
+
+
+@pytest.mark.parametrize("removals", [0, 1, 2])
+def test_a_power_cut_leaves_a_generation_or_the_result(run: RunDirectory, removals: int) -> None:
+    with pytest.raises(PowerCutError), disk.using(CutDisk(removals)):
+        drop_checkpoints(run)
+    left = [path.read_bytes() for path in run.checkpoints.glob("step-*")]
+    assert left == [b"state"] * (2 - removals)  # whole: training from it ends with the same adapter
+    assert (finished_result(run) == RESULT) == (not left)
+    drop_checkpoints(run)
+    assert finished_result(run) == RESULT
 
 
 def test_the_log_is_rotated_and_bounded(tmp_path: Path) -> None:

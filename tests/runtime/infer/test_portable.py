@@ -67,7 +67,7 @@ def test_onnxs_own_evaluator_gives_the_same(
 
     onnx.checker.check_model(deployed.path, full_check=True)
     squares, expected = asked
-    (found,) = ReferenceEvaluator(deployed.path).run(None, {"picture": squares})
+    (found,) = ReferenceEvaluator(deployed.path).run(["probabilities"], {"picture": squares})
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
