@@ -14,8 +14,11 @@ from safetensors.numpy import load_file, save_file
 
 from edgeladder.core.adapter_record import (
     AdapterRecord,
+    CalibrationRecord,
     GdaRecord,
+    KnownRecord,
     StoredHead,
+    read_adapter_record,
     write_adapter_record,
 )
 from edgeladder.core.errors import ConfigError, DataError, IntegrityError
@@ -58,6 +61,35 @@ def boxes(folder: Path, count: int, seed: int = 0) -> tuple[list[Contribution], 
     ]
     made = [adapter(folder, f"box{n}", v, pictures=n + 1) for n, v in enumerate(values)]
     return made, values
+
+
+def test_temperatures_meet_in_the_middle_and_a_boxs_pictures_stay_out(tmp_path: Path) -> None:
+    """Known rows differ in number from box to box; a head's temperature is of no ladder alone."""
+    rng = np.random.default_rng(0)
+    values = [
+        {"w": rng.normal(size=4), "known:support": rng.normal(size=(n, 3)).astype(np.float16)}
+        for n in (2, 3, 4)
+    ]
+    for head in (None, HEAD):
+        folder = tmp_path / str(head is None)
+        made = [
+            adapter(
+                folder,
+                f"box{n}",
+                told,
+                head=head,
+                calibration=CalibrationRecord(temperature=temperature),
+                known=KnownRecord(threshold=0.5),
+            )
+            for n, (told, temperature) in enumerate(zip(values, (2.0, 1e9, 3.0), strict=True))
+        ]
+        result = aggregate(made, folder / "out")
+        assert not result.refused
+        assert set(load_file(folder / "out" / "adapter.safetensors")) == {"w"}
+        record = read_adapter_record(folder / "out")
+        assert record.known is None
+        expected = CalibrationRecord(temperature=3.0) if head is None else None
+        assert record.calibration == expected
 
 
 def test_mean_weighs_by_pictures(tmp_path: Path) -> None:
