@@ -63,9 +63,15 @@ def test_the_readmes_tree_is_true():
     assert rooms <= set(package)
 
 
-MEASURED = ["docs/few-shot.md", "docs/notes/few-shot.md"]
+MEASURED = ["docs/few-shot.md", "docs/nano.md", "docs/notes/few-shot.md"]
 _TABLE = re.compile(r"(?:^\|.*\n)+", re.MULTILINE)
 _SHARE = re.compile(r"\d+\.\d (?:±|%|\|)")
+
+
+def test_no_merge_left_its_marks():
+    marks = re.compile(r"^(?:<{7}|>{7}) ", re.MULTILINE)
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("tools/**/*.md")]
+    assert [str(page) for page in pages if marks.search(page.read_text(encoding="utf-8"))] == []
 
 
 @pytest.mark.parametrize("page", MEASURED)
