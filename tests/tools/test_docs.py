@@ -65,7 +65,7 @@ def test_the_readmes_tree_is_true():
 
 MEASURED = ["docs/few-shot.md", "docs/nano.md", "docs/notes/few-shot.md"]
 _TABLE = re.compile(r"(?:^\|.*\n)+", re.MULTILINE)
-_SHARE = re.compile(r"\d+\.\d (?:±|%|\|)")
+_SHARE = re.compile(r"\| [+-]?\d+\.\d (?:±|%|\|)")
 
 
 def test_no_merge_left_its_marks():
