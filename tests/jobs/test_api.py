@@ -117,8 +117,13 @@ def test_an_interrupt_is_passed_on_and_answered(tmp_path):
     def interrupt(phase: str, *more: object) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    with pytest.raises(edgeladder.Interrupted, match="stopped"):
-        call("train", asked, interrupt)
+    # as in a terminal or a notebook: a shell's background jobs ignore it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(edgeladder.Interrupted, match="stopped"):
+            call("train", asked, interrupt)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_supervisor_that_says_nothing_is_an_error(monkeypatch):
