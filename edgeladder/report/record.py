@@ -19,7 +19,6 @@ from edgeladder.core.yaml_text import read_yaml
 EVENT_KINDS = (
     "surrounding",
     "limit",
-    "surrounding",
     "memory",
     "chunk",
     "restart",

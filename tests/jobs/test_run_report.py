@@ -38,7 +38,8 @@ def test_every_event_and_peak_of_a_run_is_in_its_report(folder):
     assert [event["kind"] for event in record.events] == shown
     assert [step for step, _ in record.losses] == [1, 2, 3, 4, 5, 6]
     text = write_report(folder).read_text(encoding="utf-8")
-    assert all(f">{kind}<" in text for kind in set(shown))
+    # a limit that works is a sentence, not a row
+    assert {kind for kind in shown if f">{kind}<" not in text} == {"limit"}
     for line in read_metrics(folder / "metrics.jsonl"):
         if line["kind"] == "phase" and line["phase"] in ("precompute", "train", "evaluate"):
             assert f"{line['measured_peak_bytes'] / 1e6:.0f} MB" in text

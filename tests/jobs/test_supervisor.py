@@ -166,6 +166,7 @@ def test_errors_cross_the_pipe_as_themselves(tmp_path):
 def test_sigterm_lets_the_worker_save(tmp_path):
     state = tmp_path / "saved"
     with make(tmp_path, 400 * MB) as supervisor:
+        supervisor.run.config.touch()  # a run that was begun can be resumed
         timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM))
         timer.start()
         with pytest.raises(Interrupted, match="all work so far is saved") as caught:

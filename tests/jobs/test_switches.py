@@ -98,6 +98,7 @@ def test_a_head_alone_trains_nothing(ask, bundle_folder):
         taps = window.image_taps(0, len(window.labels))
         mine, plain = classifier.judge(Activations(taps, window.image_embedding))
     features = Activations(taps, window.image_embedding).features()
+    mine = mine * adapter.record.calibration.temperature
     np.testing.assert_allclose(mine, stored.logits(features, plain), atol=1e-4)
     np.testing.assert_allclose(mine, head.logits(features, plain), atol=0.05)  # support in fp16
     assert tuned.shape == zero_shot.shape == (3, 3)
