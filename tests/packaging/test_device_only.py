@@ -56,7 +56,7 @@ def test_there_is_neither_torch_nor_onnx(box):
 def test_doctor_replays_the_golden_steps(box):
     found = box("doctor", "--bundle", "bundle")
     assert found["healthy"], found
-    assert found["checks"][-1]["name"] == "golden steps"
+    assert "golden steps" in [check["name"] for check in found["checks"]]
 
 
 def test_the_shipped_library_is_there(box):
