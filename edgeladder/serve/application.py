@@ -134,8 +134,9 @@ class Application:
                 remedy="send a JPEG or PNG file",
             )
         asked = self.ready.asked if self.ready is not None else None
-        found = Predictions(predictions=[replace(prediction, path=name)], asked=asked)
-        return reply(to_json(found))
+        found = to_json(Predictions(predictions=[replace(prediction, path=name)], asked=asked))
+        del found["provider"]  # what runs the towers is the machine's own business
+        return reply(found)
 
     async def _ask(self, path: Path, top: int) -> Prediction:
         try:
