@@ -23,8 +23,8 @@ from edgeladder.jobs.call import call
 from edgeladder.run import Run
 from tests.api_usage import usage
 
-PACKAGE = Path(edgeladder.__file__).parents[1]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(PACKAGE)}
+ROOT = Path(__file__).parents[2]  # the guides stand beside the tests, not beside the package
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(edgeladder.__file__).parents[1])}
 MB = 1_000_000
 
 
@@ -64,7 +64,7 @@ def test_all_abilities_on_few_pictures(tmp_path):
     # pixels that were handed over are the file's own
     shares = [item.labels[0].probability for item in found]
     assert max(shares) - min(shares) < 1e-6
-    guide = (PACKAGE / "docs" / "deploy.md").read_text(encoding="utf-8")
+    guide = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
     code = guide.split("```python\n")[1].split("```")[0]
     done = subprocess.run(  # the guide's lines need nothing of ours
         [sys.executable, "-I", "-c", code, str(picture)],
@@ -76,7 +76,7 @@ def test_all_abilities_on_few_pictures(tmp_path):
 
 
 def test_a_notebook_of_the_guides_runs(tmp_path):
-    cells = json.loads((PACKAGE / "docs" / "notebook.ipynb").read_text(encoding="utf-8"))["cells"]
+    cells = json.loads((ROOT / "docs" / "notebook.ipynb").read_text(encoding="utf-8"))["cells"]
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
