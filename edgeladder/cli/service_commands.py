@@ -33,7 +33,7 @@ def register(app: typer.Typer) -> None:
 
 
 def serve(
-    run: options.Run = None,
+    run: options.Served = None,
     bundle: RunBundle = None,
     host: Annotated[
         str,
@@ -103,7 +103,7 @@ def watch(
     out: Annotated[
         Path, typer.Option("--out", help="Answers: a .csv or .jsonl file that lines are added to.")
     ] = Path("answers.csv"),
-    run: options.Run = None,
+    run: options.Served = None,
     bundle: RunBundle = None,
     sort_into: Annotated[
         Path | None, typer.Option("--sort-into", help="Move pictures into class folders below it.")
@@ -195,7 +195,7 @@ def _request(
 
     return InferenceRequest(
         command="serve",
-        run=str(options.newest_run(run)),
+        run=str(options.served_run(run)),
         bundle=None if bundle is None else str(bundle),
         classes=classes,
         device=device,

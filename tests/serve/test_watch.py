@@ -15,6 +15,7 @@ import pytest
 
 from edgeladder.cli import app as application
 from edgeladder.core.inference import Label
+from edgeladder.core.run_list import pin_run
 from edgeladder.serve.arrivals import Arrival, Arrivals, is_network
 from edgeladder.serve.journal import COLUMNS, Entry, Journal
 from edgeladder.serve.placing import Places, folder_name, place
@@ -262,7 +263,7 @@ def test_arrivals_by_looking_alone(tmp_path):
     assert not is_network(tmp_path)
 
 
-def test_a_unit_that_systemd_takes(nano_run, tmp_path, capfd):
+def test_a_unit_that_systemd_takes(nano_run, tmp_path, capfd, monkeypatch):
     words = ["--run", str(nano_run), "--budget", "400MB", "--print-unit"]
     inbox = tmp_path / "in $1 %h"
     sorting = ["--out", str(tmp_path / "o/a.csv"), "--sort-into", str(tmp_path / "s")]
@@ -275,6 +276,14 @@ def test_a_unit_that_systemd_takes(nano_run, tmp_path, capfd):
     assert "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6" in serve
     assert application.main(["serve", "--run", str(nano_run), "--print-unit"]) == 2
     capfd.readouterr()
+    monkeypatch.chdir(tmp_path)  # where no run is named, the pinned one serves
+    for name in ("pinned", "newer"):
+        shutil.copytree(nano_run, Path("runs") / name)
+    pin_run(Path("runs/pinned"))
+    os.utime("runs/newer", (2e9, 2e9))
+    for command in (["serve"], ["watch", str(inbox)]):
+        assert application.main([*command, "--budget", "400MB", "--print-unit"]) == 0
+        assert f"--run {tmp_path / 'runs' / 'pinned'} " in capfd.readouterr().out
     if shutil.which("systemd-analyze") is None:
         return
     import subprocess
