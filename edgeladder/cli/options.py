@@ -25,6 +25,10 @@ Run = Annotated[Path | None, typer.Option("--run", help="Run directory. [default
 Served = Annotated[
     Path | None, typer.Option("--run", help="Run directory. [default: pinned, else the newest]")
 ]
+Page = Annotated[Path | None, typer.Option("--page", help="HTML page with thumbnails to write.")]
+Thumbnails = Annotated[
+    bool, typer.Option("--thumbnails/--no-thumbnails", help="Pictures in the page.")
+]
 Device = Annotated[
     str | None,
     typer.Option(

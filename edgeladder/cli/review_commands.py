@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -10,9 +9,8 @@ import typer
 
 from edgeladder.cli import options
 from edgeladder.cli.output import Answer, table
-from edgeladder.cli.progress import Progress
+from edgeladder.cli.reviewing import looked_through, require_page, values_of
 from edgeladder.core.errors import ConfigError
-from edgeladder.core.records import to_json
 
 if TYPE_CHECKING:
     from edgeladder.core.review import Review
@@ -29,12 +27,8 @@ def check(
     bundle: options.Bundle = options.BUNDLE,
     data: options.Data = options.DATA,
     cache: options.Cache = options.CACHE,
-    page: Annotated[
-        Path | None, typer.Option("--page", help="HTML page with thumbnails to write.")
-    ] = None,
-    pictures: Annotated[
-        bool, typer.Option("--thumbnails/--no-thumbnails", help="Pictures in the page.")
-    ] = True,
+    page: options.Page = None,
+    pictures: options.Thumbnails = True,
     decisions: Annotated[
         Path | None, typer.Option("--decisions", help="CSV to write, for a person to fill in.")
     ] = None,
@@ -58,13 +52,10 @@ def check(
             raise ConfigError("--fix and --undo together", remedy="use one of them")
         return _moved(data, fix)
     from edgeladder.core.inference import InferenceRequest
-    from edgeladder.core.ownership import require_ours
-    from edgeladder.jobs.inference import run_inference
 
     named = options.shipped_or(bundle)
     options.require(bundle=named, pictures=data)
-    if page is not None:
-        require_ours(page, "page", option="--page")
+    require_page(page)
     request = InferenceRequest(
         command="check",
         bundle=str(named),
@@ -75,8 +66,7 @@ def check(
         device=device,
         budget_bytes=options.budget_bytes(budget),
     )
-    with Progress() as progress:
-        answer, memory = run_inference(request, progress)
+    answer, memory = looked_through(request)
     found = cast("Review", answer)
     written: dict[str, str] = {}
     if page is not None:
@@ -88,8 +78,7 @@ def check(
 
         write_decisions(decisions, found)
         written["decisions"] = str(decisions)
-    values = {**to_json(replace(found, thumbnails={})), **written, "memory": to_json(memory)}
-    del values["thumbnails"]
+    values = values_of(found, written, memory)
     return Answer(values, lambda: _checked(values))
 
 

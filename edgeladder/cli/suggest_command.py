@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -10,9 +9,8 @@ import typer
 
 from edgeladder.cli import options
 from edgeladder.cli.output import Answer, table
-from edgeladder.cli.progress import Progress
+from edgeladder.cli.reviewing import looked_through, require_page, values_of
 from edgeladder.core.errors import ConfigError
-from edgeladder.core.records import to_json
 
 if TYPE_CHECKING:
     from edgeladder.core.suggestion import Suggestions
@@ -38,12 +36,8 @@ def suggest(
     covering: Annotated[
         bool, typer.Option("--covering", help="Ask no run: pictures that stand for many.")
     ] = False,
-    page: Annotated[
-        Path | None, typer.Option("--page", help="HTML page with thumbnails to write.")
-    ] = None,
-    pictures: Annotated[
-        bool, typer.Option("--thumbnails/--no-thumbnails", help="Pictures in the page.")
-    ] = True,
+    page: options.Page = None,
+    pictures: options.Thumbnails = True,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of links to make, to sort into classes.")
     ] = None,
@@ -63,9 +57,7 @@ def suggest(
     if take is not None:
         return _taken(take, data)
     from edgeladder.core.inference import InferenceRequest
-    from edgeladder.core.ownership import require_ours
     from edgeladder.core.sorting import require_sortable
-    from edgeladder.jobs.inference import run_inference
 
     named, waiting = options.shipped_or(bundle), unlabelled or data / "unlabelled"
     options.require(bundle=named)
@@ -74,8 +66,7 @@ def suggest(
             f"no unlabelled pictures at {waiting}",
             remedy="put them there, or name a folder or .zip with --unlabelled",
         )
-    if page is not None:
-        require_ours(page, "page", option="--page")
+    require_page(page)
     if out is not None:
         require_sortable(out)
     asked = None if covering else _run(run)
@@ -91,12 +82,9 @@ def suggest(
         device=device,
         budget_bytes=options.budget_bytes(budget),
     )
-    with Progress() as progress:
-        answer, memory = run_inference(request, progress)
+    answer, memory = looked_through(request)
     found = cast("Suggestions", answer)
-    written = _written(found, page, out, pictures=pictures)
-    values = {**to_json(replace(found, thumbnails={})), **written, "memory": to_json(memory)}
-    del values["thumbnails"]
+    values = values_of(found, _written(found, page, out, pictures=pictures), memory)
     return Answer(values, lambda: _suggested(values))
 
 
