@@ -76,6 +76,7 @@ def serve(
         signals.then = lambda number: _stop(number, server, service)
         with contextlib.suppress(Interrupted):  # before it was ready: nobody waits for an answer
             application.ready = service.start()
+            listener.listen(server.config.backlog)  # who reads the next line may come before the loop runs
             log(f"listening on {url(listener, address)}")
             asyncio.run(server.serve(sockets=[listener]))
         service.close(limits.drain_seconds)

@@ -15,6 +15,9 @@ import psutil
 import pytest
 
 from edgeladder.cli import app as application
+from edgeladder.core.inference import InferenceRequest
+from edgeladder.serve.server import serve
+from edgeladder.serve.settings import Address, Limits
 from tests.serve.conftest import Server, serving
 
 
@@ -253,6 +256,21 @@ def test_a_token_is_made_where_none_is_given(nano_run, picture, tmp_path):
         assert len(token) >= 32
         assert server.predict(picture, Authorization=f"Bearer {token}")[0] == 200
         assert server.end(signal.SIGINT)[0] == 130
+
+
+def test_who_reads_the_address_is_answered_at_once(nano_run):
+    answers = []
+
+    def log(line: str) -> None:
+        if line.startswith("listening on "):
+            port = int(line.rstrip("/").rpartition(":")[2])
+            with socket.create_connection(("127.0.0.1", port), timeout=5):  # before the loop runs
+                answers.append(line)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    request = InferenceRequest(command="serve", run=str(nano_run), budget_bytes=400_000_000)
+    serve(request, Address(port=0), Limits(), None, log)
+    assert len(answers) == 1
 
 
 def refused(capfd, *words: str) -> str:
