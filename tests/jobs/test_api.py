@@ -64,15 +64,20 @@ def test_all_abilities_on_few_pictures(tmp_path):
     # pixels that were handed over are the file's own
     shares = [item.labels[0].probability for item in found]
     assert max(shares) - min(shares) < 1e-6
+    with zipfile.ZipFile(DEMO_PICTURES) as archive:  # of neither class: its shares are far from 0
+        doubtful = archive.extract("test/hat/02.jpg", tmp_path)
+    told = edgeladder.load(tmp_path / "run").predict(doubtful, progress=False)[0].labels[0]
     guide = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
     code = guide.split("```python\n")[1].split("```")[0]
     done = subprocess.run(  # the guide's lines need nothing of ours
-        [sys.executable, "-I", "-c", code, str(picture)],
+        [sys.executable, "-I", "-c", code, doubtful],
         capture_output=True, text=True, cwd=tmp_path, check=False, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     name, share = done.stdout.split()
-    assert name == found[0].labels[0].label and abs(float(share) - shares[0]) < 1e-3
+    # int8 weights multiplied in float32: activations rounded too would be 1.5e-4 off
+    assert name == told.label and told.probability < 0.99
+    assert abs(float(share) - told.probability) < 1e-5
 
 
 def test_a_notebook_of_the_guides_runs(tmp_path):
