@@ -17,8 +17,6 @@ from edgeladder.budget.workload import Workload, phase_of
 from edgeladder.core.manifest import rows_at_once
 from edgeladder.core.plan import MachineBaseline, PhasePlan
 
-_MAP_AXES = 3  # beside the batch
-
 
 def precompute_phases(
     workload: Workload, baseline: MachineBaseline, base: int
@@ -97,20 +95,26 @@ def _count(shape: list[int]) -> int:
     return count
 
 
+def _one_sample(segment: Any, row: int) -> int:
+    """Activations of one sample: the export's count has weights among them that it widened."""
+    widened = segment.opened_bytes if segment.opened_bytes > segment.weight_bytes else 0
+    return max(row, int(segment.activation_bytes) - int(widened))
+
+
 def tower_bytes(tower: Any, batch: int, whole: bool, pixels: float | None) -> float:
     """Weights, the copy made while they are loaded, and activations of a batch.
 
     Hidden states that are maps (channels, height, width) are a convolution's, whose activation
     function onnxruntime computes in place: the export's count of the highest moment holds both. In
-    a whole tower the heap that its segments share takes that back, since they need blocks of other
-    sizes.
+    a whole tower the heap that its segments share takes part of that back, since they need blocks
+    of other sizes.
 
     Args:
         pixels: bytes of the pictures the first segment is fed; None for the text tower.
     """
     loaded, opening, running = 0.0, 0.0, 0.0
     for index, segment in enumerate(tower.segments):
-        weight = float(segment.weight_bytes)
+        weight = float(segment.opened_bytes)
         copies = COSTS.segment_opening if index else COSTS.stem_opening
         if pixels is None and index == 0:
             # the token table is mapped and only the rows in use are read
@@ -120,10 +124,10 @@ def tower_bytes(tower: Any, batch: int, whole: bool, pixels: float | None) -> fl
         # the segment runs, are most of its measured bytes, and they are there once
         further = rows_at_once(tower, segment, batch) - batch
         row = 4 * sum(_count(item.shape) for item in [*segment.inputs, *segment.outputs])
-        hidden = [*(segment.inputs if index else ()), *segment.outputs]
-        maps = not whole and any(len(item.shape) == _MAP_AXES for item in hidden)
-        factor = COSTS.map_activation if maps else COSTS.activation
-        activation = factor * (batch * segment.activation_bytes + further * row)
+        factor = COSTS.activation
+        if segment.convolves:
+            factor = COSTS.whole_map_activation if whole else COSTS.map_activation
+        activation = factor * (batch * _one_sample(segment, row) + further * row)
         if index == 0:
             activation += pixels or 0
         running = max(running, activation + (0 if whole else weight))

@@ -27,6 +27,7 @@ Bytes = Annotated[int, Ge(0), Le(2**42)]
 Amount = Annotated[float, Ge(0.0), Le(2.0**42)]  # bytes, or bytes of one sample, as measured
 Colour = Annotated[float, Ge(-10.0), Le(10.0)]  # of pixels that are 0 to 1
 _CHANNELS = 3
+_MAP_AXES = 3  # beside the batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +46,30 @@ class SegmentRecord:
     file: str
     inputs: list[TensorRecord]
     outputs: list[TensorRecord]  # hidden states for later segments, taps and embeddings
-    weight_bytes: Bytes
+    weight_bytes: Bytes  # as stored
     activation_bytes: Bytes  # measured at export: peak of intermediate tensors for one sample
+    # of its weights as float32; None: written before that was recorded, when convolutions were
+    # stored as int8 only
+    float_bytes: Bytes | None = None
+
+    @property
+    def convolves(self) -> bool:
+        """Whether what it passes on are maps (channels, height, width): a convolution's.
+
+        Its weights are made float32 once, as the segment is opened. onnxruntime fuses int8 weights
+        into matrix products, not into convolutions: those were made wide again in every run, for
+        three quarters of nano's time, and could not be laid out for the processor.
+        """
+        passed = [*self.inputs, *self.outputs]
+        maps = [item for item in passed if len(item.shape) == _MAP_AXES]
+        return any(item.shape[0] != _CHANNELS for item in maps)  # a picture is none
+
+    @property
+    def opened_bytes(self) -> int:
+        """Its weights once it is open."""
+        if not self.convolves:
+            return self.weight_bytes
+        return 4 * self.weight_bytes if self.float_bytes is None else self.float_bytes
 
 
 @dataclass(frozen=True, kw_only=True)

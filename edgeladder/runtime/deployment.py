@@ -26,7 +26,7 @@ from edgeladder.runtime.compress_weights import Dtype, compress
 from edgeladder.runtime.deploy_check import Differences, difference, probe
 from edgeladder.runtime.deploy_graph import KNOWN, PICTURE, PROBABILITIES, assemble
 from edgeladder.runtime.portable_graph import make_portable
-from edgeladder.runtime.session import IN_FLOAT
+from edgeladder.runtime.session import IN_FLOAT, WIDENED
 
 if TYPE_CHECKING:
     from edgeladder.core.bundle import Bundle
@@ -166,6 +166,8 @@ def _metadata(classifier: Classifier) -> dict[str, str]:
     names = [item.name for item in classifier.run.vocabulary.names]
     known = classifier.known
     told = {} if known is None else {"known_threshold": repr(known.record.threshold)}
+    convolves = any(segment.convolves for segment in manifest.image.segments)
+    session = {**IN_FLOAT, **(WIDENED if convolves else {})}
     return {
         **told,  # a picture whose output `known` is below it is of none of the classes
         "edgeladder": __version__,
@@ -175,6 +177,6 @@ def _metadata(classifier: Classifier) -> dict[str, str]:
         "licence": manifest.model.licence,
         "bundle_digest": classifier.bundle.digest,
         "preprocess": compact_json(manifest.preprocess),
-        "session_config": json.dumps(IN_FLOAT),  # for the same numbers with int8 weights
+        "session_config": json.dumps(session),  # for the same numbers with int8 weights
         "input": "RGB, resized and cropped as preprocess says; mean and std are in the graph",
     }

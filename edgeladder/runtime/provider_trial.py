@@ -130,7 +130,8 @@ def _on_cpu(bundle: Bundle, given: np.ndarray, threads: int) -> tuple[Outputs, f
     for index, segment in enumerate(tower.segments):
         names = [item.name for item in segment.outputs]
         feeds = {item.name: tensors[item.name] for item in segment.inputs}
-        session = open_segment(bundle.path(segment.file), threads, spin=True, arena="own")
+        path, widen = bundle.path(segment.file), segment.convolves
+        session = open_segment(path, threads, spin=True, arena="own", widen=widen)
         tensors.update(zip(names, session.run(names, feeds), strict=True))
         taken = []
         for _ in range(_RUNS):

@@ -22,6 +22,8 @@ CPU_PROVIDER = "CPUExecutionProvider"
 # would quantise the activations too, wherever a product's weights are dequantised: no faster here,
 # 6e-3 off on nano's embeddings, and not the same on every processor
 IN_FLOAT = {"session.qdq_matmulnbits_accuracy_level": "1"}
+# constants are computed at loading; without it onnxruntime keeps the nodes that dequantise them
+WIDENED = {"session.disable_quant_qdq": "1"}
 _ERRORS_ONLY = 3
 
 _threads_set: list[int] = []
@@ -90,13 +92,19 @@ def open_session(
 
 
 def open_segment(
-    path: Path, threads: int, *, spin: bool = False, arena: Arena | None = None
+    path: Path,
+    threads: int,
+    *,
+    spin: bool = False,
+    arena: Arena | None = None,
+    widen: bool = False,
 ) -> onnxruntime.InferenceSession:
     """A backbone segment's session.
 
     Args:
         spin: waiting threads spin.
         arena: None: activations' memory is given back after each run.
+        widen: make int8 weights float32 now, not in every run.
 
     Raises:
         IntegrityError: onnxruntime cannot load the file.
@@ -108,6 +116,9 @@ def open_segment(
     if arena == "shared" and not joined:
         options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    if widen:
+        for key, value in WIDENED.items():
+            options.add_session_config_entry(key, value)
     try:
         return _open(path, options)
     except Exception as error:  # onnxruntime raises its own classes, none of them public

@@ -32,7 +32,10 @@ def graph(nodes, fixed=0.0, image=0.0, text=0.0, residual=0.0):
 def tower(segment, hidden, count=14):
     """Segments that pass hidden states of (tokens, width) on."""
     shape = [Plain(name="hidden", shape=hidden)]
-    record = Plain(weight_bytes=segment, activation_bytes=8 * MB, inputs=shape, outputs=shape)
+    record = Plain(
+        weight_bytes=segment, opened_bytes=segment, convolves=False,
+        activation_bytes=8 * MB, inputs=shape, outputs=shape,
+    )  # fmt: skip
     return Plain(
         segments=[record] * count,
         taps=[Plain(tokens=5, width=hidden[1])] * 12,

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
 import pytest
 
 import edgeladder
+from edgeladder.core.bundle import Bundle
+from edgeladder.core.manifest import SegmentRecord, TensorRecord
 from edgeladder.core.onnx_graph import one_node_model
 from edgeladder.core.protobuf import FLOAT
 from edgeladder.runtime import session
+from edgeladder.runtime.towers.runner import ArraySamples, TowerRunner, TowerSizes
 
 PACKAGE = Path(edgeladder.__file__).parent
 
@@ -53,3 +57,59 @@ def test_each_session_has_the_setting_and_no_plan(
         assert options.get_session_config_entry(key) == value
     assert not options.enable_mem_pattern
     assert made.get_providers() == [session.CPU_PROVIDER]
+
+
+def _image_segments() -> list[SegmentRecord]:
+    return Bundle.open(PACKAGE / "_nano" / "bundle").manifest.image.segments
+
+
+def test_what_convolves() -> None:
+    maps, picture = (
+        TensorRecord(name="h", shape=[16, 7, 7]),
+        TensorRecord(name="p", shape=[3, 8, 8]),
+    )
+    tokens = TensorRecord(name="t", shape=[5, 16])
+
+    def made(inputs: TensorRecord, outputs: TensorRecord, stored: int | None) -> SegmentRecord:
+        return SegmentRecord(
+            file="f", inputs=[inputs], outputs=[outputs], weight_bytes=100, activation_bytes=1,
+            float_bytes=stored,
+        )  # fmt: skip
+
+    assert all(segment.convolves for segment in _image_segments())
+    assert not made(picture, tokens, None).convolves  # a transformer's patches
+    assert made(picture, tokens, None).opened_bytes == 100
+    assert made(picture, maps, None).opened_bytes == 400  # before it was recorded: int8
+    assert made(maps, tokens, 100).opened_bytes == 100
+    assert made(tokens, tokens, 400).opened_bytes == 100
+
+
+def test_int8_convolutions_are_widened_once_to_the_same_numbers() -> None:
+    block = _image_segments()[5]
+    path = PACKAGE / "_nano" / "bundle" / block.file
+    given = np.random.default_rng(0).normal(size=(2, *block.inputs[0].shape)).astype(np.float32)
+    found = {}
+    for widen in (False, True):
+        made = session.open_segment(path, 1, widen=widen)
+        (found[widen], *_) = made.run(None, {block.inputs[0].name: given})
+        if widen:
+            options = made.get_session_options()
+            assert options.get_session_config_entry("session.disable_quant_qdq") == "1"
+    assert np.abs(found[True] - found[False]).max() < 1e-5 * np.abs(found[False]).max()
+
+
+def test_a_tower_opens_its_convolutions_widened(monkeypatch, tmp_path: Path) -> None:
+    asked = []
+    opened = session.open_segment
+
+    def watched(path: Path, threads: int, **options: object) -> onnxruntime.InferenceSession:
+        asked.append(options["widen"])
+        return opened(path, threads, **options)
+
+    monkeypatch.setattr(session, "open_segment", watched)
+    bundle = Bundle.open(PACKAGE / "_nano" / "bundle")
+    size = bundle.manifest.preprocess.size
+    runner = TowerRunner(bundle, "image", TowerSizes(threads=1, whole=True), tmp_path)
+    runner.run(ArraySamples(np.zeros((1, 3, size, size), np.float32)), lambda start, outputs: None)
+    runner.close()
+    assert asked == [True] * len(bundle.manifest.image.segments)

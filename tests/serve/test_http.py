@@ -16,7 +16,7 @@ import pytest
 
 from edgeladder.cli import app as application
 from edgeladder.core.inference import InferenceRequest
-from edgeladder.serve.server import serve
+from edgeladder.serve.server import bind, serve
 from edgeladder.serve.settings import Address, Limits
 from tests.serve.conftest import Server, serving
 
@@ -271,6 +271,12 @@ def test_who_reads_the_address_is_answered_at_once(nano_run):
     request = InferenceRequest(command="serve", run=str(nano_run), budget_bytes=400_000_000)
     serve(request, Address(port=0), Limits(), None, log)
     assert len(answers) == 1
+
+
+def test_answers_are_not_held_back_for_an_acknowledgement():
+    """asyncio asks for TCP_NODELAY on sockets that say they are TCP's."""
+    with bind(Address(port=0)) as listener:
+        assert listener.proto == socket.IPPROTO_TCP
 
 
 def refused(capfd, *words: str) -> str:

@@ -34,6 +34,7 @@ from edgeladder.host.model.frozen_tower import Piece
 
 OPSET = 18
 IR_VERSION = 8
+_TIMES_SMALLER = {"fp32": 1, "fp16": 2, "int8": 4}
 _EXTERNAL_BYTES = 1024  # smaller tensors stay in the graph, where shape inference sees them
 
 
@@ -93,6 +94,7 @@ def write_segments(
                 inputs=[_record(name, values[name]) for name in piece.inputs],
                 outputs=[_record(name, values[name]) for name in piece.outputs],
                 weight_bytes=weight_bytes,
+                float_bytes=_TIMES_SMALLER[dtype] * weight_bytes,
                 activation_bytes=_peak(model, values, piece),
             )
         )

@@ -13,8 +13,10 @@ _LARGEST = {"fp16": 65504.0, "int8": float(np.finfo(np.float32).max) / 2}  # mag
 def compress(model: onnx.ModelProto, dtype: str) -> None:
     """Store large float weights as `fp16` or `int8`; `fp32` changes nothing.
 
-    onnxruntime widens them once, when it loads the model: the file shrinks, not the memory. Tables
-    that are only gathered from stay narrow in memory too: their rows are widened as they are read.
+    onnxruntime widens fp16 once, when it loads the model: the file shrinks, not the memory. int8
+    weights of a matrix product are multiplied as they are where it has a kernel for that (1.20 and
+    later), else widened in every run; those of convolutions once, because `open_segment` asks for
+    it. Tables that are only gathered from stay narrow in memory: their rows are widened as read.
     """
     if dtype == "fp32":
         return

@@ -133,7 +133,9 @@ class TowerRunner:
             # before the heap, which makes onnxruntime's environment
             session.share_threads(sizes.threads)
             arena = "shared" if session.share_arena() else None
-        return session.open_segment(path, sizes.threads, spin=sizes.spin, arena=arena)
+        return session.open_segment(
+            path, sizes.threads, spin=sizes.spin, arena=arena, widen=segment.convolves
+        )
 
     # ---- whole
 

@@ -131,7 +131,7 @@ def _tensor(name: str, *shape: int) -> SimpleNamespace:
 
 
 def _segment(file: str, inputs: list[Any], outputs: list[Any]) -> SimpleNamespace:
-    return SimpleNamespace(file=file, inputs=inputs, outputs=outputs)
+    return SimpleNamespace(file=file, inputs=inputs, outputs=outputs, convolves=False)
 
 
 def _tap(name: str, tokens: int) -> SimpleNamespace:
