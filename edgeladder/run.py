@@ -19,6 +19,7 @@ from edgeladder.core.inference import (
     RESULT_OF,
     Deployment,
     Evaluation,
+    Form,
     InferenceRequest,
     Prediction,
     Predictions,
@@ -203,6 +204,9 @@ class Run:
         out: PathText = "model.onnx",
         *,
         dtype: str = "fp32",
+        output: str = "probabilities",
+        portable: bool = False,
+        include_resize: bool = False,
         classes: Iterable[str] | None = None,
         bundle: PathText | None = None,
         budget: Size | None = None,
@@ -214,12 +218,15 @@ class Run:
         Args:
             out: the file.
             dtype: of its weights: fp32, fp16 or int8.
+            output: probabilities, or embedding: at unit length, with those of the classes beside.
+            portable: operators of the ONNX standard alone, for other runtimes.
+            include_resize: pictures of any size, resized in the graph.
         """
         request = InferenceRequest(
             command="deploy",
             run=str(self.folder),
             out=os.fspath(out),
-            dtype=dtype,
+            form=Form(dtype=dtype, output=output, portable=portable, include_resize=include_resize),
             classes=None if classes is None else ",".join(classes),
             **_place(bundle, budget, device, workers),
         )

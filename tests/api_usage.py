@@ -42,6 +42,10 @@ def usage(pictures: Path, picture: Path, folder: Path) -> list[edgeladder.Predic
     assert found.accuracy == run.accuracy.tuned
     deployed = run.deploy(folder / "model.onnx")
     assert assert_type(deployed, Deployment).difference < 1e-3
+    sized = run.deploy(folder / "any.onnx", include_resize=True, portable=True)
+    assert sized.resize_difference is not None and sized.resize_difference <= 1
+    index = run.deploy(folder / "index.onnx", output="embedding", include_resize=True)
+    assert index.class_embeddings is not None and index.class_embeddings.shape[0] == 2
     with Image.open(picture) as opened:
         image = opened.convert("RGB")
     return run.predict([str(picture), picture, image, np.asarray(image)], top=2, budget="200MB")

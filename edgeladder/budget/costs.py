@@ -49,6 +49,9 @@ class Costs:
     # predict and deploy
     loaded_head: float = 3.0  # times a head's stored fp16 arrays: themselves and in float32
     segment_session: int = 500_000
+    resized_pixel: float = (
+        64.0  # of a whole picture in a graph that resizes: float32 planes, thrice
+    )
 
 
 COSTS = Costs()

@@ -24,6 +24,7 @@ from edgeladder.budget.policy import (
 from edgeladder.budget.step_costs import activation_bytes, graph_bytes
 from edgeladder.budget.tower_costs import hidden_bytes, picture_sizes, tower_bytes
 from edgeladder.budget.workload import InferenceWorkload, phase_of, tap_bytes, value_count
+from edgeladder.core.inference import WHOLE_SIDE
 from edgeladder.core.plan import MachineBaseline, PhasePlan
 
 _GRAPHS = ("encode_image", "encode_text")
@@ -128,5 +129,7 @@ def _file_bytes(workload: InferenceWorkload) -> float:
     largest = float(max(segment.activation_bytes for segment in manifest.image.segments))
     square = float(3 * manifest.preprocess.size**2)
     asking = COSTS.activation * PROBES * largest + 2 * 4 * PROBES * square
+    if workload.resize:
+        asking += COSTS.resized_pixel * WHOLE_SIDE**2
     nodes = float(COSTS.segment_session * len(manifest.image.segments))
     return weights * DEPLOYED[workload.dtype] + asking + nodes

@@ -41,6 +41,7 @@ class InferenceWorkload:
     head_bytes: int = 0  # of arrays of head and known pictures as the adapter stores them
     files: dict[str, int] = field(default_factory=dict)  # sizes of the graphs' files
     dtype: str = "fp32"  # deploy: of the weights in the file
+    resize: bool = False  # deploy: the file resizes whole pictures
     pictures: int = 0  # check, suggest: all that are looked through
     feature_width: int = 0  # of each one as they are compared
     run: bool = False  # suggest: whether a run is asked how sure it is

@@ -104,15 +104,25 @@ def deploy(
         bool,
         typer.Option("--portable", help="Standard ONNX operators alone: any runtime reads it."),
     ] = False,
+    include_resize: Annotated[
+        bool,
+        typer.Option("--include-resize", help="Pictures of any size: the file resizes them."),
+    ] = False,
+    output: Annotated[
+        str,
+        typer.Option("--output", help="probabilities, or embedding (for a search index)."),
+    ] = "probabilities",
     classes: Classes = None,
     device: options.Device = None,
     budget: options.Budget = None,
     as_json: options.Json = False,
 ) -> Answer:
-    """One ONNX file of a run: picture in, probabilities out."""
+    """One ONNX file of a run: picture in, probabilities (or an embedding) out."""
+    from edgeladder.core.inference import Form
+
     place = _place(run, bundle, device, budget)
-    asked = {"out": str(out), "dtype": dtype, "portable": portable, "classes": classes}
-    values = _answer("deploy", {**place, **asked})
+    form = Form(dtype=dtype, output=output, portable=portable, include_resize=include_resize)
+    values = _answer("deploy", {**place, "out": str(out), "form": form, "classes": classes})
     return Answer(values, lambda: _deployed(values))
 
 
@@ -177,12 +187,15 @@ def _predicted(values: dict[str, Any]) -> str:
 
 
 def _deployed(values: dict[str, Any]) -> str:
+    what = "logits" if values["class_embeddings"] is None else "embeddings"
     line = (
         f"{values['path']}: {format_size(values['bytes'])}, {values['dtype']}, "
         f"{len(values['classes'])} classes; "
-        f"logits differ from predict's by {values['difference']:.1e} at most "
+        f"{what} differ from predict's by {values['difference']:.1e} at most "
         f"({values['compared']['pictures']} pictures, {values['compared']['origin']})"
     )
+    if values["resize_difference"] is not None:
+        line += f"; its resizing by {values['resize_difference']:.0f} grey levels"
     return "\n".join([line, *_notice(values)])
 
 

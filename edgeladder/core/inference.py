@@ -29,6 +29,25 @@ PHASE_OF: dict[str, str] = {
 }
 
 
+OUTPUTS = ("probabilities", "embedding")
+WHOLE_SIDE = 640  # px, at most, of pictures that a deployed file's own resizing is compared on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """What a deployed file is to be."""
+
+    dtype: str = "fp32"  # of its weights: fp32, fp16 or int8; arithmetic is fp32 in each
+    output: str = "probabilities"  # or embedding: (D,) at unit length, for an index
+    portable: bool = False  # in operators of the ONNX standard alone
+    include_resize: bool = False  # pictures of any size, resized in the graph
+
+    @property
+    def embeds(self) -> bool:
+        """Whether it gives embeddings."""
+        return self.output == "embedding"
+
+
 @dataclass(frozen=True, kw_only=True)
 class InferenceRequest:
     """One command below a budget as the user asked for it; all paths as text."""
@@ -47,10 +66,9 @@ class InferenceRequest:
     thumbnails: bool = False  # check: whether the answer holds small pictures
     seed: int = 0  # check: of sample and folds
     out: str = "model.onnx"  # deploy: the file
-    dtype: str = "fp32"  # deploy: of the weights in the file
+    form: Form = Form()  # deploy: what the file is to be
     provider: str = "auto"  # of the image tower: auto, cpu, or one by name; deploy: the CPU
     chosen: ProviderChoice | None = None  # what that came to on this machine; None: the CPU
-    portable: bool = False  # deploy: in operators of the ONNX standard alone
     budget_bytes: int | None = None  # None: the device's default, else a share of what is available
     device: str | None = None  # device profile by name or YAML file
     threads: int | None = None  # None: the device's cores, at most this machine's
@@ -202,11 +220,13 @@ class Deployment:
     input: Port
     output: Port
     weights: int  # stored small
-    difference: float  # the largest between the file's logits and predict's
+    difference: float  # the largest between the file's logits, or embeddings, and predict's
     compared: Compared
     known: Port | None = None  # the further output; None: the run cannot say
     known_threshold: float | None = None  # below it a picture is unknown
     known_difference: float | None = None  # the largest between the file's scores and predict's
+    class_embeddings: Port | None = None  # the further output beside an embedding
+    resize_difference: float | None = None  # the largest of pixels, in grey levels; None: no resize
     asked: AskedClasses | None = None
 
 

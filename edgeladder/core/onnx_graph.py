@@ -6,6 +6,7 @@ whatever the model's size.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,6 +30,9 @@ from edgeladder.core.protobuf import (
 )
 
 _PROTOBUF_LIMIT_BYTES = 2**31 - 1
+
+Attribute = int | float | str | list[int]
+"""Of a node."""
 
 
 @dataclass
@@ -56,7 +60,7 @@ class Graph:
         operator: str,
         inputs: Sequence[str],
         output: str | None = None,
-        attributes: Mapping[str, int | list[int]] | None = None,
+        attributes: Mapping[str, Attribute] | None = None,
         *,
         outputs: int = 1,
     ) -> str:
@@ -70,12 +74,7 @@ class Graph:
         fields.append((2, output))
         fields += [(2, f"{output}/{further}") for further in range(1, outputs)]
         fields += [(3, f"join/{operator}_{self._counter}"), (4, operator)]
-        for name, value in (attributes or {}).items():
-            if isinstance(value, int):
-                fields.append((5, message([(1, name), (3, value), (20, 2)])))
-            else:
-                ints: list[tuple[int, Value | str]] = [(8, v) for v in value]
-                fields.append((5, message([(1, name), *ints, (20, 7)])))
+        fields += [(5, _attribute(name, value)) for name, value in (attributes or {}).items()]
         self.nodes.append(message(fields))
         for name in inputs:
             self.uses.setdefault(name, operator)
@@ -223,6 +222,17 @@ class _Contents:
         return sum(map(len, self.fields)) + sum(len(h) + t.size for h, t in self.constants)
 
 
+def _attribute(name: str, value: Attribute) -> bytes:
+    """An AttributeProto; the last field is its type."""
+    if isinstance(value, int):
+        return message([(1, name), (3, value), (20, 2)])
+    if isinstance(value, float):
+        return message([(1, name), (-2, struct.pack("<f", value)), (20, 1)])
+    if isinstance(value, str):
+        return message([(1, name), (4, value), (20, 3)])
+    return message([(1, name), *((8, item) for item in value), (20, 7)])
+
+
 def _described(value: bytes) -> tuple[str, int | None]:
     """Name and number of axes of a ValueInfoProto; None where it has no shape."""
     name, rank = "", None
@@ -280,7 +290,7 @@ def _graph_reads(graph: bytes) -> set[str]:
 
 
 def one_node_model(
-    operator: str, source: int, target: int, attributes: Mapping[str, int | list[int]] | None = None
+    operator: str, source: int, target: int, attributes: Mapping[str, Attribute] | None = None
 ) -> bytes:
     """y = operator(x) over a vector, as a serialized model of opset 13.
 

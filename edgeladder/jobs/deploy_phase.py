@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgeladder.core.inference import Deployment, InferenceOrder
 from edgeladder.jobs.planned_classifier import with_classifier
-from edgeladder.runtime.deployment import checked_dtype, write_model
+from edgeladder.runtime.deployment import check_form, write_model
 
 if TYPE_CHECKING:
     from edgeladder.core.orders import Outcome
@@ -16,12 +16,8 @@ if TYPE_CHECKING:
 
 def deploy(order: InferenceOrder, control: Control) -> tuple[Outcome, Deployment | None]:
     """Write the file that the request names."""
-    request = order.request
-    dtype = checked_dtype(request.out, request.dtype)
+    request, out = order.request, Path(order.request.out)
+    check_form(out, request.form)
     return with_classifier(
-        order,
-        control,
-        lambda classifier: write_model(
-            classifier, Path(request.out), dtype, portable=request.portable
-        ),
+        order, control, lambda classifier: write_model(classifier, out, request.form)
     )

@@ -104,7 +104,8 @@ def decide(order: InferenceOrder, run: OpenedRun) -> Plan:
             for array in arrays.values()
         ),
         files={name: record.size for name, record in manifest.files.items()},
-        dtype=order.request.dtype,
+        dtype=order.request.form.dtype,
+        resize=order.request.form.include_resize,
         provider=order.request.chosen or ProviderChoice(),
     )
     baseline = machine_baseline()

@@ -56,7 +56,7 @@ def tried(order: ProviderOrder, control: Control) -> tuple[Outcome, Trials]:
 def _bundle(order: ProviderOrder) -> Bundle:
     if order.bundle is not None:
         return Bundle.open(order.bundle, verify=False)
-    from edgeladder.runtime.classifier import run_bundle
+    from edgeladder.runtime.run_folder import run_bundle
 
     return Bundle.open(run_bundle(Path(order.run or ".")), verify=False)
 

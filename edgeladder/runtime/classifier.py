@@ -13,13 +13,11 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgeladder.core.bundle import Bundle
-from edgeladder.core.errors import ConfigError
-from edgeladder.core.files import read_json
 from edgeladder.core.inference import AskedClasses, Label
 from edgeladder.core.provider import ProviderChoice
 from edgeladder.runtime.adapter import Adapter, check_bundle, load_adapter
@@ -30,6 +28,7 @@ from edgeladder.runtime.known import Known
 from edgeladder.runtime.ladder_encoder import Encoder
 from edgeladder.runtime.logits import Activations, ClassLogits, softmax
 from edgeladder.runtime.pictures.decode import EXACT_PIXELS, decode_square, normalize
+from edgeladder.runtime.run_folder import open_bundle
 from edgeladder.runtime.towers.runner import TowerRunner, TowerSizes
 from edgeladder.runtime.vocabulary import Vocabulary, asked_classes
 
@@ -130,52 +129,6 @@ class OpenedRun:
         if self.vocabulary.own:
             return None
         return self.vocabulary.asked(head=self.adapter.record.head is not None)
-
-
-def run_request(run: Path) -> dict[str, Any]:
-    """What a run was asked to do, by its config.yaml; empty for a bare adapter."""
-    from edgeladder.core.yaml_text import read_yaml  # a prediction does without
-
-    config = run / "config.yaml"
-    values = read_yaml(config) if config.is_file() else {}
-    request = values.get("request") if isinstance(values, dict) else None
-    return dict(request) if isinstance(request, dict) else {}
-
-
-def run_bundle(run: Path) -> Path:
-    """The bundle a run was trained on, as the run remembers it.
-
-    Raises:
-        ConfigError: it remembers none, or none is there any more.
-    """
-    remembered = _environment_bundle(run)
-    if remembered is not None:
-        return remembered
-    named = run_request(run).get("bundle")
-    for path in (Path(named), run / named) if named else ():
-        if path.exists():
-            return path
-    raise ConfigError(
-        f"the run's bundle is not at {named}" if named else "the run names no bundle",
-        where=str(run),
-        remedy="name it with --bundle",
-    )
-
-
-def _environment_bundle(run: Path) -> Path | None:
-    """The bundle by environment.json, which holds the whole path and needs no YAML to read."""
-    try:
-        named = read_json(run / "environment.json")["bundle"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return Path(named) if isinstance(named, str) and Path(named).exists() else None
-
-
-def open_bundle(run: Path, bundle: Bundle | Path | None) -> Bundle:
-    """The bundle given, or the run's own."""
-    if isinstance(bundle, Bundle):
-        return bundle
-    return Bundle.open(bundle if bundle is not None else run_bundle(run), graphs="when used")
 
 
 class Classifier:
@@ -295,6 +248,16 @@ class Classifier:
         self._each_batch(squares, judge)
         logits = np.concatenate(rows[1:] or rows)
         return logits, None if self.known is None else np.concatenate(scores)
+
+    def embeddings(self, squares: Sequence[Array] | Array) -> Array:
+        """The ladder's unit embeddings (n, D) of evaluation views (n, S, S, 3) uint8."""
+        rows: list[Array] = []
+
+        def encode(given: Activations) -> None:
+            rows.append(self.encoder.encode_image(given.taps, given.embedding, given.extra))
+
+        self._each_batch(squares, encode)
+        return np.concatenate(rows)
 
     def is_unknown(self, score: float | None) -> bool:
         """Whether a picture of this `known` score is probably of none of the classes."""

@@ -23,8 +23,8 @@ _FIRST_AXIS = ("Conv:1", "Gather:0", "Gemm:1:transposed", "ConvTranspose:1")
 _LAST_AXIS = ("MatMul:1", "Gemm:1", "FusedMatMul:1")
 
 
-def compress(graph: Graph, dtype: Dtype) -> int:
-    """Store the graph's large fp32 weights in `dtype`; returns how many were changed."""
+def compress(graph: Graph, dtype: str) -> int:
+    """Store the graph's large fp32 weights in a `Dtype`; returns how many were changed."""
     if dtype == "fp32":
         return 0
     widened: list[bytes] = []

@@ -1,4 +1,4 @@
-"""One graph of a whole classifier: picture -> frozen tower -> ladder -> probabilities.
+"""One graph of a whole classifier: picture -> frozen tower -> ladder -> what is asked for.
 
 The files of the bundle are joined as they are (`core.onnx_graph`); between them stand a few
 standard operators. Class embeddings, parameters and a closed-form head are constants.
@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgeladder.core.errors import ConfigError
+from edgeladder.core.inference import Form
 from edgeladder.core.onnx_graph import Graph
 from edgeladder.core.protobuf import FLOAT, UINT8, parse, text
 from edgeladder.runtime.heads.closed_form import Blend, Gda
 from edgeladder.runtime.heads.kernel import Kernel
 from edgeladder.runtime.kept_prompts import kept_places
 from edgeladder.runtime.logits import ClassEmbeddings, ClassLogits, Head
+from edgeladder.runtime.resize_graph import resize
 
 if TYPE_CHECKING:
     from edgeladder.core.bundle import Bundle
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 Array = np.ndarray
 
 PICTURE, PROBABILITIES, KNOWN = "picture", "probabilities", "known"
+EMBEDDING, CLASS_EMBEDDINGS = "picture_embedding", "class_embeddings"
+SQUARE = "pixels/square"  # (N, 3, S, S) float32, 0 to 255: what the tower sees, not yet normalised
 
 
 def assemble(
@@ -34,6 +38,7 @@ def assemble(
     classes: ClassEmbeddings,
     formula: ClassLogits,
     known: Known | None = None,
+    form: Form = Form(),
 ) -> Graph:
     """The classifier's graph.
 
@@ -43,17 +48,23 @@ def assemble(
         classes: embeddings of all of them.
         formula: what is written as operators; a ladder of weight 0 is left out.
         known: what tells a picture of no class, if the run has it.
+        form: its output, and whether it resizes.
 
     Returns:
-        Graph with input `picture` (N, S, S, 3) uint8, resized and cropped as the manifest says,
-        and outputs `probabilities` (N, C) float32 and, after it, `known` (N,) float32 where the
-        run has it. The softmax is the last node.
+        Graph with input `picture` (N, S, S, 3) uint8, resized and cropped as the manifest says, or
+        (N, H, W, 3) where it does that itself. Outputs are `probabilities` (N, C) float32 and,
+        after it, `known` (N,) float32 where the run has it (the softmax is the last node); or
+        `picture_embedding` (N, D) and `class_embeddings` (C, D) float32, at unit length.
+
+    Raises:
+        ConfigError: a head, or a way of resizing, that cannot be written.
     """
     manifest = bundle.manifest
     graph = Graph()
     size = manifest.preprocess.size
-    graph.declare(PICTURE, UINT8, ["N", size, size, 3], out=False)
-    _pixels(graph, bundle)
+    sides: list[int | str] = ["height", "width"] if form.include_resize else [size, size]
+    graph.declare(PICTURE, UINT8, ["N", *sides, 3], out=False)
+    _pixels(graph, bundle, form)
     for number, segment in enumerate(manifest.image.segments):
         edge = {t.name: t.name for t in [*segment.inputs, *segment.outputs]}
         graph.join(bundle.path(segment.file), f"image{number}/", edge)
@@ -65,6 +76,9 @@ def assemble(
         graph.add("Div", [manifest.image.embedding_pre, norm], "image_embedding_pre_scaled")
         features.append("image_embedding_pre_scaled")
     features.append("image_embedding")
+    if form.embeds:
+        _embeddings(graph, bundle, parameters, classes)
+        return graph
     if known is not None:
         _known(graph, known, features)
     graph.add(
@@ -77,6 +91,18 @@ def assemble(
     if known is not None:
         graph.declare(KNOWN, FLOAT, ["N"], out=True)
     return graph
+
+
+def _embeddings(
+    graph: Graph, bundle: Bundle, parameters: Mapping[str, Array], classes: ClassEmbeddings
+) -> None:
+    """The ladder's embeddings of pictures, and of all classes, as outputs."""
+    vectors = graph.constant("classes/vectors", np.asarray(classes.tuned, np.float32))
+    graph.add("Identity", [_ladder(graph, bundle, parameters)], EMBEDDING)
+    graph.add("Identity", [vectors], CLASS_EMBEDDINGS)
+    count, width = classes.tuned.shape
+    graph.declare(EMBEDDING, FLOAT, ["N", width], out=True)
+    graph.declare(CLASS_EMBEDDINGS, FLOAT, [count, width], out=True)
 
 
 def logits_of(graph: Graph) -> str:
@@ -150,12 +176,14 @@ def _over(graph: Graph, logits: str, temperature: float) -> str:
     return graph.add("Div", [logits, graph.constant("temperature", value)])
 
 
-def _pixels(graph: Graph, bundle: Bundle) -> None:
+def _pixels(graph: Graph, bundle: Bundle, form: Form) -> None:
     """uint8 pixels, channels last -> what the tower's first segment reads."""
     preprocess = bundle.manifest.preprocess
     name = bundle.manifest.image.segments[0].inputs[0].name
     planes = graph.add("Transpose", [PICTURE], attributes={"perm": [0, 3, 1, 2]})
-    wide = graph.add("Cast", [planes], attributes={"to": FLOAT})
+    if form.include_resize:
+        planes = resize(graph, planes, preprocess, portable=form.portable)
+    wide = graph.add("Cast", [planes], SQUARE, {"to": FLOAT})
     share = graph.add("Div", [wide, graph.constant("pixels/255", np.array(255, np.float32))])
     mean = np.asarray(preprocess.mean, np.float32).reshape(3, 1, 1)
     deviation = np.asarray(preprocess.std, np.float32).reshape(3, 1, 1)

@@ -1,89 +1,97 @@
-"""One ONNX file of a run: picture in, probabilities out, made on the device without onnx.
+"""One ONNX file of a run, made without onnx: picture in, probabilities or an embedding out.
 
-Whoever runs the file needs onnxruntime and the square of pixels its metadata describes: no
-bundle, no EdgeLadder, no text tower.
+Whoever runs the file needs onnxruntime and the square of pixels its metadata describes (or any
+picture, where it resizes itself): no bundle, no EdgeLadder, no text tower.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
 from edgeladder import __version__
 from edgeladder.core import disk
 from edgeladder.core.errors import ConfigError, EdgeLadderError
-from edgeladder.core.inference import Compared, Deployment, Port
+from edgeladder.core.inference import OUTPUTS, Compared, Deployment, Form, Port
 from edgeladder.core.ownership import require_ours
 from edgeladder.core.records import compact_json
 from edgeladder.core.spelling import nearest
 from edgeladder.runtime.classifier import Classifier, InferenceSizes
 from edgeladder.runtime.compress_weights import Dtype, compress
-from edgeladder.runtime.deploy_check import Differences, difference, probe
-from edgeladder.runtime.deploy_graph import KNOWN, PICTURE, PROBABILITIES, assemble
+from edgeladder.runtime.deploy_check import differences, probe, resize_difference
+from edgeladder.runtime.deploy_graph import (
+    CLASS_EMBEDDINGS,
+    EMBEDDING,
+    KNOWN,
+    PICTURE,
+    PROBABILITIES,
+    assemble,
+    logits_of,
+)
 from edgeladder.runtime.portable_graph import make_portable
 from edgeladder.runtime.session import IN_FLOAT, WIDENED
 
 if TYPE_CHECKING:
     from edgeladder.core.bundle import Bundle
+    from edgeladder.core.onnx_graph import Graph
 
 TOLERANCE = 1e-4  # between the file's logits and predict's, fp32: a share of the largest of them
+# grey levels between squares, by how they are made: half a level of each rounding, the first
+# weighted by a kernel; Pillow may squash in the other order (`resize_graph`)
+RESIZE_TOLERANCE = {"shortest": 2.0, "longest": 2.0, "squash": 8.0}
 
 
 def deploy(
     run: Path,
     out: Path = Path("model.onnx"),
+    form: Form = Form(),
     *,
     bundle: Bundle | Path | None = None,
-    dtype: str = "fp32",
     threads: int | None = None,
     sizes: InferenceSizes | None = None,
     classes: str | None = None,
-    portable: bool = False,
 ) -> Deployment:
     """Write a run's classifier as one ONNX file and compare it with `predict`, in this process.
 
     Args:
         run: run directory, or a folder with an adapter.
         out: the file; complete or as before.
+        form: what it is to be.
         bundle: None: the one the run remembers.
-        dtype: of the weights in the file: fp32, fp16 or int8 (arithmetic is fp32 in each).
         threads: of onnxruntime; None: all cores.
         sizes: None: the image tower whole.
         classes: that the file chooses among (`vocabulary.asked_classes`); None: those it was
             trained on.
-        portable: in operators of the ONNX standard alone, for runtimes other than onnxruntime.
 
     Raises:
-        ConfigError: no run, no bundle, unknown dtype, more than one file can hold, or `out` is a
-            file of another make.
+        ConfigError: no run, no bundle, unknown dtype or output, more than one file can hold, a
+            model whose resizing ONNX has not, or `out` is a file of another make.
         EdgeLadderError: the fp32 file and predict disagree by more than `TOLERANCE`
-            allows.
+            allows, or squares by more than `RESIZE_TOLERANCE`.
         StorageError: no space left.
     """
-    narrow = checked_dtype(out, dtype)
+    check_form(out, form)
     with Classifier.open(run, bundle, threads=threads, sizes=sizes, classes=classes) as classifier:
-        return write_model(classifier, Path(out), narrow, portable=portable)
+        return write_model(classifier, Path(out), form)
 
 
-def checked_dtype(out: str | Path, dtype: str) -> Dtype:
-    """The dtype asked for; what cannot be written is refused before anything is opened.
+def check_form(out: str | Path, form: Form) -> None:
+    """Refuse what cannot be written, before anything is opened.
 
     Raises:
-        ConfigError: unknown dtype, or `out` is a file of another make.
+        ConfigError: unknown dtype or output, or `out` is a file of another make.
     """
-    known = _known_dtype(dtype)
+    _require_one_of("dtype", form.dtype, get_args(Dtype))
+    _require_one_of("output", form.output, OUTPUTS)
     require_ours(out, "model")
-    return known
 
 
-def write_model(
-    classifier: Classifier, out: Path, dtype: Dtype, *, portable: bool = False
-) -> Deployment:
+def write_model(classifier: Classifier, out: Path, form: Form) -> Deployment:
     """`deploy` with a classifier that is open."""
     graph = assemble(
         classifier.bundle,
@@ -91,61 +99,102 @@ def write_model(
         classifier.class_embeddings,
         classifier.formula,
         classifier.known,
+        form,
     )
-    if portable:
+    if form.portable:
         make_portable(graph)
-    small = compress(graph, dtype)
+    small = compress(graph, form.dtype)
     pictures = probe(classifier)
-    expected = classifier.answers(pictures.squares)
+    expected, hidden = _expected(classifier, graph, pictures.squares, form)
     classifier.rest()  # its tower and the file's are never in memory together
     with _candidate(out) as candidate:
-        size = graph.write(candidate, _metadata(classifier), f"edgeladder {__version__}")
-        found = difference(candidate, graph, pictures.squares, expected, classifier.threads)
-        if dtype == "fp32":
-            _require_same(found, float(np.abs(expected[0]).max()), out)
-    known = classifier.known
-    side, labels = classifier.bundle.manifest.preprocess.size, classifier.classes
+        size = graph.write(candidate, _metadata(classifier, form), f"edgeladder {__version__}")
+        found = differences(candidate, pictures.squares, expected, hidden, classifier.threads)
+        if form.dtype == "fp32":
+            _require_same(found, expected, out)
+        resized = None
+        if form.include_resize:
+            resized = resize_difference(candidate, classifier, classifier.threads)
+            _require_square(resized, classifier, out)
+    main = next(iter(expected))
     return Deployment(
         path=str(out),
         bytes=size,
-        dtype=dtype,
-        classes=labels,
-        input=Port(name=PICTURE, shape=["N", side, side, 3], dtype="uint8"),
-        output=Port(name=PROBABILITIES, shape=["N", len(labels)], dtype="float32"),
+        dtype=form.dtype,
+        classes=classifier.classes,
         weights=small,
-        difference=found.logits,
+        difference=found[main],
         compared=Compared(pictures=len(pictures.squares), origin=pictures.origin),
-        known=None if known is None else Port(name=KNOWN, shape=["N"], dtype="float32"),
-        known_threshold=None if known is None else known.record.threshold,
-        known_difference=found.known,
+        known_difference=found.get(KNOWN),
+        resize_difference=resized,
         asked=classifier.run.asked(),
+        **_ports(classifier, form),
     )
 
 
-def _require_same(found: Differences, largest: float, out: Path) -> None:
+def _expected(
+    classifier: Classifier, graph: Graph, squares: np.ndarray, form: Form
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """What the file must say of these squares, the main thing first; and what of it is hidden."""
+    if form.embeds:
+        return {EMBEDDING: classifier.embeddings(squares)}, []
+    logits, known = classifier.answers(squares)
+    name = logits_of(graph)
+    return {name: logits, **({} if known is None else {KNOWN: known})}, [name]
+
+
+def _ports(classifier: Classifier, form: Form) -> dict[str, Any]:
+    """Inputs and outputs of the file, and the threshold of one, as `Deployment` has them."""
+    side, count = classifier.bundle.manifest.preprocess.size, len(classifier.classes)
+    sides: list[int | str] = ["height", "width"] if form.include_resize else [side, side]
+    ports: dict[str, Any] = {"input": Port(name=PICTURE, shape=["N", *sides, 3], dtype="uint8")}
+    if form.embeds:
+        width = classifier.class_embeddings.tuned.shape[1]
+        vectors = Port(name=CLASS_EMBEDDINGS, shape=[count, width], dtype="float32")
+        ports["output"] = Port(name=EMBEDDING, shape=["N", width], dtype="float32")
+        return {**ports, "class_embeddings": vectors}
+    ports["output"] = Port(name=PROBABILITIES, shape=["N", count], dtype="float32")
+    if classifier.known is not None:
+        ports["known"] = Port(name=KNOWN, shape=["N"], dtype="float32")
+        ports["known_threshold"] = classifier.known.record.threshold
+    return ports
+
+
+def _require_same(
+    found: Mapping[str, float], expected: Mapping[str, np.ndarray], out: Path
+) -> None:
     """Raise EdgeLadderError where a file and predict disagree by more than `TOLERANCE`."""
-    what, apart = "logits", found.logits
-    if apart <= TOLERANCE * max(1.0, largest):
-        what, apart = "scores of known pictures", found.known or 0.0
-        if apart <= TOLERANCE:
-            return
-    raise EdgeLadderError(
-        f"the file's {what} differ from predict's by {apart:.2g}",
-        where=str(out),
-        remedy="report this with the bundle's manifest.json; nothing was written",
-    )
+    for name, apart in found.items():
+        what = {KNOWN: "scores of known pictures", EMBEDDING: "embeddings"}.get(name, "logits")
+        largest = float(np.abs(expected[name]).max()) if what == "logits" else 1.0
+        if apart > TOLERANCE * max(1.0, largest):
+            raise EdgeLadderError(
+                f"the file's {what} differ from predict's by {apart:.2g}",
+                where=str(out),
+                remedy="report this with the bundle's manifest.json; nothing was written",
+            )
 
 
-def _known_dtype(name: str) -> Dtype:
-    for known in get_args(Dtype):
-        if name == known:
-            found: Dtype = known
-            return found
-    guess = nearest(name, get_args(Dtype))
+def _require_square(apart: float, classifier: Classifier, out: Path) -> None:
+    """Raise EdgeLadderError where a file resizes otherwise than predict."""
+    if apart > RESIZE_TOLERANCE[classifier.bundle.manifest.preprocess.resize_mode]:
+        raise EdgeLadderError(
+            f"the file's resized pictures differ from predict's by {apart:.0f} grey levels",
+            where=str(out),
+            remedy="deploy without --include-resize, and report this with onnxruntime's version; "
+            "nothing was written",
+        )
+
+
+def _require_one_of(option: str, given: str, choices: Sequence[str]) -> None:
+    if given in choices:
+        return
+    guess = nearest(given, choices)
     raise ConfigError(
-        f"unknown dtype {name!r}",
-        where="--dtype",
-        remedy=(f"did you mean {guess!r}? " if guess else "") + "use fp32, fp16 or int8",
+        f"unknown {option} {given!r}",
+        where=f"--{option}",
+        remedy=(f"did you mean {guess!r}? " if guess else "")
+        + f"use {', '.join(choices[:-1])} or {choices[-1]}",
     )
 
 
@@ -160,16 +209,22 @@ def _candidate(out: Path) -> Iterator[Path]:
         disk.unlink(candidate)
 
 
-def _metadata(classifier: Classifier) -> dict[str, str]:
+def _metadata(classifier: Classifier, form: Form) -> dict[str, str]:
     """What a user of the file must know, as the file's own metadata."""
     manifest = classifier.bundle.manifest
     names = [item.name for item in classifier.run.vocabulary.names]
-    known = classifier.known
-    told = {} if known is None else {"known_threshold": repr(known.record.threshold)}
+    told: dict[str, str] = {}
+    if form.embeds:  # softmax(scale * cosine + bias) are probabilities of the ladder
+        told["logit_scale"] = repr(float(manifest.model.logit_scale))
+        told["logit_bias"] = repr(float(manifest.model.logit_bias))
+    elif classifier.known is not None:
+        # a picture whose output `known` is below it is of none of the classes
+        told["known_threshold"] = repr(classifier.known.record.threshold)
+    sides = "of any height and width" if form.include_resize else "resized as preprocess says"
     convolves = any(segment.convolves for segment in manifest.image.segments)
     session = {**IN_FLOAT, **(WIDENED if convolves else {})}
     return {
-        **told,  # a picture whose output `known` is below it is of none of the classes
+        **told,
         "edgeladder": __version__,
         "classes": json.dumps(classifier.classes, ensure_ascii=False),
         "class_names": json.dumps(names, ensure_ascii=False),
@@ -178,5 +233,6 @@ def _metadata(classifier: Classifier) -> dict[str, str]:
         "bundle_digest": classifier.bundle.digest,
         "preprocess": compact_json(manifest.preprocess),
         "session_config": json.dumps(session),  # for the same numbers with int8 weights
-        "input": "RGB, resized and cropped as preprocess says; mean and std are in the graph",
+        "include_resize": str(form.include_resize).lower(),
+        "input": f"upright RGB, {sides}; mean and std are in the graph",
     }

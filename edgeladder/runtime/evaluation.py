@@ -19,10 +19,11 @@ from edgeladder.core.files import write_json
 from edgeladder.core.inference import Evaluation, Skipped
 from edgeladder.core.records import from_json, to_json
 from edgeladder.runtime.cache.store import ActivationCache, sample_key
-from edgeladder.runtime.classifier import Classifier, InferenceSizes, run_request
+from edgeladder.runtime.classifier import Classifier, InferenceSizes
 from edgeladder.runtime.logits import Activations
 from edgeladder.runtime.pictures.dataset import SPLITS, Dataset, Picture, open_data, split
 from edgeladder.runtime.pictures.sources import UnreadableError
+from edgeladder.runtime.run_folder import run_request
 from edgeladder.runtime.scoring import Score
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from edgeladder.core.comparison import Judgement, Judgements
 from edgeladder.core.errors import ConfigError, DataError
 from edgeladder.runtime.cache.selection import Selection
 from edgeladder.runtime.cache.store import sample_key
-from edgeladder.runtime.classifier import probabilities, run_request
+from edgeladder.runtime.classifier import probabilities
 from edgeladder.runtime.evaluation import (
     Judged,
     check_skipped,
@@ -26,6 +26,7 @@ from edgeladder.runtime.evaluation import (
 )
 from edgeladder.runtime.pictures.dataset import open_data
 from edgeladder.runtime.pictures.sources import UnreadableError
+from edgeladder.runtime.run_folder import run_request
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -67,17 +67,29 @@ def test_all_abilities_on_few_pictures(tmp_path):
     with zipfile.ZipFile(DEMO_PICTURES) as archive:  # of neither class: its shares are far from 0
         doubtful = archive.extract("test/hat/02.jpg", tmp_path)
     told = edgeladder.load(tmp_path / "run").predict(doubtful, progress=False)[0].labels[0]
-    guide = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
-    code = guide.split("```python\n")[1].split("```")[0]
-    done = subprocess.run(  # the guide's lines need nothing of ours
-        [sys.executable, "-I", "-c", code, doubtful],
-        capture_output=True, text=True, cwd=tmp_path, check=False, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    name, share = done.stdout.split()
+    name, share = guide_says(
+        'onnxruntime.InferenceSession("model.onnx"', tmp_path, doubtful
+    ).split()
     # int8 weights multiplied in float32: activations rounded too would be 1.5e-4 off
     assert name == told.label and told.probability < 0.99
     assert abs(float(share) - told.probability) < 1e-5
+    lines = guide_says("np.save", tmp_path, str(pictures / "test")).splitlines()
+    assert Path(lines[0].split()[1]) == picture  # nothing is more like it than itself
+    assert [Path(line.split()[1]).parent.name for line in lines[1:]] == ["dress", "shoes"]
+    index = np.load(tmp_path / "index.npy")
+    assert len(index) == 4 and np.allclose(np.linalg.norm(index, axis=1), 1, atol=1e-5)
+
+
+def guide_says(words: str, folder: Path, *arguments: str) -> str:
+    """What the guide's example with these words prints; it needs nothing of ours."""
+    guide = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+    (code,) = [part.split("```")[0] for part in guide.split("```python\n") if words in part][:1]
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code, *arguments],
+        capture_output=True, text=True, cwd=folder, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_a_notebook_of_the_guides_runs(tmp_path):

@@ -18,6 +18,7 @@ from unittest import mock
 from edgeladder.core.archive import pack, unpack
 from edgeladder.core.bundle import Bundle, write_manifest
 from edgeladder.core.files import building, sha256_file
+from edgeladder.core.inference import Form
 from edgeladder.core.job import Job, PhaseOrder, PlanOrder
 from edgeladder.core.plan import MachineBaseline
 from edgeladder.core.request import TrainRequest
@@ -181,7 +182,7 @@ def deploy_model(bundle: Path, data: Path, run: Path) -> Command:
         deploy(run, place / "model.onnx", bundle=bundle, threads=1)
 
     def act(place: Path) -> None:
-        deploy(run, place / "model.onnx", bundle=bundle, threads=1, dtype="fp16")
+        deploy(run, place / "model.onnx", Form(dtype="fp16"), bundle=bundle, threads=1)
 
     return Command.whole("deploy", before, act, lambda place: _tree(place, ".onnx"))
 

@@ -95,6 +95,11 @@ def decode_square(
         return upright(_square(image, preprocess), orientation(image))
 
 
+def square_of(image: Image.Image, preprocess: PreprocessRecord) -> np.ndarray:
+    """The evaluation view (S, S, 3) uint8 of an upright picture that is in memory."""
+    return upright(_square(image, preprocess), None)
+
+
 def normalize(squares: np.ndarray, preprocess: PreprocessRecord) -> np.ndarray:
     """(n, S, S, 3) uint8 -> (n, 3, S, S) float32.
 

@@ -13,7 +13,7 @@ import pytest
 
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.errors import ConfigError
-from edgeladder.core.inference import Deployment
+from edgeladder.core.inference import Deployment, Form
 from edgeladder.core.onnx_graph import Graph
 from edgeladder.core.protobuf import message, parse, text
 from edgeladder.runtime.classifier import Classifier
@@ -36,7 +36,7 @@ def domains(path: Path) -> tuple[set[str], set[str], set[str]]:
 @pytest.fixture
 def deployed(run_folder: Path, tmp_path: Path) -> Deployment:
     """The run's portable file."""
-    return deploy(run_folder, tmp_path / "model.onnx", portable=True)
+    return deploy(run_folder, tmp_path / "model.onnx", Form(portable=True))
 
 
 @pytest.fixture

@@ -13,11 +13,12 @@ import pytest
 from edgeladder.core.adapter_record import RECORD, CalibrationRecord, KnownRecord, StoredHead
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.errors import ConfigError, DataError, EdgeLadderError, IntegrityError
+from edgeladder.core.inference import Form
 from edgeladder.core.intervals import wilson
 from edgeladder.core.records import to_json
 from edgeladder.runtime import deploy_graph, deployment, evaluation, prediction
 from edgeladder.runtime.adapter import load_adapter, save_adapter
-from edgeladder.runtime.classifier import Classifier, probabilities, run_bundle
+from edgeladder.runtime.classifier import Classifier, probabilities
 from edgeladder.runtime.evaluation import EVALUATION, Judged
 from edgeladder.runtime.heads.closed_form import fit_head, head_arrays
 from edgeladder.runtime.heads.kernel import normalise
@@ -26,6 +27,7 @@ from edgeladder.runtime.logits import Activations, softmax
 from edgeladder.runtime.pictures.dataset import open_data, split
 from edgeladder.runtime.pictures.decode import decode_square
 from edgeladder.runtime.pictures.drawn import drawn_pictures
+from edgeladder.runtime.run_folder import run_bundle
 from edgeladder.runtime.session import open_plain, open_session
 from tests.runtime.infer.conftest import CLASSES
 
@@ -311,7 +313,7 @@ def test_a_temperature_tempers_predict_and_the_deployed_file(
 @pytest.mark.parametrize(("dtype", "tolerance"), [("fp16", 0.01), ("int8", 0.1)])
 def test_small_weights_stay_close(run_folder, tmp_path, dtype, tolerance):
     whole = deploy(run_folder, tmp_path / "whole.onnx")
-    small = deploy(run_folder, tmp_path / "small.onnx", dtype=dtype)
+    small = deploy(run_folder, tmp_path / "small.onnx", Form(dtype=dtype))
     assert small["weights"] > 0
     assert small["bytes"] < whole["bytes"]
     assert whole["difference"] < 1e-4 < small["difference"] < tolerance  # of logits
@@ -366,7 +368,7 @@ def test_an_unknown_dtype_is_refused_and_a_failed_file_never_appears(
     run_folder, tmp_path, monkeypatch
 ):
     with pytest.raises(ConfigError, match="unknown dtype 'fp61'") as caught:
-        deploy(run_folder, tmp_path / "model.onnx", dtype="fp61")
+        deploy(run_folder, tmp_path / "model.onnx", Form(dtype="fp61"))
     assert "'fp16'" in caught.value.remedy
     monkeypatch.setattr("edgeladder.runtime.deployment.TOLERANCE", -1.0)
     with pytest.raises(Exception, match="differ from predict's"):
