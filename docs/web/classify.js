@@ -84,10 +84,14 @@ async function main() {
   const told = metadata(bytes);
   if (told.include_resize !== "true") throw new Error("deploy the file with --include-resize");
   const names = JSON.parse(told.class_names);
+  // int8 weights are multiplied in float32, as predict does
+  const options = Object.entries(JSON.parse(told.session_config)).map(([key, value]) => [
+    key.replace("session.", ""),
+    value,
+  ]);
   const session = await ort.InferenceSession.create(bytes, {
     executionProviders: ["wasm"],
-    // int8 weights in float32, as predict multiplies them: the metadata's session_config
-    extra: { session: { qdq_matmulnbits_accuracy_level: "1" } },
+    extra: { session: Object.fromEntries(options) },
   });
   const input = document.getElementById("picture");
   input.addEventListener("change", async () => {
