@@ -21,7 +21,7 @@ KEPT: Row = {
 def test_twenty_budgets_are_kept(bundle_folder: Path, picture_folder: Path, tmp_path: Path) -> None:
     """By both figures; what ends early names a budget, what ends well is the unconstrained run."""
     options = argparse.Namespace(
-        case=[f"{bundle_folder}:{picture_folder}"], threads=1, shots=4, steps=12
+        case=[f"{bundle_folder}:{picture_folder}"], threads=1, shots=4, steps=12, restarts=3
     )
     (case,) = prepare(options, tmp_path)
     rows = [
@@ -53,7 +53,7 @@ def test_every_broken_promise_is_seen(tmp_path: Path) -> None:
         "more than a step lost": {"code": 3, "named": "--budget 9MB", "lost_steps": 2},
         "a wrong result": {"difference": 1e-7},
     }
-    rows = [KEPT, {**KEPT, "chunk_changed": True, "difference": 1e-6}]
+    rows = [KEPT, {**KEPT, "chunk_changed": True, "difference": 1e-5}]
     assert [verdict(row) for row in rows] == ["kept", "kept"]
     for said, change in broken.items():
         rows.append({**KEPT, **change})

@@ -100,7 +100,7 @@ def request(
         "engine": "stock",
         "seed": 0,
         "threads": options.threads,
-        "restarts": 6,
+        "restarts": options.restarts,
         "shots": options.shots,
         # 8-bit moments are another computation: the reference would not be one
         "overrides": [
@@ -258,6 +258,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--shots", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--restarts", type=int, default=6, help="of a training's worker, at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
