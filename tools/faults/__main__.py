@@ -43,7 +43,8 @@ def main() -> int:
         work = Path(folder)
         data = make_pictures(work / "pictures", count=3)
         if options.kills:
-            return _kill(Killer(work, options.bundle.resolve(), data), options)
+            more = make_pictures(work / "more", count=4, size=44)
+            return _kill(Killer(work, options.bundle.resolve(), data, more), options)
         return _cut(work, data, options)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeladder.core.files import sha256_file
+from tools.faults.commands import precompute
 
 _BUDGET = ["--budget", "900MB", "--set", "train.steps=12", "--set", "train.checkpoint_steps=3"]
 _GONE_SECONDS = 1.0  # in which workers of a killed supervisor end
@@ -40,22 +41,37 @@ def _own(*words: str) -> list[str]:
     return [sys.executable, "-c", "from edgeladder.cli.app import run; run()", *words]
 
 
-def commands(bundle: Path, data: Path) -> dict[str, KilledCommand]:
-    """All that write, and evaluate, which must not be misled by what is half there."""
+def commands(bundle: Path, data: Path, more: Path) -> dict[str, KilledCommand]:
+    """All that write, and those that must not be misled by what is half there.
+
+    Args:
+        bundle: that most are tried on; condensing takes nano, which has masks for it.
+        data: pictures by class.
+        more: other pictures.
+    """
     where = ["--bundle", str(bundle), "--data", str(data)]
 
-    def train(place: Path) -> list[str]:
-        run = place / "run"
-        if (run / "config.yaml").is_file():
-            return _own("train", "--resume", str(run), "--json")
-        return _own("train", *where, "--cache", str(place / "cache"), "--run", str(run),
-                    *_BUDGET, "--json")  # fmt: skip
+    def training(bundle: str) -> Callable[[Path], list[str]]:
+        def train(place: Path) -> list[str]:
+            run = place / "run"
+            if (run / "config.yaml").is_file():
+                return _own("train", "--resume", str(run), "--json")
+            return _own("train", "--bundle", bundle, "--data", str(data), "--cache",
+                        str(place / "cache"), "--run", str(run), *_BUDGET, "--json")  # fmt: skip
+
+        return train
 
     def adapter(place: Path, said: str) -> Any:
         return sha256_file(place / "run" / "adapter.safetensors")
 
     def accuracy(place: Path, said: str) -> Any:
         return json.loads(said)["accuracy"]
+
+    def predictions(place: Path, said: str) -> Any:
+        return [item["labels"] for item in json.loads(said)["predictions"]]
+
+    def named(*keys: str) -> Callable[[Path, str], Any]:
+        return lambda place, said: [json.loads(said)[key] for key in keys]
 
     def out(name: str) -> Callable[[Path, str], Any]:
         return lambda place, said: sha256_file(place / name)
@@ -66,14 +82,19 @@ def commands(bundle: Path, data: Path) -> dict[str, KilledCommand]:
     return {
         "export": KilledCommand(
             lambda place: [sys.executable, "-m", "tests.make_bundle", str(place / "bundle")],
-            lambda place, said: sorted(p.name for p in place.rglob("*") if p.is_file()),
+            lambda place, said: {
+                str(p.relative_to(place)): sha256_file(p)
+                for p in place.rglob("*")
+                if p.is_file()
+            },
         ),
         "precompute": KilledCommand(
             lambda place: _own("precompute", *where, "--cache", str(place / "cache"),
                                "--budget", "900MB", "--json"),
-            lambda place, said: len(list(place.rglob("0*.safetensors"))) > 0,
+            lambda place, said: precompute(bundle, data).state(place),
         ),
-        "train": KilledCommand(train, adapter),
+        "train": KilledCommand(training(str(bundle)), adapter),
+        "train nano": KilledCommand(training("nano"), adapter),
         "deploy": KilledCommand(
             lambda place: _own("deploy", "--run", run(place), "--out", str(place / "m.onnx"),
                                "--budget", "900MB", "--json"),
@@ -82,6 +103,26 @@ def commands(bundle: Path, data: Path) -> dict[str, KilledCommand]:
         "evaluate": KilledCommand(
             lambda place: _own("evaluate", "--run", run(place), "--budget", "900MB", "--json"),
             accuracy, "train",
+        ),
+        "predict": KilledCommand(
+            lambda place: _own("predict", str(data), "--run", run(place), "--budget", "900MB",
+                               "--json"),
+            predictions, "train",
+        ),
+        "check": KilledCommand(
+            lambda place: _own("check", *where, "--cache", str(place / "cache"),
+                               "--budget", "900MB", "--json"),
+            named("count", "suspects", "duplicates", "confused", "small_classes"),
+        ),
+        "suggest": KilledCommand(
+            lambda place: _own("suggest", "3", *where, "--unlabelled", str(more), "--cache",
+                               str(place / "cache"), "--budget", "900MB", "--json"),
+            named("pictures", "unlabelled"),
+        ),
+        "condense": KilledCommand(
+            lambda place: _own("condense", "--run", run(place), "--out", str(place / "condensed"),
+                               "--budget", "900MB", "--set", "condense.epochs=1", "--json"),
+            lambda place, said: sha256_file(place / "condensed" / "adapter.safetensors"), "train nano",
         ),
         "report": KilledCommand(
             lambda place: _own("report", "--run", run(place), "--json"),
@@ -93,8 +134,8 @@ def commands(bundle: Path, data: Path) -> dict[str, KilledCommand]:
 class Killer:
     """Kills commands in folders of their own."""
 
-    def __init__(self, work: Path, bundle: Path, data: Path):
-        self.work, self.known = work, commands(bundle, data)
+    def __init__(self, work: Path, bundle: Path, data: Path, more: Path):
+        self.work, self.known = work, commands(bundle, data, more)
         self._ready: dict[str, tuple[Path, Any, float]] = {}  # folder before, state, seconds
 
     def prepare(self, name: str) -> tuple[Path, Any, float]:
