@@ -122,7 +122,8 @@ def commands(bundle: Path, data: Path, more: Path) -> dict[str, KilledCommand]:
         "condense": KilledCommand(
             lambda place: _own("condense", "--run", run(place), "--out", str(place / "condensed"),
                                "--budget", "900MB", "--set", "condense.epochs=1", "--json"),
-            lambda place, said: sha256_file(place / "condensed" / "adapter.safetensors"), "train nano",
+            lambda place, said: sha256_file(place / "condensed" / "adapter.safetensors"),
+            "train nano",
         ),
         "report": KilledCommand(
             lambda place: _own("report", "--run", run(place), "--json"),
