@@ -48,8 +48,9 @@ def export(
         settings: single keys of it: `{"ladder.rank": 16}`.
         classes: class names, where a profile wants them at export.
         engine: training graphs: auto, stock, ort-training, all.
-        dtype: of the towers' weights: fp32, fp16, int8.
-        calibration: labelled pictures, for `ladder.initialize` of `fisher` or `directions`.
+        dtype: of the towers: fp32, int8 (arithmetic), int8-weights or fp16 (stored small).
+        calibration: labelled pictures, for `dtype` int8 or `ladder.initialize` of `fisher` or
+            `directions`.
         tokenizer: folder of the model's tokenizer, downloaded elsewhere.
         out: folder, or a path that ends in .tar.
         progress: show it; or a function that is told what is being done.

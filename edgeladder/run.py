@@ -217,7 +217,7 @@ class Run:
 
         Args:
             out: the file.
-            dtype: of its weights: fp32, fp16 or int8.
+            dtype: of its weights: fp32, fp16 or int8-weights.
             output: probabilities, or embedding: at unit length, with those of the classes beside.
             portable: operators of the ONNX standard alone, for other runtimes.
             include_resize: pictures of any size, resized in the graph.

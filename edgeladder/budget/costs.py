@@ -59,4 +59,4 @@ COSTS = Costs()
 # an opened deployed file in shares of the model's fp32 bytes, from ViT-B/16: fp32 weights are used
 # where the file was read to, fp16 ones are there twice, as read and widened once and for all, int8
 # ones are copied as they are and widened a product at a time
-DEPLOYED = {"fp32": 1.02, "fp16": 1.55, "int8": 0.55}
+DEPLOYED = {"fp32": 1.02, "fp16": 1.55, "int8-weights": 0.55}

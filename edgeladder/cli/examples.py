@@ -12,7 +12,7 @@ EXAMPLES = {
     "train": "edgeladder train --data pictures --budget 160MB --shots 16 --run runs/first",
     "evaluate": "edgeladder evaluate --run runs/first --data more-pictures --split test",
     "predict": "edgeladder predict --run runs/first --top 3 picture.jpg folder/",
-    "deploy": "edgeladder deploy --run runs/first --dtype int8 --out model.onnx",
+    "deploy": "edgeladder deploy --run runs/first --dtype int8-weights --out model.onnx",
     "report": "edgeladder report --run runs/first --out report.html",
     "condense": "edgeladder condense --run runs/first --keep 0.3",
     "doctor": "edgeladder doctor --bundle nano",

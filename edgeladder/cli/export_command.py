@@ -38,12 +38,13 @@ def export(
         str, typer.Option("--engine", help="Training graphs: auto, stock, ort-training, all.")
     ] = "auto",
     dtype: Annotated[
-        str, typer.Option("--dtype", help="Tower weights: fp32, fp16, int8.")
+        str, typer.Option("--dtype", help="Towers: fp32, int8, int8-weights, fp16.")
     ] = "fp32",
     calibration: Annotated[
         Path | None,
         typer.Option(
-            "--calibration", help="Labelled pictures for ladder.initialize: fisher or directions."
+            "--calibration",
+            help="Labelled pictures for --dtype int8 or ladder.initialize: fisher, directions.",
         ),
     ] = None,
     tokenizer: Annotated[

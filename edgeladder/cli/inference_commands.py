@@ -99,7 +99,7 @@ def deploy(
     run: options.Served = None,
     bundle: RunBundle = None,
     out: Annotated[Path, typer.Option("--out", help="ONNX file to write.")] = Path("model.onnx"),
-    dtype: Annotated[str, typer.Option("--dtype", help="Weights: fp32, fp16, int8.")] = "fp32",
+    dtype: Annotated[str, typer.Option("--dtype", help="fp32, fp16 or int8-weights.")] = "fp32",
     portable: Annotated[
         bool,
         typer.Option("--portable", help="Standard ONNX operators alone: any runtime reads it."),

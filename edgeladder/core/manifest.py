@@ -40,6 +40,26 @@ class TensorRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProductRecord:
+    """A matrix product of an int8 tower, and what the export's calibration batch said of it."""
+
+    name: str  # of its weight in the segment's file
+    arithmetic: Literal["int8", "float32"]
+    error: Annotated[float, Ge(0.0), Le(1e6)]  # that int8 makes, a share of the output's length
+    smoothed: bool  # its layer norm carries SmoothQuant's scales
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8Record:
+    """How an int8 tower was calibrated, and how near its float32 self it is."""
+
+    calibration: Literal["pictures", "drawn", "sentences"]
+    samples: Size
+    bound: Annotated[float, Ge(0.0), Le(1.0)]  # of a product's error; above it: float32
+    cosines: dict[str, Annotated[float, Ge(-1.01), Le(1.01)]]  # each output's least, by name
+
+
+@dataclass(frozen=True, kw_only=True)
 class SegmentRecord:
     """One ONNX piece of a frozen tower. Segments run in order and pass tensors on by name."""
 
@@ -51,6 +71,7 @@ class SegmentRecord:
     # of its weights as float32; None: written before that was recorded, when convolutions were
     # stored as int8 only
     float_bytes: Bytes | None = None
+    products: list[ProductRecord] = field(default_factory=list)  # of an int8 tower
 
     @property
     def convolves(self) -> bool:
@@ -118,6 +139,7 @@ class TowerRecord:
     embedding_pre: str | None = None  # output (N, W): before the projection, where there is one
     digest: str  # SHA-256 over weights, cut and preprocessing or tokenizer, as exported; the
     # activation cache goes by the files instead (`Bundle.tower_key`)
+    int8: Int8Record | None = None  # of a tower that was exported for int8 arithmetic
 
 
 def rows_at_once(tower: TowerRecord, segment: SegmentRecord, samples: int) -> int:

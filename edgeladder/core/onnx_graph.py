@@ -169,7 +169,7 @@ class Graph:
             raise ConfigError(
                 "one ONNX file cannot hold more than 2 GiB",
                 where=str(path),
-                remedy="deploy with --dtype fp16 or int8",
+                remedy="deploy with --dtype fp16 or int8-weights",
             )
         with replacing(path) as temporary, disk.create(temporary) as stream:
             for block in self._blocks(contents, metadata, producer):

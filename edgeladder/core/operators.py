@@ -4,8 +4,9 @@ All of them are functions of their input tensors alone. Left out is whatever cal
 files of its own (`PythonOp`, `ATen`, `EPContext`, `RegisterCustomOps` libraries), reads pictures or
 text by other parsers (`ImageDecoder`, `StringNormalizer`), generates texts (`BeamSearch`) or loops.
 Gathered from exports of every make the tests have (OpenAI ViT, SigLIP, EVA-02, EfficientNet,
-ConvNeXt, FastViT, nano; fp32, fp16, int8), from the ladders' graphs and from onnxruntime-training's
-artifacts; export checks each bundle against this list before anyone else does.
+ConvNeXt, FastViT, nano; fp32, fp16, int8, int8-weights), from the ladders' graphs and from
+onnxruntime-training's artifacts; export checks each bundle against this list before anyone else
+does.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _ACTIVATIONS = """
 _LAYERS = """
     AveragePool BatchNormalization Conv DequantizeLinear Einsum Gemm GlobalAveragePool
     GlobalMaxPool GroupNormalization InstanceNormalization LayerNormalization
-    LpNormalization MatMul MaxPool QuantizeLinear
+    LpNormalization MatMul MatMulInteger MaxPool QuantizeLinear
 """
 _SHAPES = """
     ArgMax ArgMin Cast CastLike Concat Constant ConstantOfShape CumSum DepthToSpace Expand Flatten
@@ -39,7 +40,8 @@ _MICROSOFT = """
     AdamWOptimizer BiasGelu BroadcastGradientArgs ConcatTraining ConvGrad DivGrad FastGelu
     FastGeluGrad FusedConv FusedGemm FusedMatMul GatherElementsGrad GatherGrad Gelu GeluGrad
     InPlaceAccumulatorV2 InplaceClipGradNorm LayerNormalizationGrad LogSoftmaxGrad
-    LogSoftmaxGrad_13 QuickGelu QuickGeluGrad ReduceSumTraining ReluGrad SGDOptimizerV2 Scale
+    LogSoftmaxGrad_13 MatMulIntegerToFloat QuickGelu QuickGeluGrad ReduceSumTraining ReluGrad
+    SGDOptimizerV2 Scale
     SigmoidGrad SkipLayerNormalization SliceGrad SoftmaxGrad SoftmaxGrad_13 SplitTraining TanhGrad
     ZeroGradient
 """

@@ -22,6 +22,7 @@ from edgeladder.core.ownership import require_ours
 from edgeladder.host.compile import training_artifacts as ort_training
 from edgeladder.host.compile.artifact import write_ladder
 from edgeladder.host.compile.gate import GateReport, check_ladder
+from edgeladder.host.compile.int8_gate import Batch, calibration_batches, check_int8, spell_int8
 from edgeladder.host.compile.segments import check_segments, write_segments
 from edgeladder.host.model.backbone import Backbone, load_backbone, resolve_taps
 from edgeladder.host.model.fisher import Importance, fisher, read_calibration
@@ -33,10 +34,10 @@ from edgeladder.runtime.towers.tokens import Tokenizer
 
 Progress = Callable[[str], None]
 ENGINES = ("auto", "all", "stock", "ort-training")
-DTYPES = ("fp32", "fp16", "int8")
+DTYPES = ("fp32", "int8", "int8-weights", "fp16")
 _PACKAGES = ("torch", "open_clip_torch", "onnx", "onnxruntime", "onnxruntime-training-cpu", "numpy")
 # weights narrowed on disk change the tower's numbers: what the gate then allows
-_SEGMENT_TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "int8": 0.5}
+_SEGMENT_TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "int8-weights": 0.5}
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,10 @@ class ExportOptions:
         classes: class names to keep in the manifest; a device may bring its own.
         engine: `auto` adds onnxruntime-training's artifacts where that is installed, `all` and
             `ort-training` insist on them, `stock` leaves them out. Stock graphs are always there.
-        dtype: of the backbone's weights on disk: `fp32`, `fp16` or `int8`.
-        calibration: labelled pictures, for `ladder.initialize: fisher`, and if wanted `directions`.
+        dtype: of the backbone: `fp32`; `int8`, products in int8 arithmetic where calibration finds
+            that they bear it; `int8-weights` or `fp16`, stored small and multiplied in float32.
+        calibration: labelled pictures, for `ladder.initialize: fisher`, and if wanted `directions`
+            and `dtype: int8`, which draws its own where there are none.
         tokenizer: folder of a Hugging Face tokenizer's files; None: the model's own, the hub's.
     """
 
@@ -73,7 +76,8 @@ class ExportOptions:
                     f"{value!r} is not one of {', '.join(known)}", where=option, remedy="choose one"
                 )
         kind, given = profile.ladder.initialize, self.calibration is not None
-        if (kind == "fisher" and not given) or (given and kind not in ("fisher", "directions")):
+        used = kind in ("fisher", "directions") or self.dtype == "int8"
+        if (kind == "fisher" and not given) or (given and not used):
             raise ConfigError(
                 "ladder.initialize: fisher needs pictures to measure on"
                 if kind == "fisher"
@@ -138,11 +142,14 @@ def _fill(
     options: ExportOptions,
     progress: Progress,
 ) -> GateReport:
-    towers = _towers(folder, backbone, profile, options.dtype, progress)
     tokenizer = write_tokenizer(backbone, folder)
     words, importance, pixels = Tokenizer.from_record(tokenizer, folder), None, None
+    calibration = None
     if options.calibration is not None:
         calibration = read_calibration(backbone, options.calibration, words)
+    batches = calibration_batches(backbone, words, calibration) if options.dtype == "int8" else {}
+    towers = _towers(folder, backbone, profile, options.dtype, batches, progress)
+    if calibration is not None and profile.ladder.initialize in ("fisher", "directions"):
         pixels = calibration.pixels
         if profile.ladder.initialize == "fisher":
             progress("Fisher information")
@@ -185,17 +192,31 @@ def _fill(
 
 
 def _towers(
-    folder: Path, backbone: Backbone, profile: Profile, dtype: str, progress: Progress
+    folder: Path,
+    backbone: Backbone,
+    profile: Profile,
+    dtype: str,
+    batches: dict[str, Batch],
+    progress: Progress,
 ) -> dict[str, TowerRecord]:
     towers = {}
     for side in ("image", "text"):
         config = tap_config(profile, side)
         taps = resolve_taps(backbone, side, config)
-        towers[side] = write_segments(
-            backbone, side, taps, config, folder, dtype=dtype, progress=progress
+        batch = batches.get(side)
+        record = write_segments(
+            *(backbone, side, taps, config, folder),
+            dtype=dtype,
+            calibration=None if batch is None else batch.inputs,
+            progress=progress,
         )
         progress(f"gate: {side} tower")
-        check_segments(backbone, side, towers[side], config, folder, _SEGMENT_TOLERANCE[dtype])
+        if batch is None:
+            check_segments(backbone, side, record, config, folder, _SEGMENT_TOLERANCE[dtype])
+        else:
+            record = check_int8(backbone, side, record, config, folder, batch)
+            progress(spell_int8(record))
+        towers[side] = record
     return towers
 
 

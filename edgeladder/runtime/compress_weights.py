@@ -1,7 +1,7 @@
 """Smaller weights in a joined file: fp16, or int8 with a scale per channel.
 
-Only the weights are stored small; they are widened again inside the graph and all arithmetic
-stays fp32. That makes the file a half or a quarter of its size and costs little accuracy (fp16
+Only the weights are stored small; they are widened again inside the graph, and arithmetic
+is what it was. That makes the file a half or a quarter of its size and costs little accuracy (fp16
 about 5e-4, int8 about 4e-3 of a weight), without calibration data, on every runtime.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 from edgeladder.core.onnx_graph import Graph
 from edgeladder.core.protobuf import FLOAT, Tensor
 
-Dtype = Literal["fp32", "fp16", "int8"]
+Dtype = Literal["fp32", "fp16", "int8-weights"]
 
 SMALLEST_ELEMENTS = 4096  # biases, norms and tables below this are kept: nothing to gain
 _FLOAT16_MAX = 65504.0

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from edgeladder.core.onnx_graph import Graph
 
 TOLERANCE = 1e-4  # between the file's logits and predict's, fp32: a share of the largest of them
+# the same of an int8 tower: where float32's last bit differs, what is rounded may go the other way
+INT8_TOLERANCE = 2e-2
 # grey levels between squares, by how they are made: half a level of each rounding, the first
 # weighted by a kernel; Pillow may squash in the other order (`resize_graph`)
 RESIZE_TOLERANCE = {"shortest": 2.0, "longest": 2.0, "squash": 8.0}
@@ -72,7 +74,7 @@ def deploy(
         ConfigError: no run, no bundle, unknown dtype or output, more than one file can hold, a
             model whose resizing ONNX has not, or `out` is a file of another make.
         EdgeLadderError: the fp32 file and predict disagree by more than `TOLERANCE`
-            allows, or squares by more than `RESIZE_TOLERANCE`.
+            (`INT8_TOLERANCE` where the bundle's tower is int8) allows, or squares by more than `RESIZE_TOLERANCE`.
         StorageError: no space left.
     """
     check_form(out, form)
@@ -86,6 +88,13 @@ def check_form(out: str | Path, form: Form) -> None:
     Raises:
         ConfigError: unknown dtype or output, or `out` is a file of another make.
     """
+    if form.dtype == "int8":  # what weights stored small were called before there was arithmetic
+        raise ConfigError(
+            "int8 arithmetic is decided when a bundle is exported",
+            where="--dtype",
+            remedy="use --dtype int8-weights for a small file that computes in float32, "
+            "or export the bundle with --dtype int8",
+        )
     _require_one_of("dtype", form.dtype, get_args(Dtype))
     _require_one_of("output", form.output, OUTPUTS)
     require_ours(out, "model")
@@ -111,7 +120,8 @@ def write_model(classifier: Classifier, out: Path, form: Form) -> Deployment:
         size = graph.write(candidate, _metadata(classifier, form), f"edgeladder {__version__}")
         found = differences(candidate, pictures.squares, expected, hidden, classifier.threads)
         if form.dtype == "fp32":
-            _require_same(found, expected, out)
+            int8 = classifier.bundle.manifest.image.int8 is not None
+            _require_same(found, expected, out, INT8_TOLERANCE if int8 else TOLERANCE)
         resized = None
         if form.include_resize:
             resized = resize_difference(candidate, classifier, classifier.threads)
@@ -161,13 +171,13 @@ def _ports(classifier: Classifier, form: Form) -> dict[str, Any]:
 
 
 def _require_same(
-    found: Mapping[str, float], expected: Mapping[str, np.ndarray], out: Path
+    found: Mapping[str, float], expected: Mapping[str, np.ndarray], out: Path, tolerance: float
 ) -> None:
-    """Raise EdgeLadderError where a file and predict disagree by more than `TOLERANCE`."""
+    """Raise EdgeLadderError where a file and predict disagree by more than `tolerance`."""
     for name, apart in found.items():
         what = {KNOWN: "scores of known pictures", EMBEDDING: "embeddings"}.get(name, "logits")
         largest = float(np.abs(expected[name]).max()) if what == "logits" else 1.0
-        if apart > TOLERANCE * max(1.0, largest):
+        if apart > tolerance * max(1.0, largest):
             raise EdgeLadderError(
                 f"the file's {what} differ from predict's by {apart:.2g}",
                 where=str(out),

@@ -1,11 +1,14 @@
 """A joined graph in operators of the ONNX standard alone, for runtimes other than onnxruntime.
 
-The ladder's graphs use two of onnxruntime's own operators (domain com.microsoft), which its
-documentation of contrib operators defines. Written out:
+The ladder's graphs use two of onnxruntime's own operators (domain com.microsoft) and int8 towers a
+third, which its documentation of contrib operators defines. Written out:
 
     FusedMatMul   alpha * op(A) op(B), where op moves the first axis behind the batch axes
                   (transBatch) and then swaps the last two (trans): Transpose, MatMul, Mul
     QuickGelu     x sigmoid(alpha x): Mul, Sigmoid, Mul
+    MatMulIntegerToFloat
+                  (A - a) B in int32, times a scale of A and one for each column of B:
+                  MatMulInteger, Cast, Mul
 
 The same numbers come out, a little slower in onnxruntime.
 """
@@ -20,7 +23,7 @@ import numpy as np
 from edgeladder.core.errors import ConfigError, EdgeLadderError
 from edgeladder.core.onnx_graph import Graph
 from edgeladder.core.operators import DEFAULT_DOMAINS
-from edgeladder.core.protobuf import Fields, parse, text
+from edgeladder.core.protobuf import FLOAT, Fields, parse, text
 
 _QUICK_GELU_ALPHA = 1.702  # onnxruntime's default
 
@@ -88,8 +91,17 @@ def _quick_gelu(graph: Graph, fields: Fields) -> None:
     graph.add("Mul", [name, graph.add("Sigmoid", [inner])], output)
 
 
+def _int8_matmul(graph: Graph, fields: Fields) -> None:
+    """Of the form that export writes: the scale of A is one, B has no zero point, and no bias."""
+    levels, weight, _, columns, *zero = _names(fields, 1)
+    total = graph.add("MatMulInteger", [levels, weight, *zero[:1]])
+    wide = graph.add("Cast", [total], attributes={"to": FLOAT})
+    graph.add("Mul", [wide, columns], _text(fields, 2))
+
+
 _WRITERS: dict[str, Callable[[Graph, Fields], None]] = {
     "FusedMatMul": _fused_matmul,
+    "MatMulIntegerToFloat": _int8_matmul,
     "QuickGelu": _quick_gelu,
 }
 

@@ -42,10 +42,12 @@ def test_the_smallest_budget_named_is_the_smallest_that_fits(phase):
 
 
 def test_a_deployed_file_is_opened_whole_whatever_the_towers_run_in():
-    least = {d: decide("deploy", 50, dtype=d).least["deploy"] for d in ("fp32", "fp16", "int8")}
-    assert least["fp32"] > MODEL and least["fp32"] - least["int8"] > 0.4 * MODEL
+    least = {
+        d: decide("deploy", 50, dtype=d).least["deploy"] for d in ("fp32", "fp16", "int8-weights")
+    }
+    assert least["fp32"] > MODEL and least["fp32"] - least["int8-weights"] > 0.4 * MODEL
     assert least["fp16"] > least["fp32"]  # read small, and widened beside that
-    assert decide("predict", 50).least["predict"] < least["int8"]
+    assert decide("predict", 50).least["predict"] < least["int8-weights"]
 
 
 def test_more_prompts_classes_and_pictures_at_a_time_need_more():

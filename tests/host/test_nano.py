@@ -27,7 +27,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         "nano",
         None,
         load_profile("nano"),
-        ExportOptions(engine="stock", dtype="int8"),
+        ExportOptions(engine="stock", dtype="int8-weights"),
         out=tmp_path_factory.mktemp("nano") / "bundle",
     )
 

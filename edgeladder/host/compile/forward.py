@@ -207,7 +207,11 @@ def _silu(lowering: Lowering, node: torch.fx.Node) -> str:
 
 @rule("to", "_to_copy")
 def _cast(lowering: Lowering, node: torch.fx.Node) -> str:
-    return lowering.emit(node, "Cast", [lowering.value(node.args[0])], to=1)
+    """To float32; nothing where it is that: open_clip's layer norms cast back what no one cast."""
+    value = lowering.value(node.args[0])
+    if lowering.graph.types[value] == "float32":
+        return value
+    return lowering.emit(node, "Cast", [value], to=1)
 
 
 @rule("detach")

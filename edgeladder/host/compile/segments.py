@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, numpy_helper
+from onnx import numpy_helper
 
 from edgeladder.core.config import TapConfig
 from edgeladder.core.errors import EdgeLadderError
@@ -28,13 +28,16 @@ from edgeladder.core.manifest import SegmentRecord, TapRecord, TensorRecord, Tow
 from edgeladder.core.records import compact_json, to_json
 from edgeladder.host.compile import forward_towers  # noqa: F401  (registers its rules)
 from edgeladder.host.compile.forward import lower
+from edgeladder.host.compile.int8_choice import choose
+from edgeladder.host.compile.segment_memory import peak_bytes
 from edgeladder.host.compile.weights import compress
 from edgeladder.host.model.backbone import Backbone
 from edgeladder.host.model.frozen_tower import Piece
+from edgeladder.runtime.session import open_plain
 
 OPSET = 18
 IR_VERSION = 8
-_TIMES_SMALLER = {"fp32": 1, "fp16": 2, "int8": 4}
+_TIMES_SMALLER = {"fp32": 1, "fp16": 2, "int8-weights": 4, "int8": 1}  # convolutions
 _EXTERNAL_BYTES = 1024  # smaller tensors stay in the graph, where shape inference sees them
 
 
@@ -54,12 +57,14 @@ def write_segments(
     folder: Path,
     *,
     dtype: str = "fp32",
+    calibration: torch.Tensor | None = None,
     progress: Callable[[str], None] = lambda note: None,
 ) -> TowerRecord:
     """Write a tower's segments below `folder/backbone/<side>/`.
 
     Args:
-        dtype: `fp32`, `fp16` or `int8` weights on disk.
+        dtype: `fp32`, `int8` arithmetic where it is bearable, or `fp16` or `int8-weights` on disk.
+        calibration: for `int8`, a batch (n, ..) of what the tower reads.
         progress: told each piece's name.
 
     Raises:
@@ -73,6 +78,7 @@ def write_segments(
     templates: dict[str, Template] = {}
     pieces = tower.pieces(taps, config)
     values: dict[str, torch.Tensor] = {tower.source: _sample(tower)}
+    seen = {} if calibration is None else {tower.source: calibration}
     segments = []
     for number, piece in enumerate(pieces):
         label = _label(number, len(pieces))
@@ -85,6 +91,8 @@ def write_segments(
         _rename(model, piece)
         for tensor in model.graph.initializer:
             digest.update(tensor.raw_data)
+        products = choose(model, {n: seen[n].numpy() for n in piece.inputs}) if seen else []
+        seen = _passed_on(piece, pieces[number + 1 :], seen)
         compress(model, dtype)
         file = f"backbone/{side}/{label}.onnx"
         weight_bytes = _save(model, folder / file)
@@ -95,7 +103,8 @@ def write_segments(
                 outputs=[_record(name, values[name]) for name in piece.outputs],
                 weight_bytes=weight_bytes,
                 float_bytes=_TIMES_SMALLER[dtype] * weight_bytes,
-                activation_bytes=_peak(model, values, piece),
+                activation_bytes=peak_bytes(model, values, piece),
+                products=products,
             )
         )
     outputs = {name for piece in pieces for name in piece.outputs}
@@ -106,6 +115,19 @@ def write_segments(
         embedding_pre="embedding_pre" if "embedding_pre" in outputs else None,
         digest=digest.hexdigest(),
     )
+
+
+def _passed_on(
+    piece: Piece, later: list[Piece], seen: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """What the calibration batch is after a piece, as far as later ones read it."""
+    if not seen:
+        return seen
+    with torch.no_grad():
+        results = piece(*[seen[name] for name in piece.inputs])
+    after = seen | dict(zip(piece.outputs, results, strict=True))
+    read = {name for other in later for name in other.inputs}
+    return {name: value for name, value in after.items() if name in read}
 
 
 def _label(number: int, count: int) -> str:
@@ -265,30 +287,19 @@ def _save(model: onnx.ModelProto, path: Path) -> int:
     return total
 
 
-def _peak(model: onnx.ModelProto, values: dict[str, torch.Tensor], piece: Piece) -> int:
-    """Peak bytes of intermediate tensors for one sample, by shape inference and liveness."""
-    sized = onnx.ModelProto()
-    sized.CopyFrom(model)
-    for info in [*sized.graph.input, *sized.graph.output]:
-        info.type.tensor_type.shape.dim[0].ClearField("dim_param")
-        info.type.tensor_type.shape.dim[0].dim_value = 1
-    try:
-        sized = onnx.shape_inference.infer_shapes(sized, data_prop=True)
-    except Exception:  # only an estimate is lost
-        return int(4 * sum(values[name][0].numel() for name in piece.outputs))
-    sizes = {}
-    for info in [*sized.graph.value_info, *sized.graph.output]:
-        kind = info.type.tensor_type
-        width = 8 if kind.elem_type == TensorProto.INT64 else 4
-        sizes[info.name] = width * int(np.prod([max(1, d.dim_value) for d in kind.shape.dim]))
-    last = {name: i for i, node in enumerate(sized.graph.node) for name in node.input}
-    live, peak = 0, 0
-    for place, node in enumerate(sized.graph.node):
-        live += sum(sizes.get(name, 0) for name in node.output)
-        peak = max(peak, live)
-        done = {name for name in node.input if last.get(name) == place}
-        live -= sum(sizes.get(name, 0) for name in done)
-    return peak
+def run_segments(record: TowerRecord, folder: Path, source: np.ndarray) -> dict[str, np.ndarray]:
+    """Everything that the chained segments pass on or give, by name.
+
+    Args:
+        source: (n, ..), what the first segment reads.
+    """
+    values = {record.segments[0].inputs[0].name: source}
+    for segment in record.segments:
+        session = open_plain(folder / segment.file)
+        names = [tensor.name for tensor in segment.outputs]
+        found = session.run(names, {t.name: values[t.name] for t in segment.inputs})
+        values.update(zip(names, found, strict=True))
+    return values
 
 
 def check_segments(
@@ -307,18 +318,11 @@ def check_segments(
     Raises:
         EdgeLadderError: it is above `tolerance`.
     """
-    from edgeladder.runtime.session import open_plain
-
     tower = backbone.tower(side)
     sample = _sample(tower)
     with torch.no_grad():
         wanted = tower.reference(sample, record.taps, config)
-    values: dict[str, np.ndarray] = {tower.source: sample.numpy()}
-    for segment in record.segments:
-        session = open_plain(folder / segment.file)
-        names = [tensor.name for tensor in segment.outputs]
-        found = session.run(names, {t.name: values[t.name] for t in segment.inputs})
-        values.update(zip(names, found, strict=True))
+    values = run_segments(record, folder, sample.numpy())
     worst = 0.0
     for name, reference in wanted.items():
         expected = reference.numpy()

@@ -7,16 +7,18 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 _SMALL = 1024  # elements below which a tensor is left alone
-_LARGEST = {"fp16": 65504.0, "int8": float(np.finfo(np.float32).max) / 2}  # magnitude that is kept
+_HUGE = float(np.finfo(np.float32).max) / 2
+_LARGEST = {"fp16": 65504.0, "int8-weights": _HUGE, "int8": _HUGE}  # magnitude that is kept
 
 
 def compress(model: onnx.ModelProto, dtype: str) -> None:
-    """Store large float weights as `fp16` or `int8`; `fp32` changes nothing.
+    """Store large float weights as `fp16` or `int8-weights`; `fp32` changes nothing.
 
     onnxruntime widens fp16 once, when it loads the model: the file shrinks, not the memory. int8
     weights of a matrix product are multiplied as they are where it has a kernel for that (1.20 and
     later), else widened in every run; those of convolutions once, because `open_segment` asks for
     it. Tables that are only gathered from stay narrow in memory: their rows are widened as read.
+    Of `int8` the products are int8 already (`int8_choice`), and only tables are left to narrow.
     """
     if dtype == "fp32":
         return
@@ -33,8 +35,10 @@ def compress(model: onnx.ModelProto, dtype: str) -> None:
             continue  # an attention mask: its -inf has no scale, and its finite minimum no half
         uses = readers.get(tensor.name, [])
         gathers = [n for n in uses if n.op_type == "Gather" and n.input[0] == tensor.name]
-        if uses and len(gathers) == len(uses) and dtype == "int8":
+        if uses and len(gathers) == len(uses) and dtype != "fp16":
             _narrow_table(model, tensor, array, gathers)
+            continue
+        if dtype == "int8":
             continue
         wide, narrow = tensor.name, f"{tensor.name}/{dtype}"
         if dtype == "fp16":

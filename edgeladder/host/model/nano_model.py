@@ -261,7 +261,7 @@ def narrow_weights(network: nn.Module) -> dict[str, Tensor]:
     """What a weights file holds: matrices int8 with a scale per output, the rest as it is.
 
     The scales run along the axis that the export's own int8 uses, so that exporting with
-    `--dtype int8` loses nothing more.
+    `--dtype int8-weights` loses nothing more.
     """
     stored: dict[str, Tensor] = {}
     for name, value in network.state_dict().items():

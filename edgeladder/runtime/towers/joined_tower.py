@@ -15,12 +15,13 @@ from edgeladder.core.errors import IntegrityError
 from edgeladder.core.files import storage_errors
 from edgeladder.core.onnx_graph import Graph
 from edgeladder.core.protobuf import FLOAT, parse, text
+from edgeladder.runtime.portable_graph import make_portable
 
 if TYPE_CHECKING:
     from edgeladder.core.bundle import Bundle, Side
 
 BATCH = "N"  # the joined file's name of its first dimension, which a session is given a size for
-_VERSION = 1  # of how files are joined: part of their names
+_VERSION = 2  # of how files are joined: part of their names
 
 
 def joined_tower(bundle: Bundle, side: Side, folder: Path) -> Path:
@@ -57,6 +58,7 @@ def _join(bundle: Bundle, side: Side) -> Graph:
     wanted = [*(tap.name for tap in tower.taps), tower.embedding, tower.embedding_pre]
     for name in dict.fromkeys(name for name in wanted if name):
         graph.declare(name, FLOAT, [BATCH, *shapes[name]], out=True)
+    make_portable(graph)  # other providers know the standard's operators
     return graph
 
 

@@ -116,7 +116,7 @@ def test_digest_names_weights_and_cut(
     assert record.digest != again.digest
 
 
-@pytest.mark.parametrize(("dtype", "limit"), [("fp16", 1e-2), ("int8", 0.2)])
+@pytest.mark.parametrize(("dtype", "limit"), [("fp16", 1e-2), ("int8-weights", 0.2)])
 def test_narrow_weights_stay_close(
     openai: Backbone, image: tuple[TowerRecord, Path], tmp_path: Path, dtype: str, limit: float
 ) -> None:
@@ -131,7 +131,9 @@ def test_narrow_weights_stay_close(
 
 
 @pytest.mark.parametrize("make", ["vit-b-16", "vit-b-32", "vit-b-16-custom-text"])
-@pytest.mark.parametrize(("dtype", "limit"), [("fp32", 1e-5), ("fp16", 2e-3), ("int8", 0.05)])
+@pytest.mark.parametrize(
+    ("dtype", "limit"), [("fp32", 1e-5), ("fp16", 2e-3), ("int8-weights", 0.05)]
+)
 def test_native_towers_pass_the_gate(make: str, dtype: str, limit: float, tmp_path: Path) -> None:
     """At a text's real length the causal mask is as large as a weight, and holds -inf."""
     backbone = small_backbone(make)

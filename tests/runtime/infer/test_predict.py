@@ -310,7 +310,7 @@ def test_a_temperature_tempers_predict_and_the_deployed_file(
     np.testing.assert_allclose(given, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("fp16", 0.01), ("int8", 0.1)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("fp16", 0.01), ("int8-weights", 0.1)])
 def test_small_weights_stay_close(run_folder, tmp_path, dtype, tolerance):
     whole = deploy(run_folder, tmp_path / "whole.onnx")
     small = deploy(run_folder, tmp_path / "small.onnx", Form(dtype=dtype))
