@@ -20,6 +20,7 @@ from edgeladder.budget.policy import LEAST_USEFUL_BYTES, PROBE_LIMIT_BYTES
 from edgeladder.core.errors import ConfigError, EdgeLadderError, IntegrityError
 from edgeladder.core.records import to_json
 from edgeladder.core.sizes import format_size
+from edgeladder.runtime import exact_sums
 
 _NEEDED_PACKAGES = (
     "numpy", "pillow", "psutil", "pydantic", "pyyaml", "rich", "safetensors", "tokenizers", "typer",
@@ -108,7 +109,8 @@ def examine(bundle: Path | None = None) -> Examination:
             f"{format_size(machine.available_bytes)} available",
         )
     )
-    for check in (_device, _python, _packages, _engines, _accelerator, _memory, _limit, _disk):
+    looks = (_device, _python, _packages, _engines, _int8, _accelerator, _memory, _limit, _disk)
+    for check in looks:
         found.checks.append(check(machine))
     if bundle is not None:
         found.checks.extend(_bundle(bundle, found))
@@ -219,6 +221,10 @@ _WHEELS = {
     "onnxruntime-gpu": "onnxruntime-gpu",
     "onnxruntime-openvino": "onnxruntime-openvino",
 }
+
+
+def _int8(machine: Machine) -> Check:
+    return Check("int8 products", "ok", exact_sums.describe())
 
 
 def _accelerator(machine: Machine) -> Check:

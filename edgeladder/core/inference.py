@@ -37,7 +37,7 @@ WHOLE_SIDE = 640  # px, at most, of pictures that a deployed file's own resizing
 class Form:
     """What a deployed file is to be."""
 
-    dtype: str = "fp32"  # of its weights: fp32, fp16 or int8; arithmetic is fp32 in each
+    dtype: str = "fp32"  # of its weights: fp32, fp16 or int8-weights
     output: str = "probabilities"  # or embedding: (D,) at unit length, for an index
     portable: bool = False  # in operators of the ONNX standard alone
     include_resize: bool = False  # pictures of any size, resized in the graph

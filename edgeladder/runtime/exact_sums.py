@@ -26,11 +26,26 @@ def exact_sums() -> dict[str, str]:
     return {} if VNNI & processor_flags(_CPUINFO) else {"session.x64quantprecision": "1"}
 
 
+def describe() -> str:
+    """How this processor sums int8 products, in a few words for a person."""
+    flags = processor_flags(_CPUINFO)
+    if platform.machine().lower() in _X86:
+        return "no VNNI: exact, by slower sums" if exact_sums() else "VNNI"
+    for flag, words in (
+        ("i8mm", "i8mm"),
+        ("asimddp", "dot product"),
+        ("asimd", "NEON, without dot"),
+    ):
+        if flag in flags:
+            return words
+    return "unknown to us: exact, and perhaps slow"
+
+
 def processor_flags(cpuinfo: Path) -> frozenset[str]:
     """What the first processor can, by Linux's names; none where the file tells nothing."""
     try:
         lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return frozenset()
-    flags = (line.partition(":")[2].split() for line in lines if line.startswith("flags"))
-    return frozenset(next(flags, ()))
+    named = (line for line in lines if line.startswith(("flags", "Features")))
+    return frozenset(next(named, "").partition(":")[2].split())

@@ -136,3 +136,20 @@ def test_sums_of_int8_products_are_exact_on_every_processor(
         exact_sums.exact_sums.cache_clear()
         assert ("session.x64quantprecision" in exact_sums.exact_sums()) == expected
     exact_sums.exact_sums.cache_clear()
+
+
+def test_doctor_says_how_int8_is_summed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    monkeypatch.setattr(exact_sums, "_CPUINFO", cpuinfo)
+    for machine, line, expected in (
+        ("x86_64", "flags : avx512_vnni", "VNNI"),
+        ("x86_64", "flags : avx2", "no VNNI: exact, by slower sums"),
+        ("aarch64", "Features : fp asimd asimddp i8mm", "i8mm"),
+        ("aarch64", "Features : fp asimd asimddp", "dot product"),
+        ("aarch64", "Features : fp asimd", "NEON, without dot"),
+    ):
+        monkeypatch.setattr("platform.machine", lambda machine=machine: machine)
+        cpuinfo.write_text(line + "\n")
+        exact_sums.exact_sums.cache_clear()
+        assert exact_sums.describe() == expected
+    exact_sums.exact_sums.cache_clear()

@@ -134,7 +134,9 @@ def test_a_way_of_resizing_that_onnx_has_not_is_refused() -> None:
         resizer(preprocess, portable=False)
 
 
-@pytest.mark.parametrize("form", [Form(output="embedding"), Form(output="embedding", dtype="int8")])
+@pytest.mark.parametrize(
+    "form", [Form(output="embedding"), Form(output="embedding", dtype="int8-weights")]
+)
 def test_an_embedding_is_the_ladders_own(run_folder: Path, tmp_path: Path, form: Form) -> None:
     deployed = deploy(run_folder, tmp_path / "index.onnx", form)
     assert deployed.difference < (TOLERANCE if form.dtype == "fp32" else 0.1)
