@@ -123,8 +123,10 @@ def _class_bytes(workload: InferenceWorkload) -> float:
 def _file_bytes(workload: InferenceWorkload) -> float:
     """The finished file, opened and asked about the probes."""
     manifest = workload.manifest
-    weights = float(sum(segment.weight_bytes for segment in manifest.image.segments))
-    weights += 4.0 * value_count(manifest) + 2.0 * workload.head_bytes
+    tower = float(sum(segment.weight_bytes for segment in manifest.image.segments))
+    # products of an int8 tower are written as they are, whatever is asked for the others
+    tower *= DEPLOYED["fp32" if manifest.image.int8 is not None else workload.dtype]
+    weights = 4.0 * value_count(manifest) + 2.0 * workload.head_bytes
     weights += 2 * 4.0 * workload.classes * int(manifest.model.embedding_dim)
     largest = float(max(segment.activation_bytes for segment in manifest.image.segments))
     square = float(3 * manifest.preprocess.size**2)
@@ -132,4 +134,4 @@ def _file_bytes(workload: InferenceWorkload) -> float:
     if workload.resize:
         asking += COSTS.resized_pixel * WHOLE_SIDE**2
     nodes = float(COSTS.segment_session * len(manifest.image.segments))
-    return weights * DEPLOYED[workload.dtype] + asking + nodes
+    return tower + weights * DEPLOYED[workload.dtype] + asking + nodes

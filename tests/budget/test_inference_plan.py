@@ -50,6 +50,16 @@ def test_a_deployed_file_is_opened_whole_whatever_the_towers_run_in():
     assert decide("predict", 50).least["predict"] < least["int8-weights"]
 
 
+def test_an_int8_tower_is_deployed_as_it_is():
+    work = replace(WORK, manifest=manifest(segment=7 * MB))
+    work.manifest.image.int8 = object()
+    decided = [
+        plan_inference(replace(work, dtype=dtype), "deploy", BASELINE, 50).least["deploy"]
+        for dtype in ("fp32", "int8-weights")
+    ]
+    assert decided[0] - decided[1] < 0.1 * MODEL  # the ladder's own weights
+
+
 def test_more_prompts_classes_and_pictures_at_a_time_need_more():
     few = decide("predict", 2_000).phases["predict"].planned_peak_bytes
     assert decide("predict", 2_000, prompts=7_000).phases["predict"].planned_peak_bytes > few

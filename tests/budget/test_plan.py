@@ -41,6 +41,7 @@ def tower(segment, hidden, count=14):
         taps=[Plain(tokens=5, width=hidden[1])] * 12,
         embedding="embedding",
         embedding_pre=None,
+        int8=None,
     )
 
 
