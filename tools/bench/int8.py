@@ -4,13 +4,15 @@
     python -m tools.bench.int8 model --name ViT-B-16 --out outliers.pt   # a host with open_clip
     python -m tools.bench.int8 run --bundle fp32=B16 --bundle int8=B16-int8 --out int8-speed.csv
     python -m tools.bench.int8 table int8-speed.csv --against fp32
+    python -m tools.bench.int8 cosines --bundle fp32=B16 --bundle int8=B16-int8
 
 `model` makes random weights with outliers planted where CLIP has them: a few channels of the
 residual stream that are forty times as large as the others, weights that read them smaller by as
 much. `edgeladder export --pretrained outliers.pt` with and without `--dtype int8` makes the
 bundles. `run` is `edgeladder precompute` on pictures that it draws, from an empty cache each time,
 under a budget that holds the whole tower and one that streams it, every bundle in turn in every
-round.
+round. `cosines` sets taps and embeddings of the second bundle beside the first's, on such pictures,
+none of which calibrated anything.
 """
 
 from __future__ import annotations
@@ -126,6 +128,43 @@ def run(options: argparse.Namespace) -> None:
                     print(row, file=sys.stderr)
 
 
+def outputs(bundle: Path, pictures: Path, threads: int) -> dict[str, np.ndarray]:
+    """Taps and embedding of every picture, streamed."""
+    from edgeladder.core.bundle import Bundle
+    from edgeladder.runtime.pictures.decode import decode_square, normalize
+    from edgeladder.runtime.towers.runner import ArraySamples, TowerRunner, TowerSizes
+
+    opened = Bundle.open(bundle, verify=False)
+    preprocess = opened.manifest.preprocess
+    files = sorted(pictures.rglob("*.jpg"))
+    squares = np.stack([decode_square(path.read_bytes(), preprocess) for path in files])
+    found: dict[str, list[np.ndarray]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        runner = TowerRunner(opened, "image", TowerSizes(threads=threads), Path(folder))
+
+        def keep(_: int, some: dict[str, np.ndarray]) -> None:
+            for name, values in some.items():
+                found.setdefault(name, []).append(values.copy())
+
+        runner.run(ArraySamples(normalize(squares, preprocess)), keep)
+        runner.close()
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def cosines(options: argparse.Namespace) -> None:
+    """The least and the mean over pictures, a tap or embedding as one vector."""
+    first, second = (Path(item.split("=", 1)[1]) for item in options.bundle)
+    with tempfile.TemporaryDirectory() as folder:
+        draw_pictures(Path(folder), options.pictures)
+        expected, found = (outputs(b, Path(folder), options.threads) for b in (first, second))
+    print("| output | least cosine | mean |\n|---|---|---|")
+    for name, reference in expected.items():
+        left, right = (x.reshape(len(x), -1).astype(np.float64) for x in (found[name], reference))
+        lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+        values = (left * right).sum(1) / lengths
+        print(f"| {name} | {values.min():.4f} | {values.mean():.4f} |")
+
+
 def table(rows: list[dict[str, str]], against: str) -> str:
     """Medians by way and bundle, and their ratios, as Markdown."""
     lines = [
@@ -166,6 +205,10 @@ def main() -> int:
     runs.add_argument("--whole", default="2GB", help="a budget that holds the tower")
     runs.add_argument("--streamed", default="192MB", help="one that does not")
     runs.add_argument("--out", type=Path, required=True)
+    beside = commands.add_parser("cosines")
+    beside.add_argument("--bundle", action="append", required=True, help="NAME=FOLDER, twice")
+    beside.add_argument("--pictures", type=int, default=16)
+    beside.add_argument("--threads", type=int, default=2)
     shown = commands.add_parser("table")
     shown.add_argument("rows", type=Path)
     shown.add_argument("--against", default="fp32")
@@ -174,6 +217,8 @@ def main() -> int:
         plant_outliers(options.name, options.out)
     elif options.command == "run":
         run(options)
+    elif options.command == "cosines":
+        cosines(options)
     else:
         with options.rows.open(newline="") as stream:
             print(table(list(csv.DictReader(stream)), options.against))
