@@ -73,8 +73,9 @@ def deploy(
     Raises:
         ConfigError: no run, no bundle, unknown dtype or output, more than one file can hold, a
             model whose resizing ONNX has not, or `out` is a file of another make.
-        EdgeLadderError: the fp32 file and predict disagree by more than `TOLERANCE`
-            (`INT8_TOLERANCE` where the bundle's tower is int8) allows, or squares by more than `RESIZE_TOLERANCE`.
+        EdgeLadderError: the fp32 file and predict disagree by more than `TOLERANCE` allows
+            (`INT8_TOLERANCE` where the tower is int8), or squares by more than
+            `RESIZE_TOLERANCE`.
         StorageError: no space left.
     """
     check_form(out, form)

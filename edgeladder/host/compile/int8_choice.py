@@ -109,7 +109,9 @@ def _groups(model: onnx.ModelProto, products: list[Product]) -> list[_Group]:
 
 
 def _weight(model: onnx.ModelProto, name: str) -> np.ndarray:
-    return numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == name))
+    tensor = next(t for t in model.graph.initializer if t.name == name)
+    found: np.ndarray = numpy_helper.to_array(tensor)
+    return found
 
 
 def _smoothing(model: onnx.ModelProto, group: _Group, rows: np.ndarray) -> np.ndarray | None:

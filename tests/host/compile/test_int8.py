@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeladder.core.errors import EdgeLadderError
 from edgeladder.core.manifest import TowerRecord
+from edgeladder.core.onnx_check import check_model
 from edgeladder.core.onnx_graph import Graph
 from edgeladder.core.protobuf import FLOAT
 from edgeladder.host.compile import int8_choice, int8_gate
@@ -183,6 +184,8 @@ def test_a_tower_passes_the_gate_whatever_its_batch(
     assert checked.int8 is not None and min(checked.int8.cosines.values()) > 0.999
     assert set(checked.int8.cosines) == {"embedding", *(tap.name for tap in record.taps)}
     assert "products in int8" in int8_gate.spell_int8(checked)
+    for segment in record.segments:
+        check_model(tmp_path, segment.file)  # nothing that a bundle may not have
     whole = run_segments(record, tmp_path, batch.numpy())
     alone = run_segments(record, tmp_path, batch[1:3].numpy())
     for name in checked.int8.cosines:

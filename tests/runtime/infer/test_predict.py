@@ -370,6 +370,9 @@ def test_an_unknown_dtype_is_refused_and_a_failed_file_never_appears(
     with pytest.raises(ConfigError, match="unknown dtype 'fp61'") as caught:
         deploy(run_folder, tmp_path / "model.onnx", Form(dtype="fp61"))
     assert "'fp16'" in caught.value.remedy
+    with pytest.raises(ConfigError, match="decided when a bundle is exported") as caught:
+        deploy(run_folder, tmp_path / "model.onnx", Form(dtype="int8"))
+    assert "--dtype int8-weights" in caught.value.remedy
     monkeypatch.setattr("edgeladder.runtime.deployment.TOLERANCE", -1.0)
     with pytest.raises(Exception, match="differ from predict's"):
         deploy(run_folder, tmp_path / "model.onnx")
