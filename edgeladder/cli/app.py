@@ -17,6 +17,7 @@ from typing import Any
 import typer
 
 from edgeladder.cli import (
+    cache_command,
     demo_command,
     doctor_command,
     export_command,
@@ -74,6 +75,7 @@ for module in (
     service_commands,
     report_commands,
     run_commands,
+    cache_command,
     review_commands,
     suggest_command,
     doctor_command,

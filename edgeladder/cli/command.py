@@ -37,8 +37,8 @@ GROUPS = {
         "--views"
     ),
     "Output": (
-        "--csv --include-resize --json --keep-checkpoints --no-pictures --out --page --portable "
-        "--quiet --top --verbose"
+        "--csv --include-resize --json --keep-checkpoints --no-pictures --out --output --page "
+        "--portable --quiet --top --verbose"
     ),
 }
 _GROUP_OF = {name: group for group, names in GROUPS.items() for name in names.split()}

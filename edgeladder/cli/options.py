@@ -70,6 +70,7 @@ _MAKES = {
     "bundle": "`edgeladder export --model ViT-B/16 --out {}` on a host makes a bundle (or name "
     "one with --bundle)",
     "pictures": "put them in {}/<class>/<picture>.jpg (or name a folder, .zip or CSV with --data)",
+    "cache": "`edgeladder precompute --cache {}` makes one (or name one with --cache)",
     "run": "`edgeladder train --run {}` makes one (or name one with --run)",
 }
 

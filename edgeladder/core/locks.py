@@ -16,13 +16,16 @@ _POLL_SECONDS = 0.05
 Tell = Callable[[str], None]
 
 
-def take_lock(descriptor: int, what: str, tell: Tell | None = None) -> bool:
-    """Take an exclusive lock (flock), waiting up to `WAIT_SECONDS` for it.
+def take_lock(
+    descriptor: int, what: str, tell: Tell | None = None, *, shared: bool = False
+) -> bool:
+    """Take a lock (flock), waiting up to `WAIT_SECONDS` for it.
 
     Args:
         descriptor: of an open file; the lock ends with its last copy, those of children included.
         what: it is the lock of, for the line that is told.
         tell: told once that there is something to wait for.
+        shared: beside others that share it, and not alone.
 
     Returns:
         Whether it was had.
@@ -31,7 +34,7 @@ def take_lock(descriptor: int, what: str, tell: Tell | None = None) -> bool:
     told = False
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
             pass

@@ -30,6 +30,7 @@ _OURS = re.compile(
     r"|folds/\d+\.safetensors"
     r"|cache/(image|text)-[0-9a-f]{16}-(fp16|int8)(-\w+)?"
     r"/(\.lock|index\.safetensors|\d+\.safetensors)"
+    r"|cache/\.in-use"
     r"|cache/work-\d+/[\w.-]+\.spill)"
 )
 

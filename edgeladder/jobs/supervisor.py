@@ -24,6 +24,7 @@ from edgeladder.budget import kernel_marks, meter, policy
 from edgeladder.budget.limits import MemoryLimit
 from edgeladder.budget.surroundings import surrounding
 from edgeladder.core import disk, errors
+from edgeladder.core.cache_use import share_cache
 from edgeladder.core.command_line import resume_command
 from edgeladder.core.errors import BudgetError, EdgeLadderError, Interrupted
 from edgeladder.core.files import write_json
@@ -148,6 +149,7 @@ class Supervisor:
         self.surrounding: Surrounding | None = None  # known once a worker has planned
         self.actions: list[MemoryAction] = []
         self._interrupts = Interrupts()
+        self._cache_use: int | None = None
         self.gpu_before = kernel_marks.gpu_bytes()
 
     def __enter__(self) -> Supervisor:
@@ -160,6 +162,8 @@ class Supervisor:
             self.metrics.close()
         if self.run is not None:
             self.run.unlock()
+        if self._cache_use is not None:
+            os.close(self._cache_use)
 
     @property
     def interrupted(self) -> bool:
@@ -266,6 +270,10 @@ class Supervisor:
         """The plan worker's decisions, which hold from here on."""
         job = self._ask(PlanOrder(request=self._told_request(), command=command))
         self.budget_bytes, self.request = job.budget_bytes, job.request
+        cache = Path(self.request.cache)
+        with contextlib.suppress(OSError):  # what it is instead, precompute says
+            disk.make_folders(cache)
+        self._cache_use = share_cache(cache)
         return job
 
     def _ask(self, order: PlanOrder) -> Job:

@@ -63,10 +63,11 @@ def whole_pictures(classifier: Classifier) -> list[Array]:
     """
     found = []
     sizes = classifier.sizes
-    limits = {"max_pixels": sizes.max_pixels, "max_bytes": sizes.picture_bytes}
     for content in _contents(classifier, WHOLE_PICTURES):
         try:
-            with open_picture(content, WHOLE_SIDE, **limits) as image:
+            with open_picture(
+                content, WHOLE_SIDE, max_pixels=sizes.max_pixels, max_bytes=sizes.picture_bytes
+            ) as image:
                 turn = orientation(image)
                 image.thumbnail((WHOLE_SIDE, WHOLE_SIDE))
                 found.append(upright(image, turn))
@@ -103,7 +104,7 @@ def _contents(classifier: Classifier, most: int) -> Iterator[bytes]:
 
 def differences(
     path: Path,
-    pictures: Sequence[Array],
+    pictures: Sequence[Array] | Array,
     expected: Mapping[str, Array],
     hidden: Sequence[str],
     threads: int,

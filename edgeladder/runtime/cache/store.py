@@ -22,6 +22,7 @@ import numpy as np
 
 from edgeladder.core import disk
 from edgeladder.core.bundle import Side
+from edgeladder.core.cache_use import share_cache
 from edgeladder.core.errors import ConfigError, IntegrityError, StorageError
 from edgeladder.core.files import storage_errors
 from edgeladder.core.locks import Tell, take_lock
@@ -92,6 +93,7 @@ class ActivationCache:
         self._index = KeyIndex()
         self._recent: dict[bytes, int] = {}  # flushed, not yet in the sorted arrays
         self._lock_descriptor: int | None = None
+        self._use_descriptor = share_cache(folder.parent, tell)
         self._blocks: dict[str, Float16Block] = {}  # by field: where taps are converted
         if writable:
             self._lock(tell)
@@ -134,8 +136,7 @@ class ActivationCache:
                 self.folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644
             )
         if not take_lock(self._lock_descriptor, f"the cache {self.folder}", tell):
-            os.close(self._lock_descriptor)
-            self._lock_descriptor = None
+            self.abandon()
             raise ConfigError(
                 "another process is writing to this cache",
                 where=str(self.folder),
@@ -327,9 +328,10 @@ class ActivationCache:
         """Let go without writing anything more; what is not flushed is lost."""
         self._pending, self._pending_keys = {}, {}
         self.reader.close()
-        if self._lock_descriptor is not None:
-            os.close(self._lock_descriptor)
-            self._lock_descriptor = None
+        for descriptor in (self._lock_descriptor, self._use_descriptor):
+            if descriptor is not None:
+                os.close(descriptor)
+        self._lock_descriptor = self._use_descriptor = None
         self._writable = False
 
     def _write_index(self) -> None:

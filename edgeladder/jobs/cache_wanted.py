@@ -1,0 +1,132 @@
+"""Which cached samples somebody may still want: of pictures that are there, and of unfinished runs.
+
+A cache is often shared: by several data sets, by bundles, by all runs below `runs/`. What any of
+those uses is wanted, whichever of them the person who prunes was thinking of.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import get_args
+
+from edgeladder.core.bundle import Bundle
+from edgeladder.core.config import MOST_VIEWS
+from edgeladder.core.errors import EdgeLadderError
+from edgeladder.runtime.cache.layout import KEY_BYTES, Layout, TapDtype
+from edgeladder.runtime.cache.prune import Wanted
+from edgeladder.runtime.cache.selection import Selection
+from edgeladder.runtime.cache.store import sample_key
+from edgeladder.runtime.pictures.dataset import open_data
+from edgeladder.runtime.pictures.sources import UnreadableError
+from edgeladder.runtime.pictures.views import VERSION
+from edgeladder.runtime.run_folder import run_request
+
+_DTYPES: tuple[TapDtype, ...] = get_args(TapDtype)
+_SCALES = (1, 2, 4, 8)  # by which a JPEG may have been reduced to fit a budget
+
+
+@dataclass
+class _Users:
+    """What runs below a folder use of a cache."""
+
+    bundles: list[Path] = field(default_factory=list)
+    data: list[Path] = field(default_factory=list)
+    selections: list[Selection] = field(default_factory=list)  # of unfinished runs
+    arithmetics: set[str] = field(default_factory=set)  # of accelerators
+
+
+def wanted_samples(
+    cache: Path, bundles: Sequence[Path], data: Sequence[Path], runs: Path, views: int = MOST_VIEWS
+) -> Wanted:
+    """What of a cache shall stay.
+
+    Args:
+        cache: its folder.
+        bundles: whose stores stay, beside those of the runs' bundles.
+        data: whose pictures' samples stay, beside those of the runs' data; where none is there,
+            all samples stay.
+        runs: folder of runs; of an unfinished one all samples stay, since it may be resumed.
+        views: augmented views of a picture that stay.
+
+    Raises:
+        ConfigError, IntegrityError: a bundle that was named cannot be opened.
+        DataError: data that were named cannot.
+    """
+    users = _users(cache, runs)
+    opened = [Bundle.open(path, verify=False) for path in bundles]
+    opened += [found for path in users.bundles if (found := _bundle(path)) is not None]
+    layouts = {
+        layout.name: layout
+        for bundle in opened
+        for dtype in _DTYPES
+        for layout in _layouts(bundle, dtype, users.arithmetics)
+    }
+    places = [*data, *(path for path in users.data if path.exists())]
+    if not places:
+        return Wanted(layouts, {}, others=not opened)
+    keys = set(_keys(places, views, strict=len(data)))
+    for selection in users.selections:
+        for stored in (selection.train_keys.reshape(-1, KEY_BYTES), selection.test_keys):
+            keys |= {row.tobytes() for row in stored}
+    held = frozenset(keys)
+    images = {name: held for name, layout in layouts.items() if layout.side == "image"}
+    return Wanted(layouts, images, others=not opened)
+
+
+def _layouts(bundle: Bundle, dtype: TapDtype, arithmetics: Iterable[str]) -> Iterator[Layout]:
+    yield Layout(bundle, "text", dtype)
+    for arithmetic in ("", *arithmetics):
+        yield Layout(bundle, "image", dtype, arithmetic)
+
+
+def _users(cache: Path, runs: Path) -> _Users:
+    found = _Users()
+    for config in sorted(runs.glob("*/config.yaml")):
+        run = config.parent
+        try:
+            request = run_request(run)
+            named = {key: Path(str(request[key])) for key in ("cache", "bundle", "data")}
+        except (EdgeLadderError, KeyError):  # not a run of ours, or a damaged one
+            continue
+        if named["cache"].resolve() != cache.resolve():
+            continue
+        found.bundles.append(named["bundle"])
+        found.data.append(named["data"])
+        try:
+            selection = Selection.load(run / "selection.safetensors")
+        except EdgeLadderError:  # it was stopped before it had one
+            continue
+        if selection.arithmetic:
+            found.arithmetics.add(selection.arithmetic)
+        if not (run / "adapter.json").is_file():
+            found.selections.append(selection)
+    return found
+
+
+def _bundle(path: Path) -> Bundle | None:
+    try:
+        return Bundle.open(path, verify=False)
+    except EdgeLadderError:  # a run's, which is gone
+        return None
+
+
+def _keys(places: Sequence[Path], views: int, strict: int) -> Iterator[bytes]:
+    """Keys of every picture's samples; data beyond the first `strict` may be damaged."""
+    for number, place in enumerate(dict.fromkeys(path.resolve() for path in places)):
+        try:
+            pictures = open_data(place).pictures
+        except EdgeLadderError:
+            if number < strict:
+                raise
+            continue
+        for picture in pictures:
+            try:
+                digest = hashlib.sha256(picture.read()).digest()
+            except UnreadableError:
+                continue
+            for view in range(views + 1):
+                for scale in _SCALES:
+                    yield sample_key(digest, view, VERSION, scale=scale)
