@@ -19,7 +19,7 @@ from edgeladder.cli.output import Answer, table
 from edgeladder.cli.previous import beside_previous, told
 from edgeladder.cli.progress import Progress
 from edgeladder.core.config import MOST_VIEWS
-from edgeladder.core.errors import BudgetError, ConfigError
+from edgeladder.core.errors import BudgetError, ConfigError, StorageError
 from edgeladder.core.intervals import with_interval
 from edgeladder.core.progress import NORMAL
 from edgeladder.core.provider import check_provider
@@ -28,7 +28,7 @@ from edgeladder.core.sizes import format_size
 
 if TYPE_CHECKING:  # records of a training cost every command start-up time
     from edgeladder.core.job import Condensed
-    from edgeladder.core.plan import Plan
+    from edgeladder.core.plan import DiskSpace, Plan
     from edgeladder.core.request import TrainRequest
     from edgeladder.core.result import RunResult
 
@@ -122,6 +122,8 @@ def plan(place: Place, recipe: Recipe, as_json: options.Json = False) -> Answer:
     request = dataclasses.replace(request, bare=_small(request))  # as `train` will run it
     decided = supervisor.plan(request)
     code = 0 if decided.fits else BudgetError.exit_code
+    if decided.fits and decided.space is not None and decided.space.missing_bytes:
+        code = StorageError.exit_code
     return Answer(decided.to_json(), lambda: _planned(decided), exit_code=code)
 
 
@@ -261,8 +263,18 @@ def _planned(decided: Plan) -> str:
             f"{verdict} {format_size(decided.budget_bytes)}; "
             f"the smallest budget that fits is {format_size(decided.minimum_budget_bytes)}",
             *([f"a larger budget is of no use: {decided.narrowed}"] if decided.narrowed else []),
+            *([_spaced(decided.space)] if decided.space is not None else []),
         ]
     )
+
+
+def _spaced(space: DiskSpace) -> str:
+    """What of the disk the cache will take."""
+    wanted = format_size(space.cache_bytes - space.present_bytes)
+    line = f"the cache takes {wanted} more of {format_size(space.free_bytes)} that are free"
+    if space.missing_bytes:
+        return f"{line}: {format_size(space.missing_bytes)} are missing in {space.folder}"
+    return line
 
 
 def trained(result: RunResult, report: Path) -> str:

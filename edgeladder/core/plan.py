@@ -103,6 +103,23 @@ class PhasePlan:
 
 
 @dataclass(frozen=True)
+class DiskSpace:
+    """What a cache will take of its disk, at most, and what is free there."""
+
+    folder: str  # the cache, or the nearest folder above it that is there
+    cache_bytes: int  # of all samples and classes that the run needs
+    present_bytes: int  # of those, at most, that are cached already
+    work_bytes: int  # hidden states of a group, gone when it is done
+    free_bytes: int
+
+    @property
+    def missing_bytes(self) -> int:
+        """By what it falls short; 0 where there is room."""
+        wanted = self.cache_bytes - self.present_bytes + self.work_bytes
+        return max(0, wanted - self.free_bytes)
+
+
+@dataclass(frozen=True)
 class Plan:
     """All phases of a command under one budget."""
 
@@ -118,6 +135,7 @@ class Plan:
     views: int = 0  # augmented ones of each training picture
     surrounding: Surrounding | None = None  # a cgroup with a limit that all this runs in
     provider: ProviderChoice = ProviderChoice()  # of the image tower, and why
+    space: DiskSpace | None = None  # None: planned by a version that did not look
 
     @property
     def narrowed(self) -> str:
@@ -146,11 +164,12 @@ class Plan:
             "views": self.views,
             "surrounding": asdict(self.surrounding) if self.surrounding else None,
             "provider": asdict(self.provider),
+            "space": asdict(self.space) if self.space else None,
         }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Plan:
-        """A plan from `to_json`'s values; those of older versions lack the last five.
+        """A plan from `to_json`'s values; those of older versions lack the last six.
 
         Raises:
             KeyError, TypeError: not a plan.
@@ -168,4 +187,5 @@ class Plan:
             views=values.get("views", 0),
             surrounding=Surrounding(**told) if (told := values.get("surrounding")) else None,
             provider=ProviderChoice(**values.get("provider", {})),
+            space=DiskSpace(**told) if (told := values.get("space")) else None,
         )

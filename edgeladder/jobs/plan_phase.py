@@ -35,6 +35,7 @@ from edgeladder.core.request import TrainRequest
 from edgeladder.core.run_config import Environment, RunConfig, read_config, write_config
 from edgeladder.core.trusted_keys import pinned_keys
 from edgeladder.core.yaml_config import load_device, load_profile, override
+from edgeladder.jobs.cache_space import cache_space, check_space
 from edgeladder.jobs.machine_baseline import machine_baseline
 from edgeladder.jobs.previous_run import with_previous
 from edgeladder.jobs.run_directory import RunDirectory
@@ -76,10 +77,15 @@ def prepare(order: PlanOrder, control: Control) -> tuple[Outcome, Job]:
     dataset = open_data(request.data)
     train, test = split(dataset, request.shots, request.seed or 0)
     decided, engine = _decide(request, bundle, profile, dataset, len(train))
+    samples = len(train) * ((request.views or 0) + 1) + len(test)
+    filling = decided.phases["precompute"]
+    space = cache_space(request, bundle, samples, len(dataset.classes), filling)
+    decided = replace(decided, space=space)
     if order.command == "precompute":
         decided = only(decided, "precompute")
     if order.command != "plan":
         check(decided)
+        check_space(space)
     counts = Counts(train=len(train), test=len(test), classes=len(dataset.classes))
     job = _job(request, bundle.digest, profile, counts, decided, engine)
     if run is not None and order.command != "plan":

@@ -339,7 +339,8 @@ def test_killed_at_any_moment(tiny: TinyBundle, tmp_path: Path) -> None:
         flushed = max([flushed, *told])
         cache = open_cache(tmp_path / "cache", tiny, writable=True)
         assert len(cache) >= flushed
-        check(cache, tiny, list(range(len(cache))))
+        if len(cache):  # a busy machine may have flushed nothing yet
+            check(cache, tiny, list(range(len(cache))))
         assert not list((tmp_path / "cache").rglob("*.tmp"))
         cache.close()
     assert flushed > 0
