@@ -76,6 +76,8 @@ class CalibrationRecord:
 
     temperature: Annotated[float, Gt(0)]
     pictures: Annotated[int, Ge(0)] = 0  # held-out ones that had a say; 0: the fixed one alone
+    # of the ladder's own logits, for names that the head does not know; 1 in older adapters
+    ladder_temperature: Annotated[float, Gt(0)] = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -125,7 +125,8 @@ def _calibration(members: list[Member]) -> CalibrationRecord | None:
     found = [one.calibration.temperature for one in told if one.calibration and not one.head]
     if len(found) < len(told):
         return None
-    return CalibrationRecord(temperature=float(np.median(found)))
+    middle = float(np.median(found))
+    return CalibrationRecord(temperature=middle, ladder_temperature=middle)
 
 
 def bounded_weights(counts: np.ndarray) -> np.ndarray:

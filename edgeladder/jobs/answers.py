@@ -7,7 +7,7 @@ held-out logits (`runtime/calibration.py`), and the pictures that known ones are
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -82,6 +82,8 @@ def calibrate(
 ) -> CalibrationRecord:
     """The run's temperature: of held-out logits, or of the spread of its own where there are none.
 
+    Of the ladder's own logits beside it, which alone speak of names that training never saw.
+
     Args:
         found: held-out logits.
         engine: with the trained parameters.
@@ -90,18 +92,27 @@ def calibrate(
         chunk: pictures or classes encoded at a time.
         seed: of the pictures looked at, where there are many.
     """
-    if found is not None and len(found.labels):
-        return from_held_out(found.logits, found.labels, found.expected)
+    fitted = found is not None and len(found.labels) > 0
     rows = balanced(reader.train_labels, EVALUATE_WINDOW, seed)
-    parts: list[Array] = []
+    both: list[Array] = []
+    alone: list[Array] = []
     classes: ClassEmbeddings | None = None
     for inputs in reader.part(rows).windows("train", EVALUATE_WINDOW):
         if classes is None:
             classes = class_embeddings(engine, inputs, chunk)
-        parts += [
-            formula.classify(engine, given, classes)[0] for _, given in windows(inputs, chunk)
-        ]
-    return from_spread(np.concatenate(parts))
+        for _, given in windows(inputs, chunk):
+            tuned = formula.tuned(engine, given, classes.tuned)
+            alone.append(tuned)
+            if formula.head is not None and not fitted:
+                zero_shot = formula.similarity(given.embedding, classes.zero_shot)
+                both.append(formula.joined(formula.head, tuned, zero_shot, given))
+    ladder = from_spread(np.concatenate(alone))
+    whole = ladder
+    if found is not None and fitted:
+        whole = from_held_out(found.logits, found.labels, found.expected)
+    elif both:
+        whole = from_spread(np.concatenate(both))
+    return replace(whole, ladder_temperature=ladder.temperature)
 
 
 def known_pictures(

@@ -100,18 +100,21 @@ class OpenedRun:
         plain = ClassLogits.of(self.bundle.manifest.model)
         stored, asked = self.adapter.record.head, self.vocabulary
         calibration = self.adapter.record.calibration
-        temperature = calibration.temperature if calibration else 1.0
+        temperature, alone = (
+            (calibration.temperature, calibration.ladder_temperature) if calibration else (1.0, 1.0)
+        )
         if asked.own or stored is None:
             whole = with_stored_head(plain, stored, self.adapter.head_arrays)
             return whole.at(temperature)
         places = [place for place in asked.trained if place is not None]
         if not places:
-            return plain  # the temperature is of a sum that nothing is added to here
+            return plain.at(alone)  # the other is of a sum that nothing is added to here
         head = of_classes(head_from(self.adapter.head_arrays, stored.rule), places)
         known = [column for column, place in enumerate(asked.trained) if place is not None]
         return replace(
             plain.with_head(head, stored.head_weight, stored.ladder_weight).at(temperature),
             head_columns=None if len(known) == len(asked.classes) else tuple(known),
+            ladder_temperature=alone,
         )
 
     def known(self) -> Known | None:

@@ -146,7 +146,11 @@ def _logits(
     both = _over(graph, both, formula.temperature)
     if formula.head_columns is None:
         return both
-    return _among_others(graph, tuned, own, both, formula.head_columns, len(classes.tuned))
+    alone, own = (
+        _over(graph, rows, formula.ladder_temperature, f"ladder/temperature/{name}")
+        for name, rows in (("all", tuned), ("own", own))
+    )
+    return _among_others(graph, alone, own, both, formula.head_columns, len(classes.tuned))
 
 
 def _among_others(
@@ -169,11 +173,11 @@ def _times(graph: Graph, logits: str, weight: float) -> str:
     return graph.add("Mul", [logits, graph.constant("ladder/weight", np.array(weight, np.float32))])
 
 
-def _over(graph: Graph, logits: str, temperature: float) -> str:
+def _over(graph: Graph, logits: str, temperature: float, name: str = "temperature") -> str:
     if temperature == 1.0:
         return logits
     value = np.array(temperature, np.float32)
-    return graph.add("Div", [logits, graph.constant("temperature", value)])
+    return graph.add("Div", [logits, graph.constant(name, value)])
 
 
 def _pixels(graph: Graph, bundle: Bundle, form: Form) -> None:

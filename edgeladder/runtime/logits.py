@@ -100,6 +100,7 @@ class ClassLogits:
         head_columns: places of the head's classes among those asked about, in its order; None:
             they are the same.
         temperature: T, above 0; of a ladder alone for all names, of a sum for the head's.
+        ladder_temperature: of the ladder alone for the names that the head does not know.
     """
 
     scale: float
@@ -109,6 +110,7 @@ class ClassLogits:
     ladder_weight: float = 1.0
     head_columns: tuple[int, ...] | None = None
     temperature: float = 1.0
+    ladder_temperature: float = 1.0
 
     @classmethod
     def of(cls, model: ModelRecord) -> ClassLogits:
@@ -152,8 +154,9 @@ class ClassLogits:
         own = list(self.head_columns)
         beside = head.logits(given.features(), zero_shot[:, own])
         both = (self.ladder_weight * tuned[:, own] + self.head_weight * beside) / self.temperature
-        best = tuned[:, own].max(axis=1, keepdims=True)
-        logits = np.array(tuned, np.result_type(tuned, both))
+        alone = tuned / self.ladder_temperature
+        best = alone[:, own].max(axis=1, keepdims=True)
+        logits = np.array(alone, np.result_type(alone, both))
         logits[:, own] = both - both.max(axis=1, keepdims=True) + best
         return logits
 

@@ -63,6 +63,21 @@ def test_a_temperature_moves_no_picture_to_another_class():
         assert np.abs(before - after).max() > 0.1
 
 
+def test_names_that_the_head_does_not_know_are_at_the_ladders_temperature():
+    given, classes = activations(20), ClassEmbeddings(RANDOM.normal(size=(5, 5)), np.eye(5))
+    head = fit_head("gda", given.features(), np.repeat(np.arange(3), [7, 7, 6]), np.zeros((20, 3)))
+    plain = ClassLogits(7.0).with_head(head, 2.0).at(9.0)
+    some = replace(plain, head_columns=(4, 0, 2), ladder_temperature=3.0)
+    found, _ = some.classify(Doubling(), given, classes)
+    tuned = 7.0 * (2 * given.embedding) @ classes.tuned.T
+    own = [4, 0, 2]
+    zero_shot = 7.0 * given.embedding @ classes.zero_shot.T
+    both = (tuned[:, own] + 2.0 * head.logits(given.features(), zero_shot[:, own])) / 9.0
+    expected = tuned / 3.0
+    expected[:, own] = both - both.max(1, keepdims=True) + expected[:, own].max(1, keepdims=True)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_a_stored_head_comes_back_with_its_weights():
     given = activations(6)
     head = fit_head("gda", given.features(), np.repeat([0, 1, 2], 2), np.zeros((6, 3)))
