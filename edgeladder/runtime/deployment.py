@@ -226,8 +226,10 @@ def _metadata(classifier: Classifier, form: Form) -> dict[str, str]:
     names = [item.name for item in classifier.run.vocabulary.names]
     told: dict[str, str] = {}
     if form.embeds:  # softmax(scale * cosine + bias) are probabilities of the ladder
-        told["logit_scale"] = repr(float(manifest.model.logit_scale))
-        told["logit_bias"] = repr(float(manifest.model.logit_bias))
+        calibration = classifier.run.adapter.record.calibration
+        temperature = calibration.ladder_temperature if calibration else 1.0
+        told["logit_scale"] = repr(float(manifest.model.logit_scale) / temperature)
+        told["logit_bias"] = repr(float(manifest.model.logit_bias) / temperature)
     elif classifier.known is not None:
         # a picture whose output `known` is below it is of none of the classes
         told["known_threshold"] = repr(classifier.known.record.threshold)

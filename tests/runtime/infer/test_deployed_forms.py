@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from edgeladder.core.adapter_record import CalibrationRecord
 from edgeladder.core.errors import ConfigError, EdgeLadderError
 from edgeladder.core.inference import Form
 from edgeladder.core.manifest import PreprocessRecord
 from edgeladder.core.onnx_graph import Graph
 from edgeladder.core.protobuf import FLOAT, UINT8
 from edgeladder.runtime import deploy_check, deployment, resize_graph
+from edgeladder.runtime.adapter import load_adapter, save_adapter
 from edgeladder.runtime.classifier import Classifier
 from edgeladder.runtime.deployment import TOLERANCE, deploy
 from edgeladder.runtime.logits import softmax
@@ -138,6 +140,10 @@ def test_a_way_of_resizing_that_onnx_has_not_is_refused() -> None:
     "form", [Form(output="embedding"), Form(output="embedding", dtype="int8-weights")]
 )
 def test_an_embedding_is_the_ladders_own(run_folder: Path, tmp_path: Path, form: Form) -> None:
+    adapter = load_adapter(run_folder)
+    told = CalibrationRecord(temperature=2.0, ladder_temperature=2.0)
+    adapter.record = replace(adapter.record, calibration=told)
+    save_adapter(run_folder, adapter)
     deployed = deploy(run_folder, tmp_path / "index.onnx", form)
     assert deployed.difference < (TOLERANCE if form.dtype == "fp32" else 0.1)
     session = open_plain(tmp_path / "index.onnx", threads=1)

@@ -50,10 +50,10 @@ def deploy(*given, **named):
 KINDS = [None, "gda", "proker", "kernel", "blend"]
 
 
-def calibrate(run: Path, temperature: float) -> None:
-    """Give the run's adapter a temperature."""
+def calibrate(run: Path, temperature: float, alone: float = 1.0) -> None:
+    """Give the run's adapter a temperature, and its ladder one."""
     adapter = load_adapter(run)
-    told = CalibrationRecord(temperature=temperature)
+    told = CalibrationRecord(temperature=temperature, ladder_temperature=alone)
     adapter.record = replace(adapter.record, calibration=told)
     save_adapter(run, adapter)
 
@@ -383,3 +383,29 @@ def test_an_adapter_without_a_record_is_no_run(run_folder, picture_folder):
     (run_folder / RECORD).unlink()
     with pytest.raises(ConfigError, match="adapter.json is missing"):
         evaluate(run_folder, data=picture_folder)
+
+
+@pytest.mark.parametrize("kind", [None, "gda"])
+@pytest.mark.parametrize("asked", ["a boat,a horse", "class0,class2,a boat"])
+def test_new_names_have_the_ladders_temperature(
+    run_folder, bundle_folder, picture_folder, tmp_path, kind, asked
+):
+    give_head(run_folder, kind)
+    paths, names = sorted(picture_folder.rglob("*.png"))[:5], asked.split(",")
+
+    def found():
+        items = predict(run_folder, paths, top=9, classes=asked)["predictions"]
+        told = [{e["label"]: e["probability"] for e in item["labels"]} for item in items]
+        return np.array([[shares[name] for name in names] for shares in told])
+
+    sharp = np.log(found())
+    calibrate(run_folder, 7.0 if kind else 3.0, 3.0)
+    soft = np.log(found())
+    if "class0" not in names:
+        np.testing.assert_allclose(np.diff(soft), np.diff(sharp) / 3.0, rtol=1e-3, atol=1e-4)
+    assert np.abs(soft - sharp).max() > 0.1
+    deploy(run_folder, tmp_path / "model.onnx", classes=asked)
+    session = open_session(tmp_path / "model.onnx", threads=1)
+    squares = squares_of(picture_folder, Bundle.open(bundle_folder))[:5]
+    (given,) = session.run(["probabilities"], {"picture": squares})
+    np.testing.assert_allclose(given, np.exp(soft), atol=1e-4)
