@@ -115,8 +115,9 @@ def evaluate_command(
             fleet, Bundle.open(bundle), adapter, out, Waiting(poll, watch=watch)
         )
         outcome = host_pool.run(work)
-    columns = ("accuracy", "zero_shot_accuracy", "count")
-    return answer(outcome, {column: console.fact(column) for column in columns})
+    names = ("accuracy", "zero_shot_accuracy", "count")
+    columns = {name: console.fact(name) for name in names}
+    return answer(outcome, {**columns, "95 %": console.interval("interval")})
 
 
 def report_command(

@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from edgeladder.core.intervals import Interval, wilson
+
 Change = Literal["mended", "broken", "other"]  # wrong then right, right then wrong, both wrong
 
 
@@ -59,7 +61,9 @@ class Side:
 
     run: str
     correct: int
+    count: int
     accuracy: float | None
+    interval: Interval | None  # Wilson's 95 %
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +73,8 @@ class ClassPair:
     count: int
     old: float
     new: float
+    old_interval: Interval | None
+    new_interval: Interval | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +163,13 @@ def _right(item: Judgement) -> bool:
 
 def _side(run: str, items: list[Judgement]) -> Side:
     correct = sum(map(_right, items))
-    return Side(run=run, correct=correct, accuracy=correct / len(items) if items else None)
+    return Side(
+        run=run,
+        correct=correct,
+        count=len(items),
+        accuracy=correct / len(items) if items else None,
+        interval=wilson(correct, len(items)),
+    )
 
 
 def _difference(old: Judgement, new: Judgement) -> Difference:
@@ -175,9 +187,12 @@ def _per_class(pairs: list[tuple[Judgement, Judgement]]) -> dict[str, ClassPair]
     found: dict[str, ClassPair] = {}
     for name in sorted({new.label for _, new in pairs}):
         of = [pair for pair in pairs if pair[1].label == name]
+        old, new = sum(_right(a) for a, _ in of), sum(_right(b) for _, b in of)
         found[name] = ClassPair(
             count=len(of),
-            old=sum(_right(a) for a, _ in of) / len(of),
-            new=sum(_right(b) for _, b in of) / len(of),
+            old=old / len(of),
+            new=new / len(of),
+            old_interval=wilson(old, len(of)),
+            new_interval=wilson(new, len(of)),
         )
     return found

@@ -27,6 +27,11 @@ def wilson(hits: int, count: int) -> Interval | None:
     return (0.0 if not hits else low, 1.0 if hits == count else high)
 
 
+def of_share(share: float | None, count: int) -> Interval | None:
+    """The interval of an accuracy on so many pictures; None where there is none, or no picture."""
+    return None if share is None else wilson(round(share * count), count)
+
+
 def with_interval(share: float | None, count: int) -> str:
     """`82.1 % (79.0 to 84.8, 500 pictures)`, or a dash: how an accuracy is shown to a person."""
     ends = interval_text(share, count)
@@ -38,5 +43,5 @@ def with_interval(share: float | None, count: int) -> str:
 
 def interval_text(share: float | None, count: int) -> str:
     """`79.0 to 84.8`, of a share of so many pictures in percent; empty where there are none."""
-    found = wilson(round(share * count), count) if share is not None else None
+    found = of_share(share, count)
     return "" if found is None else f"{100 * found[0]:.1f} to {100 * found[1]:.1f}"

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from edgeladder.core import disk
 from edgeladder.core.errors import ConfigError
 from edgeladder.core.files import read_json, storage_errors, write_json
+from edgeladder.core.intervals import Interval, of_share
 
 PINNED = "pinned.json"
 _REMOVED = ".removed"  # end of a run's name while its files go
@@ -49,6 +50,8 @@ class RunSummary:
     accuracy: float | None = None
     zero_shot_accuracy: float | None = None
     count: int | None = None  # pictures that it was judged on
+    interval: Interval | None = None  # Wilson's 95 % of `accuracy`
+    zero_shot_interval: Interval | None = None
     split: str | None = None
     peak_bytes: int | None = None  # the highest of its phases
     budget_bytes: int | None = None
@@ -91,14 +94,18 @@ def _summary(run: Path, now: float) -> RunSummary:
 def _told(plain: RunSummary, result: dict[str, Any]) -> RunSummary:
     """What a run's result.json adds."""
     accuracy, counts, memory = result["accuracy"], result["counts"], result["memory"]
+    tuned, zero_shot = _share(accuracy["tuned"]), _share(accuracy["zero_shot"])
+    count = int(accuracy["count"])
     peaks = [int(phase["measured_peak_bytes"]) for phase in memory["phases"].values()]
     return replace(
         plain,
         classes=int(counts["classes"]),
         train_pictures=int(counts["train"]),
-        accuracy=_share(accuracy["tuned"]),
-        zero_shot_accuracy=_share(accuracy["zero_shot"]),
-        count=int(accuracy["count"]),
+        accuracy=tuned,
+        zero_shot_accuracy=zero_shot,
+        count=count,
+        interval=of_share(tuned, count),
+        zero_shot_interval=of_share(zero_shot, count),
         split=str(accuracy["split"]),
         peak_bytes=max(peaks, default=None),
         budget_bytes=int(memory["budget_bytes"]),

@@ -51,6 +51,18 @@ def fact(name: str) -> Callable[[HostResult], Any]:
     return lambda result: result.facts.get(name)
 
 
+def interval(name: str) -> Callable[[HostResult], Any]:
+    """A column that shows the two ends of an interval of shares, in percent."""
+
+    def show(result: HostResult) -> str | None:
+        value = result.facts.get(name)
+        if not isinstance(value, tuple):
+            return None
+        return " to ".join(f"{100 * end:.1f}" for end in value)
+
+    return show
+
+
 def size(name: str) -> Callable[[HostResult], Any]:
     """A column that shows a number of bytes."""
 

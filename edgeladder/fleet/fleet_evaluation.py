@@ -6,6 +6,7 @@ from pathlib import Path
 
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.errors import ConfigError
+from edgeladder.core.intervals import of_share
 from edgeladder.core.signature import require_trusted
 from edgeladder.fleet.averaging import ADAPTER
 from edgeladder.fleet.host_pool import HostPool, LiveHosts
@@ -47,8 +48,12 @@ async def evaluate(
         for host in live.pool.hosts:
             result = PulledResult.read(host_folder(out, job, host.name))
             found.append(result)
+            count = result.test_count
             live.results[host.name].facts.update(
-                accuracy=result.tuned, zero_shot_accuracy=result.zero_shot, count=result.test_count
+                accuracy=result.tuned,
+                interval=of_share(result.tuned, count or 0),
+                zero_shot_accuracy=result.zero_shot,
+                count=count,
             )
     return FleetOutcome("evaluate", [live.results[host.name] for host in pool.hosts], _mean(found))
 
@@ -57,4 +62,7 @@ def _mean(found: list[PulledResult]) -> dict[str, object]:
     """Accuracy over the pictures of all boxes together."""
     rows = [(r.test_count, r.tuned) for r in found if r.test_count and r.tuned is not None]
     count = sum(n for n, _ in rows)
-    return {"accuracy": sum(n * a for n, a in rows) / count, "count": count} if rows else {}
+    if not rows:
+        return {}
+    share = sum(n * a for n, a in rows) / count
+    return {"accuracy": share, "interval": of_share(share, count), "count": count}

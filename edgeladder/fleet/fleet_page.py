@@ -10,6 +10,7 @@ from pathlib import Path
 from edgeladder import __version__
 from edgeladder.core.errors import ConfigError
 from edgeladder.core.files import write_text
+from edgeladder.core.intervals import Interval, interval_text, of_share
 from edgeladder.core.ownership import GENERATOR, require_ours
 from edgeladder.core.printable import printable
 from edgeladder.core.sizes import format_size
@@ -28,6 +29,8 @@ class HostRow:
     state: str
     zero_shot: float | None
     tuned: float | None
+    count: int | None  # of test pictures
+    interval: Interval | None  # Wilson's 95 % of `tuned`
     steps: float | None
     budget_bytes: float | None
     peak_bytes: float | None
@@ -79,6 +82,8 @@ def host_row(folder: Path, failure: str | None = None) -> HostRow:
         state=record.state,
         zero_shot=result.zero_shot,
         tuned=result.tuned,
+        count=result.test_count,
+        interval=of_share(result.tuned, result.test_count or 0),
         steps=result.steps,
         budget_bytes=result.budget_bytes,
         peak_bytes=result.peak_bytes,
@@ -114,8 +119,10 @@ def _section(title: str, body: str) -> str:
 
 
 def _headline(rows: list[HostRow], refused: dict[str, str]) -> str:
-    before = [r.zero_shot for r in rows if r.zero_shot is not None and r.tuned is not None]
-    after = [r.tuned for r in rows if r.zero_shot is not None and r.tuned is not None]
+    judged = [r for r in rows if r.zero_shot is not None and r.tuned is not None]
+    before = [r.zero_shot for r in judged if r.zero_shot is not None]
+    after = [r.tuned for r in judged if r.tuned is not None]
+    pictures = sum(r.count or 0 for r in judged)
     over = [r for r in rows if r.budget_bytes and (r.peak_bytes or 0) > r.budget_bytes]
     tiles = [
         ("boxes done", f"{sum(r.state == 'done' for r in rows)} of {len(rows)}"),
@@ -124,8 +131,9 @@ def _headline(rows: list[HostRow], refused: dict[str, str]) -> str:
     ]
     if before:
         tiles += [
-            ("mean zero-shot", percent(sum(before) / len(before))),
-            ("mean tuned", percent(sum(after) / len(after))),
+            ("zero-shot, mean of boxes", percent(sum(before) / len(before))),
+            ("tuned, mean of boxes", percent(sum(after) / len(after))),
+            ("test pictures", str(pictures) if pictures else "–"),
         ]
     body = "".join(
         f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>'
@@ -187,13 +195,18 @@ def _table(rows: list[HostRow]) -> str:
             r.state,
             percent(r.zero_shot),
             percent(r.tuned),
+            interval_text(r.tuned, r.count or 0) or "–",
+            "–" if r.count is None else r.count,
             format_size(r.peak_bytes) if r.peak_bytes else "–",
             format_size(r.budget_bytes) if r.budget_bytes else "–",
             r.enforcement,
         )
         for r in rows
     ]
-    return _cells(("box", "state", "zero-shot", "tuned", "peak", "budget", "limit"), cells)
+    columns = (
+        "box", "state", "zero-shot", "tuned", "95 % interval", "pictures", "peak", "budget", "limit"
+    )  # fmt: skip
+    return _cells(columns, cells)
 
 
 def _cells(header: tuple[str, ...], rows: Iterable[Sequence[object]]) -> str:

@@ -57,7 +57,7 @@ class PulledResult:
     tuned: float | None = None
     zero_shot: float | None = None
     train_count: float | None = None  # pictures it was trained on
-    test_count: float | None = None  # pictures it was evaluated on
+    test_count: int | None = None  # pictures it was evaluated on
     steps: float | None = None
     budget_bytes: float | None = None
     peak_bytes: float | None = None  # of all phases
@@ -80,7 +80,7 @@ class PulledResult:
             tuned=_share(accuracy.get("tuned") if accuracy else values.get("accuracy")),
             zero_shot=_share(accuracy.get("zero_shot", values.get("zero_shot_accuracy"))),
             train_count=_number(_object(values.get("counts")).get("train")),
-            test_count=_number(values.get("count")),
+            test_count=_count(accuracy.get("count") if accuracy else values.get("count")),
             steps=_number(values.get("steps")),
             budget_bytes=_number(memory.get("budget_bytes")),
             peak_bytes=max((peak for peak in peaks if peak is not None), default=None),
@@ -97,6 +97,11 @@ def _number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return value if abs(value) < _LARGEST else None  # NaN is never less
+
+
+def _count(value: object) -> int | None:
+    number = _number(value)
+    return int(number) if number is not None and number >= 0 else None
 
 
 def _share(value: object) -> float | None:

@@ -7,6 +7,7 @@ from math import comb
 import pytest
 
 from edgeladder.core.comparison import Judgement, Judgements, compared, sign_test
+from edgeladder.core.intervals import wilson
 
 
 def said(answers: str, *, classes: str = "ab", seen: str = "", labels: str = "") -> Judgements:
@@ -35,7 +36,12 @@ def test_who_is_better_is_said_of_the_same_pictures():
     assert [(d.path, d.change) for d in found.differences] == [
         ("1.png", "broken"), ("2.png", "mended"), ("3.png", "mended")
     ]  # fmt: skip
-    assert found.per_class["a"].count == 5
+    assert found.new.count == 5 and found.new.interval == pytest.approx(wilson(4, 5))
+    assert found.old.interval == pytest.approx(wilson(3, 5))
+    pair = found.per_class["a"]
+    assert (pair.count, pair.old, pair.old_interval) == (5, 0.6, found.old.interval)
+    nothing = compared("old", said("aa", seen="01"), "new", said("ab"))
+    assert (nothing.new.count, nothing.new.accuracy, nothing.new.interval) == (0, None, None)
     assert compared("old", said("aa"), "new", said("ab")).better == "old"
     assert compared("old", said("ab"), "new", said("ab")).differences == []
 

@@ -10,6 +10,7 @@ import pytest
 
 from edgeladder.core import disk
 from edgeladder.core.errors import ConfigError
+from edgeladder.core.intervals import wilson
 from edgeladder.core.run_list import (
     PINNED,
     list_runs,
@@ -58,6 +59,9 @@ def test_the_list_is_newest_first_and_says_what_is_known(tmp_path):
     ]  # fmt: skip
     new = found["new"]
     assert (new.accuracy, new.count, new.peak_bytes, new.classes) == (0.75, 12, 9, 3)
+    assert new.interval == pytest.approx(wilson(9, 12))
+    assert new.zero_shot_interval == pytest.approx(wilson(6, 12))
+    assert found["cut"].interval is None
     assert found["old"].age_seconds - new.age_seconds == pytest.approx(49, abs=1)
     assert list_runs(tmp_path / "none") == []
 

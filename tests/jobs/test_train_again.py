@@ -91,14 +91,15 @@ def _which_fit(bundle_folder: Path, pictures: Path) -> None:
 
 def test_a_better_old_run_is_said():
     comparison = {
-        "old": {"run": "runs/first", "accuracy": 0.9, "correct": 9},
-        "new": {"run": "runs/second", "accuracy": 0.8, "correct": 8},
+        "old": {"run": "runs/first", "accuracy": 0.9, "correct": 9, "count": 10},
+        "new": {"run": "runs/second", "accuracy": 0.8, "correct": 8, "count": 10},
         "count": 10, "better": "old", "p_value": 1.0, "mended": 0, "broken": 1,
         "new_classes": None, "trained_on": 0, "only_new": [],
     }  # fmt: skip
     values = {"run": "runs/first", "note": "begun from runs/first", "comparison": comparison}
     lines = told(values)
     assert lines[0] == "begun from runs/first"
+    assert "old 90.0 % (59.6 to 98.2; 9 right)" in lines[1]
     assert lines[-1].startswith("warning: the old run was better; `edgeladder runs pin first`")
     comparison["better"] = "equal"
     assert not any("warning" in line for line in told(values))
