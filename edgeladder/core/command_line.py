@@ -11,6 +11,7 @@ from pathlib import Path
 
 from edgeladder.core.request import TrainRequest
 from edgeladder.core.shipped import NANO, NANO_BUNDLE
+from edgeladder.core.sizes import exact_size
 
 _OPTIONS = {  # field of a request -> option of `edgeladder train`, in the order they are told
     "bundle": "--bundle",
@@ -42,7 +43,7 @@ def resume_command(run: str | Path) -> str:
 def train_command(request: TrainRequest) -> str:
     """The command that repeats a training, in a run directory of its own.
 
-    Sizes are whole bytes, so that nothing is rounded.
+    Sizes are exact, `600MB` or whole bytes.
     """
     defaults = {item.name: item.default for item in fields(TrainRequest)}
     words, options = ["train"], _OPTIONS
@@ -55,6 +56,8 @@ def train_command(request: TrainRequest) -> str:
             continue
         if name == "bundle" and Path(str(value)) == NANO_BUNDLE:
             value = NANO
+        if name == "budget_bytes":
+            value = exact_size(value)
         for item in value if isinstance(value, list) else [value]:
             words += [option, str(item)]
     return command(*words)

@@ -48,6 +48,14 @@ def parse_size(text: str | int) -> int:
     return size
 
 
+def exact_size(size_bytes: int) -> str:
+    """A size as it may be typed, nothing rounded: `600MB`, `1GB`, `123456789`."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6)):
+        if size_bytes and size_bytes % size == 0:
+            return f"{size_bytes // size}{unit}"
+    return str(size_bytes)
+
+
 def format_size(size_bytes: float) -> str:
     """A size in the decimal units the command line takes: `148 MB`, `2.1 GB`."""
     if size_bytes >= 1e9:

@@ -1,4 +1,4 @@
-"""Charts as inline SVG: they scale with the page, follow its colours and need nothing else.
+"""Charts as inline SVG, bars as HTML: they fit the page, follow its colours and need nothing else.
 
 Colours are CSS variables of the page (`--accent`, `--muted`, ...), so one drawing serves light and
 dark. All numbers are also in the page's tables; a chart adds the picture, not the data.
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from html import escape
 
 WIDTH = 640.0
-LEFT, RIGHT = 52.0, 12.0
+LEFT, RIGHT, BOTTOM = 72.0, 12.0, 58.0  # room for a phone's larger letters, see `style`
 _CURVE_POINTS = 600  # a long run is thinned to about the pixels there are
 
 
@@ -27,10 +27,15 @@ def nice_ticks(low: float, high: float, most: int = 5) -> list[float]:
     return [round(n * step, 12) for n in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def svg(height: float, body: Sequence[str], label: str) -> str:
-    """A drawing of WIDTH by `height`, as wide as its column; `label` is for screen readers."""
+def svg(height: float, body: Sequence[str], label: str, *, wide: bool = False) -> str:
+    """A drawing of WIDTH by `height`, as wide as its column; `label` is for screen readers.
+
+    Args:
+        wide: on a phone it scrolls sideways, because it would be too small to read.
+    """
+    kind = ' class="wide"' if wide else ""
     return (
-        f'<div class="scroll"><svg viewBox="0 0 {WIDTH:g} {height:g}" role="img" '
+        f'<div class="scroll"><svg{kind} viewBox="0 0 {WIDTH:g} {height:g}" role="img" '
         f'aria-label="{escape(label)}">' + "".join(body) + "</svg></div>"
     )
 
@@ -39,6 +44,11 @@ def text(x: float, y: float, words: str, anchor: str = "start", kind: str = "") 
     """Words at a place, escaped; `kind` is their CSS class."""
     css = f' class="{kind}"' if kind else ""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{css}>{escape(words)}</text>'
+
+
+def below(x: float) -> str:
+    """The anchor of a number below an axis: the last one ends where the drawing does."""
+    return "end" if x > WIDTH - 30 else "middle"
 
 
 def _thin(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
@@ -74,7 +84,7 @@ def line_chart(points: Sequence[tuple[float, float]], *, x_label: str, label: st
     if len(points) < 2:
         return '<p class="none">fewer than two steps were recorded</p>'
     points = _thin(points, _CURVE_POINTS)
-    height, top, bottom = 260.0, 12.0, 40.0
+    height, top, bottom = 270.0, 14.0, BOTTOM
     ys = [y for _, y in points]
     ticks = nice_ticks(min(0.0, *ys), max(ys))
     low, high = min(ticks[0], min(ys)), max(ticks[-1], max(ys))
@@ -93,8 +103,8 @@ def line_chart(points: Sequence[tuple[float, float]], *, x_label: str, label: st
         body.append(text(LEFT - 6, y + 4, f"{tick:g}", "end", "tick"))
     for tick in nice_ticks(first, last, 6):
         x, _ = place(tick, low)
-        body.append(text(x, height - bottom + 18, f"{tick:g}", "middle", "tick"))
-    body.append(text(WIDTH - RIGHT, height - 4, x_label, "end", "tick"))
+        body.append(text(x, height - bottom + 22, f"{tick:g}", below(x), "tick"))
+    body.append(text(WIDTH - RIGHT, height - 7, x_label, "end", "tick"))
     smoothed = _smooth(points, max(2, len(points) // 20))
     for kind, curve in (("faint", points), ("line", smoothed)):
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*p) for p in curve))
@@ -111,7 +121,7 @@ def bar_rows(
     label: str,
     mark: tuple[float, str] | None = None,
 ) -> str:
-    """Horizontal bars, one row per name and one bar per kind.
+    """Horizontal bars, one row per name and one bar per kind: HTML, for names wrap and bars fit.
 
     Args:
         rows: name and one value per kind; None draws nothing.
@@ -121,31 +131,27 @@ def bar_rows(
         label: for screen readers.
         mark: a line across all rows and its words: the budget.
     """
-    thick, gap = 13.0, 12.0
-    top = 22.0 if mark else 4.0
-    name_width = 176.0
-    scale = (WIDTH - name_width - 92.0) / (limit or 1.0)
-    y, body = top, []
+    parts = []
     for (name, values), words in zip(rows, texts, strict=True):
-        block = thick * len(values)
-        short = name if len(name) <= 20 else name[:19] + "…"
-        body.append(text(name_width - 8, y + block / 2 + 4, short, "end"))
-        for kind, value, word in zip(kinds, values, words, strict=True):
-            if value is not None:
-                width = max(value * scale, 1.0)
-                body.append(
-                    f'<rect class="{kind}" x="{name_width:g}" y="{y:.1f}" width="{width:.1f}" '
-                    f'height="{thick - 2:g}" rx="2"/>'
-                )
-                body.append(text(name_width + width + 5, y + thick - 3, word, "start", "tick"))
-            y += thick
-        y += gap
+        bars = "".join(
+            f'<div class="bar"><i class="{kind}" style="width:{100 * value / (limit or 1.0):.1f}%">'
+            f"</i><span>{escape(word)}</span></div>"
+            for kind, value, word in zip(kinds, values, words, strict=True)
+            if value is not None
+        )
+        parts.append(
+            f'<div class="row"><span class="name">{escape(name)}</span><div>{bars}</div></div>'
+        )
     if mark:
-        x = name_width + mark[0] * scale
-        body.append(f'<path class="budget" d="M{x:.1f} {top - 4:g}V{y - gap + 4:.1f}"/>')
-        anchor = "end" if x > WIDTH / 2 else "start"
-        body.append(text(x, top - 8, mark[1], anchor, "budget-text"))
-    return svg(y, body, label)
+        at = mark[0] / (limit or 1.0)
+        side = "" if at > 0.5 else ' class="after"'
+        parts.append(
+            f'<div class="mark" style="--at:{at:.4f}"><span{side}>{escape(mark[1])}</span></div>'
+        )
+    marked = " marked" if mark else ""
+    return (
+        f'<div class="bars{marked}" role="img" aria-label="{escape(label)}">{"".join(parts)}</div>'
+    )
 
 
 def confusion_matrix(names: Sequence[str], counts: Sequence[Sequence[int]], label: str) -> str:
@@ -183,4 +189,4 @@ def confusion_matrix(names: Sequence[str], counts: Sequence[Sequence[int]], labe
         f'<rect class="frame" x="{left:g}" y="{top:g}" width="{size * cell:.1f}" '
         f'height="{size * cell:.1f}"/>'
     )
-    return svg(top + size * cell + 6, body, label)
+    return svg(top + size * cell + 6, body, label, wide=True)

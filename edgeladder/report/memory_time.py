@@ -8,11 +8,10 @@ from html import escape
 from typing import Any
 
 from edgeladder.core.sizes import format_size
-from edgeladder.report.charts import nice_ticks
+from edgeladder.report.charts import BOTTOM, LEFT, RIGHT, WIDTH, below, nice_ticks, svg, text
 from edgeladder.report.record import RunRecord, memory_of
 
-_WIDTH, _HEIGHT = 640.0, 250.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58.0, 12.0, 22.0, 40.0
+_HEIGHT, _TOP = 280.0, 34.0
 _MB = 1e6
 
 Point = tuple[float, float]  # seconds since 1970, bytes
@@ -69,25 +68,23 @@ class _Chart:
         self._body: list[str] = []
         for tick in nice_ticks(0.0, high / _MB):
             y = self._y(tick * _MB)
-            self._body.append(f'<path class="grid" d="M{_LEFT:g} {y:.1f}H{_WIDTH - _RIGHT:g}"/>')
-            self._text(_LEFT - 6, y + 4, f"{tick:g}", "end")
+            self._body.append(f'<path class="grid" d="M{LEFT:g} {y:.1f}H{WIDTH - RIGHT:g}"/>')
+            self._text(LEFT - 6, y + 4, f"{tick:g}", "end")
         for tick in nice_ticks(0.0, end - start, 6):
-            self._text(self._x(start + tick), _HEIGHT - _BOTTOM + 18, f"{tick:g}", "middle")
-        self._text(_WIDTH - _RIGHT, _HEIGHT - 4, "seconds", "end")
-        self._text(_LEFT - 6, 12, "MB", "end")
+            x = self._x(start + tick)
+            self._text(x, _HEIGHT - BOTTOM + 22, f"{tick:g}", below(x))
+        self._text(WIDTH - RIGHT, _HEIGHT - 7, "seconds", "end")
+        self._text(LEFT - 6, 20, "MB", "end")
 
     def _x(self, time: float) -> float:
         share = (time - self._start) / (self._end - self._start)
-        return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
+        return LEFT + share * (WIDTH - LEFT - RIGHT)
 
     def _y(self, size: float) -> float:
-        return _TOP + (1 - size / self._high) * (_HEIGHT - _TOP - _BOTTOM)
+        return _TOP + (1 - size / self._high) * (_HEIGHT - _TOP - BOTTOM)
 
     def _text(self, x: float, y: float, words: str, anchor: str, kind: str = "tick") -> None:
-        self._body.append(
-            f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">'
-            f"{escape(words)}</text>"
-        )
+        self._body.append(text(x, y, words, anchor, kind))
 
     def phase(self, name: str, points: Sequence[Point]) -> None:
         """A phase's curve, its name where there is room for it."""
@@ -96,16 +93,16 @@ class _Chart:
             f'<polyline class="line" points="{path}"><title>{escape(name)}</title></polyline>'
         )
         first, last = self._x(points[0][0]), self._x(points[-1][0])
-        self._body.append(f'<path class="grid" d="M{first:.1f} {_TOP:g}V{_HEIGHT - _BOTTOM:g}"/>')
-        if last - first > 9.0 * len(name):
-            self._text((first + last) / 2, _HEIGHT - _BOTTOM - 6, name, "middle")
+        self._body.append(f'<path class="grid" d="M{first:.1f} {_TOP:g}V{_HEIGHT - BOTTOM:g}"/>')
+        if last - first > 14.0 * len(name):
+            self._text((first + last) / 2, _HEIGHT - BOTTOM - 6, name, "middle")
 
     def budget(self, size: float) -> None:
         """The line that is never crossed."""
         y = self._y(size)
-        self._body.append(f'<path class="budget" d="M{_LEFT:g} {y:.1f}H{_WIDTH - _RIGHT:g}"/>')
+        self._body.append(f'<path class="budget" d="M{LEFT:g} {y:.1f}H{WIDTH - RIGHT:g}"/>')
         words = f"budget {format_size(size)}"
-        self._text(_LEFT + 4, y - 5, words, "start", "budget-text")  # in sight on a phone
+        self._text(LEFT + 4, y - 5, words, "start", "budget-text")  # in sight on a phone
 
     def action(self, action: dict[str, Any]) -> None:
         """A dot where the watch did something."""
@@ -124,7 +121,4 @@ class _Chart:
 
     def svg(self) -> str:
         """The drawing."""
-        return (
-            f'<div class="scroll"><svg viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img" '
-            'aria-label="memory over time">' + "".join(self._body) + "</svg></div>"
-        )
+        return svg(_HEIGHT, self._body, "memory over time")

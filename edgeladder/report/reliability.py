@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 
 from edgeladder.core.intervals import interval_text
-from edgeladder.report.charts import LEFT, RIGHT, WIDTH, svg, text
+from edgeladder.report.charts import BOTTOM, LEFT, RIGHT, WIDTH, svg, text
 from edgeladder.report.elements import folded, none, percent, table
 from edgeladder.report.record import RunRecord
 
@@ -65,7 +65,7 @@ def reliability_diagram(bins: Sequence[Bin], label: str) -> str:
     total = sum(count for _, _, count, _, _ in bins)
     if not total:
         return '<p class="none">no pictures were judged</p>'
-    height, top, bottom, counts = 360.0, 12.0, 40.0, 60.0
+    height, top, bottom, counts = 376.0, 34.0, BOTTOM, 60.0
     low = height - bottom - counts  # where accuracy 0 is
     wide = WIDTH - LEFT - RIGHT
 
@@ -76,9 +76,9 @@ def reliability_diagram(bins: Sequence[Bin], label: str) -> str:
     for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
         x, y = place(tick, tick)
         body.append(f'<path class="grid" d="M{LEFT:g} {y:.1f}H{WIDTH - RIGHT:g}"/>')
-        body.append(text(LEFT - 6, y + 4, f"{100 * tick:g} %", "end", "tick"))
+        body.append(text(LEFT - 6, y + 4, f"{100 * tick:g}", "end", "tick"))
         anchor = "end" if tick == 1 else "middle"
-        body.append(text(x, height - bottom + 18, f"{100 * tick:g} %", anchor, "tick"))
+        body.append(text(x, height - bottom + 22, f"{100 * tick:g}", anchor, "tick"))
     (left, down), (right, up) = place(0, 0), place(1, 1)
     body.append(f'<path class="ideal" d="M{left:.1f} {down:.1f}L{right:.1f} {up:.1f}"/>')
     most = max(count for _, _, count, _, _ in bins)
@@ -101,5 +101,6 @@ def reliability_diagram(bins: Sequence[Bin], label: str) -> str:
             f"<title>{escape(said)}</title></circle>"
         )
     body.append(f'<polyline class="line" points="{" ".join(points)}"/>')
-    body.append(text(WIDTH - RIGHT, height - 4, "confidence", "end", "tick"))
+    body.append(text(WIDTH - RIGHT, height - 7, "confidence, %", "end", "tick"))
+    body.append(text(6, 20, "right, %", "start", "tick"))
     return svg(height, body, label)

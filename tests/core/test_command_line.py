@@ -20,7 +20,7 @@ def test_a_training_is_repeated_with_all_that_was_not_a_default():
     )  # fmt: skip
     assert shlex.split(train_command(request)) == [
         "edgeladder", "train", "--bundle", "nano", "--data", "my pictures",
-        "--budget", "160000000", "--set", "train.epochs=2", "--set", "head.kind=none",
+        "--budget", "160MB", "--set", "train.epochs=2", "--set", "head.kind=none",
         "--shots", "4", "--seed", "3",
     ]  # fmt: skip
 
@@ -30,5 +30,5 @@ def test_a_condensing_is_repeated_from_its_source():
         condense="runs/first", overrides=["ladder.prompts.keep=0.3"], budget_bytes=1_000_000_000
     )
     assert train_command(request) == (
-        "edgeladder condense --run runs/first --budget 1000000000 --set ladder.prompts.keep=0.3"
+        "edgeladder condense --run runs/first --budget 1GB --set ladder.prompts.keep=0.3"
     )

@@ -102,7 +102,7 @@ def test_the_next_commands_are_exact(run):
     page = write_report(run).read_text(encoding="utf-8")
     again = shlex.join(
         ["edgeladder", "train", "--bundle", "nano", "--data", str(run.parent / "my pictures"),
-         "--budget", "160000000", "--shots", "2", "--seed", "5"]
+         "--budget", "160MB", "--shots", "2", "--seed", "5"]
     )  # fmt: skip
     for line in (again, f"edgeladder predict --run '{run}' PICTURES"):
         assert line.replace("'", "&#x27;") in page

@@ -67,6 +67,11 @@ class Browser:
     def run(self, script: str) -> Any:
         return self._ask("POST", f"{self._session}/execute/sync", {"script": script, "args": []})
 
+    def devtools(self, command: str, **parameters: Any) -> Any:
+        """One command of the DevTools protocol: another size, the dark palette, print."""
+        asked = {"cmd": command, "params": parameters}
+        return self._ask("POST", f"{self._session}/goog/cdp/execute", asked)
+
     def complaints(self) -> list[str]:
         """What the browser's console holds: broken policies, missing files, errors of scripts."""
         found = self._ask("POST", f"{self._session}/se/log", {"type": "browser"})
