@@ -45,7 +45,7 @@ def export(
         model: `ViT-B/16`, `MobileCLIP-S1`, `hf-hub:ORG/REPO`, ...
         pretrained: weights: a tag, a file, or `none`; None: the usual tag.
         profile: recipe, by name or YAML file.
-        settings: single keys of it: `{"ladder.rank": 16}`.
+        settings: single keys of it: `{"ladder.width": 64}`.
         classes: class names, where a profile wants them at export.
         engine: training graphs: auto, stock, ort-training, all.
         dtype: of the towers: fp32, int8 (arithmetic), int8-weights or fp16 (stored small).

@@ -90,7 +90,7 @@ def render(record: RunRecord, title: str | None = None, *, pictures: bool = True
         section("Confusion", _confusion(record)),
         section("Memory limit and watchdog", _events(record)),
         section("Configuration", _configuration(record)),
-        section("Environment", _pairs(record.environment)),
+        section("Environment", _pairs({**record.environment, **_tower(record)})),
     ]
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -136,7 +136,7 @@ def _headline(record: RunRecord) -> str:
             tiles.append((label, str(record.result[key])))
     tower = record.result.get("provider")
     if isinstance(tower, dict) and tower.get("name"):
-        tiles.append(("image tower on", f"{tower['name']}: {tower.get('reason', '')}"))
+        tiles.append(("image tower on", str(tower["name"])))
     if speed.get("step_ms_median"):
         tiles.append(("median step", f"{speed['step_ms_median']:.0f} ms"))
     peak = max(
@@ -318,6 +318,15 @@ def _configuration(record: RunRecord) -> str:
     text = yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True)
     plan = {k: v for k, v in record.plan.items() if not isinstance(v, dict | list)}
     return _pairs(plan, empty="") + folded("config.yaml", f"<pre>{escape(text)}</pre>")
+
+
+def _tower(record: RunRecord) -> dict[str, Any]:
+    """What ran the image tower, and why."""
+    tower = record.result.get("provider")
+    if not isinstance(tower, dict) or not tower.get("name"):
+        return {}
+    reason = f": {tower['reason']}" if tower.get("reason") else ""
+    return {"image tower on": f"{tower['name']}{reason}"}
 
 
 def _pairs(values: dict[str, Any], empty: str = "not recorded") -> str:

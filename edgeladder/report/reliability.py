@@ -65,7 +65,7 @@ def reliability_diagram(bins: Sequence[Bin], label: str) -> str:
     total = sum(count for _, _, count, _, _ in bins)
     if not total:
         return '<p class="none">no pictures were judged</p>'
-    height, top, bottom, counts = 376.0, 34.0, BOTTOM, 60.0
+    height, top, bottom, counts = 390.0, 48.0, BOTTOM, 60.0
     low = height - bottom - counts  # where accuracy 0 is
     wide = WIDTH - LEFT - RIGHT
 

@@ -37,6 +37,7 @@ align-items:center;margin-bottom:9px}
 .bars i{flex:none;height:11px;min-width:1px;border-radius:2px}
 .bars .bar span,.bars .mark span{font-size:12px;line-height:1;white-space:nowrap;
 color:var(--muted)}
+.bars .bar span{position:relative;z-index:1;background:var(--card);padding:0 2px}
 .bars .mark{position:absolute;top:1.2rem;bottom:0;border-left:2px dashed var(--bad);
 left:calc(var(--name) + var(--gap) + (100% - var(--name) - var(--gap) - var(--end))*var(--at))}
 .bars .mark span{position:absolute;bottom:100%;right:0;padding-bottom:3px;color:var(--bad)}

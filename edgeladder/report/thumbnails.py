@@ -70,7 +70,7 @@ def _figure(item: dict[str, Any], pictures: list[Picture]) -> str:
     source = _thumbnail(picture) if picture.label == label else None
     image = (
         f'<img src="data:image/jpeg;base64,{source}" alt="{escape(picture.path)}" '
-        f'title="{escape(picture.path)}" loading="lazy">'
+        f'title="{escape(picture.path)}">'
         if source
         else '<div class="lost">not shown</div>'
     )

@@ -124,7 +124,7 @@ def test_probabilities_are_drawn_and_told(tmp_path):
     assert len(dots) == 2
     for (x, y, _), (sure, right) in zip(dots, ((0.62, 0.7), (0.97, 0.85)), strict=True):
         assert float(x) == pytest.approx(72 + sure * (640 - 72 - 12), abs=0.1)
-        assert float(y) == pytest.approx(258 - right * (258 - 34), abs=0.1)
+        assert float(y) == pytest.approx(272 - right * (272 - 48), abs=0.1)
     assert float(dots[1][2]) > float(dots[0][2])  # the more pictures, the larger
     for words in (
         "error 10.7 %",

@@ -27,9 +27,15 @@ def test_every_guide_is_in_the_list():
     assert guides <= set(listed)
 
 
-def test_the_readme_leads_to_every_guide():
-    linked = _LINK.findall((ROOT / "README.md").read_text(encoding="utf-8"))
-    assert {f"docs/{page.name}" for page in ROOT.glob("docs/*.md")} <= set(linked)
+def test_the_readme_is_short_and_shows_a_picture_and_leads_to_the_guides():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
+    assert pictures and all((ROOT / name).stat().st_size <= 150_000 for name in pictures)
+    linked = set(_LINK.findall(text))
+    guides = {f"docs/{page.name}" for page in ROOT.glob("docs/*.md")}
+    assert guides - linked <= {"docs/python-reference.md"}  # beside the guide to Python
+    assert "tools/test" in text  # continuous integration runs what it names
 
 
 def test_results_lie_beside_the_benchmarks_with_command_and_commit():
@@ -43,9 +49,9 @@ def test_results_lie_beside_the_benchmarks_with_command_and_commit():
     assert not [*ROOT.glob("docs/**/*.csv")]
 
 
-def test_the_readmes_tree_is_true():
+def test_the_tree_in_the_guide_is_true():
     """Every room of the package is in it, and nothing that is not there."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
     tree = text.split("```\nedgeladder/\n")[1].split("```")[0]
     package = {}
     above = ""
