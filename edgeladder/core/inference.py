@@ -84,6 +84,7 @@ class InferenceOrder:
     budget_bytes: int
     supervisor_bytes: int  # of the process that waits
     sizes: PhasePlan | None = None  # after memory ran out; None: as planned
+    avoid: tuple[str, ...] = ()  # pictures that ended its workers
     only_plan: bool = False  # refuse, or say what was decided: nothing runs
     surrounding: Surrounding | None = None  # a cgroup with a limit around all this
 

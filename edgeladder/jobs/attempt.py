@@ -28,6 +28,7 @@ from edgeladder.core.events import (
 )
 from edgeladder.core.memory_record import MemoryAction
 from edgeladder.core.records import to_json
+from edgeladder.jobs.blame import DECODER_FAULTS
 from edgeladder.jobs.child import Child
 from edgeladder.jobs.control import RESTART_CODE
 from edgeladder.jobs.memory_series import MemorySeries
@@ -337,6 +338,9 @@ class Attempt:
                 if self.limit.kills()
                 else "killed from outside, by the system's memory killer or by hand"
             )
+            return "again", None
+        if self.picture and -code in DECODER_FAULTS:
+            self.cause = f"ended by {signal.Signals(-code).name} while it decoded a picture"
             return "again", None
         raise EdgeLadderError(
             f"the {self.phase} worker ended with code {code}: "

@@ -23,6 +23,7 @@ from edgeladder.core.plan import Plan, Surrounding
 from edgeladder.core.provider import ProviderChoice
 from edgeladder.core.records import from_json
 from edgeladder.jobs.attempt import Attempt, Listener
+from edgeladder.jobs.blame import Blame
 from edgeladder.jobs.interrupts import Interrupts
 from edgeladder.jobs.machine_baseline import baseline_path, remembered_baseline
 from edgeladder.jobs.providers import Trying, chosen_provider
@@ -116,13 +117,19 @@ class InferenceSupervisor:
         request, phase = self._request, PHASE_OF[self._request.command]
         order = self.order()
         causes: list[str] = []
+        blame = Blame()
         while True:
             attempt, found = self.attempt(phase, order)
             if found is not None:
                 result = from_json(RESULT_OF[request.command], found, where=f"the {phase} worker")
                 return result, self.memory(attempt.plan, phase)
             causes.append(attempt.cause)
-            order = self.shrunk(order, phase, attempt)
+            if blame.falls_on(attempt.picture):
+                # it is the picture, not the sizes: go on without it, with them as planned
+                order = replace(order, avoid=(*order.avoid, attempt.picture), sizes=None)
+                del causes[-policy.PICTURE_DEATHS :]
+            else:
+                order = self.shrunk(order, phase, attempt)
             self.record({"kind": "restart", "phase": phase, "cause": attempt.cause})
             if len(causes) > request.restarts:
                 raise self.gave_up(attempt, causes)

@@ -11,7 +11,7 @@ from typing import TypeVar
 from edgeladder.budget import kernel_marks
 from edgeladder.budget.planner import check, plan_inference
 from edgeladder.budget.workload import InferenceWorkload
-from edgeladder.core.events import Planned, Progress
+from edgeladder.core.events import Decoding, Planned, Progress
 from edgeladder.core.inference import PHASE_OF, Evaluation, InferenceOrder, Predictions
 from edgeladder.core.orders import Outcome
 from edgeladder.core.plan import PhasePlan, Plan
@@ -20,6 +20,7 @@ from edgeladder.core.trim import trim_heap
 from edgeladder.jobs.control import Control
 from edgeladder.jobs.machine_baseline import machine_baseline
 from edgeladder.runtime.classifier import Classifier, InferenceSizes, OpenedRun
+from edgeladder.runtime.pictures.decode_watch import DecodeWatch
 
 Result = TypeVar("Result")
 _UNHASHED = (
@@ -58,11 +59,20 @@ def with_classifier(
     sizes = _sizes(told, chosen)
     try:
         with Classifier(
-            run, sizes, threads=request.threads, on_batch=lambda samples: obey(control)
+            run,
+            sizes,
+            threads=request.threads,
+            on_batch=lambda samples: obey(control),
+            watch=decode_watch(order, control),
         ) as classifier:
             return "done", _with_provider(work(classifier), chosen)
     except LeaveError as leave:
         return leave.outcome, None
+
+
+def decode_watch(order: InferenceOrder, control: Control) -> DecodeWatch:
+    """Tells the supervisor which picture is being decoded, and refuses those it names."""
+    return DecodeWatch(order.avoid, lambda path: control.tell(Decoding(path=path)))
 
 
 def _with_provider(found: Result, chosen: ProviderChoice) -> Result:

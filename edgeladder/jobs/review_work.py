@@ -18,6 +18,7 @@ from edgeladder.core.inference import PHASE_OF, InferenceOrder
 from edgeladder.core.provider import ProviderChoice
 from edgeladder.core.trim import release_startup_memory, trim_heap
 from edgeladder.jobs.machine_baseline import machine_baseline
+from edgeladder.jobs.planned_classifier import decode_watch
 from edgeladder.jobs.precompute_phase import tower_sizes
 from edgeladder.runtime.classifier import OpenedRun
 from edgeladder.runtime.review.activations import Cached, cache_pictures, feature_width
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from edgeladder.core.orders import Outcome
     from edgeladder.jobs.control import Control
     from edgeladder.runtime.pictures.dataset import Picture
+    from edgeladder.runtime.pictures.decode_watch import DecodeWatch
     from edgeladder.runtime.towers.fill_cache import PrecomputeSizes
 
 _TELL_SECONDS = 0.2
@@ -50,6 +52,7 @@ class ReviewWork:
     most: int  # pictures of a sample
     threads: int
     control: Control
+    watch: DecodeWatch
     _told_at: float = 0.0
 
     @classmethod
@@ -79,7 +82,7 @@ class ReviewWork:
         most = plan.phases[phase].head_pictures or 1
         folder = Path(request.cache or "cache")
         sizes = tower_sizes(told, threads, ProviderChoice())  # the CPU: a cache others read too
-        return cls(bundle, folder, sizes, most, threads, control)
+        return cls(bundle, folder, sizes, most, threads, control, decode_watch(order, control))
 
     def obey(self) -> None:
         """Take orders. Raises LeaveError where one is to leave."""
@@ -101,7 +104,7 @@ class ReviewWork:
         """All pictures through the cache; the towers are gone when it returns."""
         found = cache_pictures(
             self.bundle, pictures, self.folder, self.sizes, where=where,
-            progress=self.progress, on_group=self.obey,
+            progress=self.progress, on_group=self.obey, watch=self.watch,
         )  # fmt: skip
         release_startup_memory()
         return found
@@ -110,7 +113,8 @@ class ReviewWork:
     def square(self) -> Square:
         """A reader of pictures within the plan's limits."""
         preprocess = self.bundle.manifest.preprocess
-        return squares(preprocess, self.sizes.max_pixels, self.sizes.picture_bytes)
+        sizes = self.sizes
+        return squares(preprocess, sizes.max_pixels, sizes.picture_bytes, self.watch)
 
 
 def run_workload(

@@ -46,6 +46,7 @@ from edgeladder.core.records import from_json, to_json
 from edgeladder.core.request import TrainRequest
 from edgeladder.core.result import CacheUse, RunResult, Seconds, Throughput
 from edgeladder.jobs.attempt import Attempt
+from edgeladder.jobs.blame import Blame
 from edgeladder.jobs.child import with_package
 from edgeladder.jobs.finished import drop_checkpoints, finished_result
 from edgeladder.jobs.interrupts import Interrupts
@@ -371,7 +372,7 @@ class Supervisor:
         """
         planned = plan.phases[name].planned_peak_bytes if plan and name in plan.phases else 0
         causes: list[str] = []
-        suspects: list[str] = []  # pictures whose decoding ended a worker
+        blame = Blame()
         planned_sizes = getattr(order, "sizes", PhasePlan())
         self.progress(name, 0, None, "")
         while True:
@@ -385,7 +386,7 @@ class Supervisor:
             causes.append(attempt.cause)
             if not isinstance(order, (PhaseOrder, FreeOrder)):
                 pass  # sizes of its own choice
-            elif self._blames(attempt.picture, suspects):
+            elif blame.falls_on(attempt.picture):
                 # it is the picture, not the sizes: go on without it, with them as planned
                 order = replace(order, avoid=(*order.avoid, attempt.picture), sizes=planned_sizes)
                 del causes[-policy.PICTURE_DEATHS :]
@@ -405,12 +406,6 @@ class Supervisor:
             )
         saved = "all work so far is saved" if name == "precompute" else "nothing was begun"
         return Interrupted(f"stopped during {name}; {saved}", remedy="run the same command again")
-
-    def _blames(self, picture: str, suspects: list[str]) -> bool:
-        """Whether the same picture was being decoded when workers ended, often enough."""
-        if picture:
-            suspects.append(picture)
-        return bool(picture) and suspects.count(picture) >= policy.PICTURE_DEATHS
 
     def _record_restart(self, name: str, order: Order, attempt: Attempt, count: int) -> None:
         sizes = order.sizes.sizes() if isinstance(order, (PhaseOrder, FreeOrder)) else {}

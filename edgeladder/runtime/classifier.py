@@ -28,12 +28,14 @@ from edgeladder.runtime.known import Known
 from edgeladder.runtime.ladder_encoder import Encoder
 from edgeladder.runtime.logits import Activations, ClassLogits, softmax
 from edgeladder.runtime.pictures.decode import EXACT_PIXELS, decode_square, normalize
+from edgeladder.runtime.pictures.decode_watch import DecodeWatch
 from edgeladder.runtime.run_folder import open_bundle
 from edgeladder.runtime.towers.runner import TowerRunner, TowerSizes
 from edgeladder.runtime.vocabulary import Vocabulary, asked_classes
 
 if TYPE_CHECKING:
     from edgeladder.core.manifest import PreprocessRecord
+    from edgeladder.runtime.pictures.dataset import Picture
 
 Array = np.ndarray
 
@@ -151,6 +153,7 @@ class Classifier:
         *,
         threads: int | None = None,
         on_batch: OnBatch | None = None,
+        watch: DecodeWatch | None = None,
     ):
         """Encode all classes; the image tower is opened with the first picture.
 
@@ -159,6 +162,7 @@ class Classifier:
             sizes: None: the image tower whole.
             threads: of onnxruntime; None: all cores.
             on_batch: called between batches of both towers; may raise to stop.
+            watch: told which picture is being decoded; pictures that it refuses are unreadable.
         """
         self.run = run
         self.bundle, self.adapter = run.bundle, run.adapter
@@ -166,6 +170,7 @@ class Classifier:
         self.classes = run.vocabulary.classes
         self.threads = threads or len(os.sched_getaffinity(0))
         self._on_batch = on_batch
+        self._watch = watch or DecodeWatch()
         self.encoder = Encoder(self.bundle, self.adapter.parameters, self.threads)
         self.formula = run.formula()
         self.known = run.known()
@@ -217,6 +222,15 @@ class Classifier:
     def rest(self) -> None:
         """Close the image tower's sessions; the next picture opens them again."""
         self._tower.close()
+
+    def read(self, picture: Picture) -> bytes:
+        """A picture file's bytes, no more than there is memory for.
+
+        Raises:
+            UnreadableError: it cannot be read, is too large, or ended workers before.
+        """
+        self._watch.begins(picture.path)
+        return picture.read(self.sizes.picture_bytes)
 
     def square(self, content: bytes) -> Array:
         """The evaluation view (S, S, 3) uint8 of a picture file's bytes.
@@ -276,6 +290,7 @@ class Classifier:
         self, squares: Sequence[Array] | Array, judge: Callable[[Activations], None]
     ) -> None:
         """The tower over evaluation views; its activations, batch by batch, to `judge`."""
+        self._watch.over()
         self._tower.run(
             _Squares(squares, self.bundle.manifest.preprocess),
             lambda start, outputs: judge(self._activations(outputs)),
@@ -293,6 +308,7 @@ class Classifier:
 
     def judge(self, given: Activations) -> tuple[Array, Array]:
         """Tuned and zero-shot logits (n, C) of activations as the cache holds them."""
+        self._watch.over()
         return self.formula.classify(self.encoder, given, self.class_embeddings)
 
 

@@ -192,7 +192,7 @@ def _judge_batch(
     batch = JudgedBatch([], [])
     for row in rows[: len(pictures) - rows.start]:
         try:
-            content = pictures[row].read()
+            content = classifier.read(pictures[row])
             place = _find(store, content)
             if place is not None:
                 places[row] = place

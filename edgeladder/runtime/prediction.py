@@ -153,7 +153,7 @@ _Waiting = tuple[str, "np.ndarray | None", "str | None"]  # path, square, error
 
 def _square(classifier: Classifier, picture: Picture) -> tuple[np.ndarray | None, str | None]:
     try:
-        return classifier.square(picture.read()), None
+        return classifier.square(classifier.read(picture)), None
     except UnreadableError as error:
         return None, str(error)
 

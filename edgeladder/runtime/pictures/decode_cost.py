@@ -19,7 +19,7 @@ _SLACK = 2_500_000  # tables, a row of tiles, the codec's own code and heap
 _STORED = {"1": 1, "L": 1, "P": 1, "I;16": 2}  # bytes a pixel in Pillow; 4 in any other mode
 # what a codec holds beside Pillow's pixels, bytes a pixel and channel of 8 bits
 _CODEC = {"WEBP": 5.1, "AVIF": 4.5, "JPEG2000": 6.2}
-_STRIP_TAG, _TILE_TAG = 278, 322  # TIFF: RowsPerStrip, TileWidth
+_STRIP_TAG, _TILE_TAGS = 278, (322, 323)  # TIFF: RowsPerStrip; TileWidth, TileLength
 # markers that stand alone, without a length behind them
 _BARE = frozenset([0x01, *range(0xD0, 0xD9)])
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -78,10 +78,11 @@ def _coefficients(image: Any, content: bytes) -> float:
 def _strip(image: Any, channels: int) -> int:
     """A TIFF's strip or tile, raw: a file may put the whole picture into one."""
     tags = image.tag_v2
-    if _TILE_TAG in tags:
-        return 0  # a tile has at most the libraries' own bound, small beside a picture
-    rows = min(int(tags.get(_STRIP_TAG) or image.size[1]), image.size[1])
     depth = {"I;16": 2, "I": 4, "F": 4}.get(image.mode, 1)
+    if _TILE_TAGS[0] in tags:  # a tile may be far larger than the picture that is cut from it
+        width, rows = (int(tags.get(tag) or 0) for tag in _TILE_TAGS)
+        return width * rows * channels * depth
+    rows = min(int(tags.get(_STRIP_TAG) or image.size[1]), image.size[1])
     return int(rows * image.size[0] * channels * depth)
 
 

@@ -15,6 +15,7 @@ from edgeladder.runtime.cache.selection import stack_keys
 from edgeladder.runtime.cache.store import ActivationCache
 from edgeladder.runtime.cache.working_folder import remove_working_folder, working_folder
 from edgeladder.runtime.logits import Activations
+from edgeladder.runtime.pictures.decode_watch import DecodeWatch
 from edgeladder.runtime.towers.class_run import ClassRun
 from edgeladder.runtime.towers.fill_cache import writable_store
 from edgeladder.runtime.towers.picture_run import PictureGuard, PictureRun
@@ -90,7 +91,7 @@ def cache_pictures(
     where: str,
     progress: Progress | None = None,
     on_group: Callable[[], None] | None = None,
-    on_decode: Callable[[str], None] | None = None,
+    watch: DecodeWatch | None = None,
 ) -> Cached:
     """Compute what the cache lacks of these pictures, and open it for reading.
 
@@ -100,7 +101,7 @@ def cache_pictures(
     """
     workdir = working_folder(cache_folder)
     try:
-        guard = PictureGuard(sizes.max_pixels, sizes.picture_bytes, frozenset(), on_decode)
+        guard = PictureGuard(sizes.max_pixels, sizes.picture_bytes, watch or DecodeWatch())
         provider = sizes.image.provider
         store = writable_store(bundle, cache_folder, "image", "fp16", progress, provider.arithmetic)
         run = PictureRun(bundle, store, sizes.image, guard, workdir, on_group)

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from edgeladder.runtime.pictures.decode import decode_square
+from edgeladder.runtime.pictures.decode_watch import DecodeWatch
 from edgeladder.runtime.pictures.sources import UnreadableError
 
 if TYPE_CHECKING:
@@ -24,15 +25,20 @@ MOST = 300  # thumbnails of a page: a megabyte or so
 Square = Callable[["Picture"], "np.ndarray | None"]
 
 
-def squares(preprocess: PreprocessRecord, max_pixels: int, max_bytes: int | None) -> Square:
+def squares(
+    preprocess: PreprocessRecord, max_pixels: int, max_bytes: int | None, watch: DecodeWatch
+) -> Square:
     """A reader of a picture's evaluation view (S, S, 3) uint8; None where it cannot be read."""
 
     def square(picture: Picture) -> np.ndarray | None:
         try:
+            watch.begins(picture.path)
             content = picture.read(max_bytes)
             return decode_square(content, preprocess, max_pixels=max_pixels, max_bytes=max_bytes)
         except UnreadableError:
             return None
+        finally:
+            watch.over()
 
     return square
 

@@ -23,6 +23,7 @@ from edgeladder.runtime.cache.store import ActivationCache
 from edgeladder.runtime.cache.working_folder import remove_working_folder, working_folder
 from edgeladder.runtime.pictures.dataset import Dataset, Picture
 from edgeladder.runtime.pictures.decode import EXACT_PIXELS
+from edgeladder.runtime.pictures.decode_watch import DecodeWatch
 from edgeladder.runtime.towers.class_run import ClassRun
 from edgeladder.runtime.towers.picture_run import PictureGuard, PictureRun, Progress, spell_skipped
 from edgeladder.runtime.towers.runner import TowerSizes
@@ -116,7 +117,8 @@ def precompute(
         texts = ClassRun(bundle, store, sizes.text, workdir, on_group)
         text_keys = texts.run(class_prompts(dataset.names, templates), progress)
         between = time.perf_counter()
-        guard = PictureGuard(sizes.max_pixels, sizes.picture_bytes, wanted.avoid, on_decode)
+        watch = DecodeWatch(wanted.avoid, on_decode)
+        guard = PictureGuard(sizes.max_pixels, sizes.picture_bytes, watch)
         provider = sizes.image.provider
         store = writable_store(bundle, folder, "image", dtype, progress, provider.arithmetic)
         images = PictureRun(bundle, store, sizes.image, guard, workdir, on_group)

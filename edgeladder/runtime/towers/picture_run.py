@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from edgeladder.runtime.cache.layout import EMBEDDING
 from edgeladder.runtime.cache.store import ActivationCache, sample_key
 from edgeladder.runtime.pictures.dataset import Picture
 from edgeladder.runtime.pictures.decode import EXACT_PIXELS, decoding_scale, normalize
+from edgeladder.runtime.pictures.decode_watch import DecodeWatch
 from edgeladder.runtime.pictures.sources import UnreadableError
 from edgeladder.runtime.pictures.views import VERSION, view_square
 from edgeladder.runtime.towers.runner import TowerRunner, TowerSizes
@@ -42,8 +43,7 @@ class PictureGuard:
 
     max_pixels: int = EXACT_PIXELS  # decoded in full
     max_bytes: int | None = None  # of memory while one is decoded; None: no limit
-    avoid: frozenset[str] = frozenset()  # paths whose decoding ended a worker again and again
-    on_decode: Callable[[str], None] | None = None  # told the path before, and "" after them
+    watch: DecodeWatch = field(default_factory=DecodeWatch)
 
 
 class _Squares:
@@ -82,7 +82,6 @@ class PictureRun:
         self._preprocess = bundle.manifest.preprocess
         self._sizes = sizes
         self._guard = guard
-        self._decoding = False
         self._workdir = workdir
         self._on_group = on_group or (lambda: None)
         self._cache = cache
@@ -145,7 +144,7 @@ class PictureRun:
             content = picture.read(self._guard.max_bytes)
             key = self._key(content, hashlib.sha256(content).digest(), 0)
             if not self._has(key):
-                self._tell_decoding(picture.path)
+                self._guard.watch.begins(picture.path)
                 self._square(content, 0)
         except UnreadableError as error:
             self.skipped.append({"path": picture.path, "reason": str(error)})
@@ -153,15 +152,14 @@ class PictureRun:
     def _one(self, picture: Picture, views: int) -> list[bytes]:
         """Hash, look up, decode what is missing."""
         try:
-            if picture.path in self._guard.avoid:
-                raise UnreadableError("memory ran out each time that it was decoded")
+            self._guard.watch.refuse(picture.path)
             content = picture.read(self._guard.max_bytes)
             digest = hashlib.sha256(content).digest()
             keys = [self._key(content, digest, view) for view in range(views + 1)]
             missing = [view for view, key in enumerate(keys) if not self._has(key)]
             # one view at a time: all of them would not fit
             for view in missing:
-                self._tell_decoding(picture.path)
+                self._guard.watch.begins(picture.path)
                 self._add(keys[view], self._square(content, view))
         except UnreadableError as error:
             self.skipped.append({"path": picture.path, "reason": str(error)})
@@ -202,11 +200,6 @@ class PictureRun:
     def _has(self, key: bytes) -> bool:
         return key in self._cache or key in self._group_keys
 
-    def _tell_decoding(self, path: str) -> None:
-        if self._guard.on_decode is not None and (path or self._decoding):
-            self._guard.on_decode(path)
-        self._decoding = bool(path)
-
     def _add(self, key: bytes, square: np.ndarray) -> None:
         if self._group is None:
             self._group = _Squares(self._workdir / "pixels.spill", self._preprocess)
@@ -218,7 +211,7 @@ class PictureRun:
     def _run_group(self) -> None:
         if self._group is None:
             return
-        self._tell_decoding("")
+        self._guard.watch.over()
         keys = self._group_keys
 
         def sink(start: int, outputs: dict[str, np.ndarray]) -> None:

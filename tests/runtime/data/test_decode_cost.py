@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import subprocess
 import sys
+import zlib
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -142,6 +144,28 @@ def test_a_progressive_jpeg_counts_all_coefficients_whatever_its_scale() -> None
     assert not several_scans(encoded(picture(), "JPEG"))
     with pytest.raises(UnreadableError, match=r"9000 x 8900 pixels of this JPEG take .* to decode"):
         decode_square(content, record(), max_bytes=60_000_000)
+
+
+def tiled(side: int) -> bytes:
+    """A grey TIFF of 64 x 64 pixels, cut from a single black tile of side x side."""
+    packer = zlib.compressobj(1, zlib.DEFLATED, -15)
+    row = packer.compress(bytes(side)) + packer.flush(zlib.Z_FULL_FLUSH)  # each like the first
+    check = struct.pack(">I", 1 | (side * side % 65521) << 16)  # Adler-32 of zeros
+    tile = b"".join([b"\x78\x01", row * side, packer.flush(), check])
+    tags = [(256, 64), (257, 64), (258, 8), (259, 8), (262, 1), (277, 1), (284, 1), (322, side)]
+    tags += [(323, side), (324, 8), (325, len(tile))]
+    rows = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags]
+    start = struct.pack("<4sI", b"II*\x00", 8 + len(tile))
+    return b"".join([start, tile, struct.pack("<H", len(rows)), *rows, bytes(4)])
+
+
+def test_a_tile_counts_whole_however_little_of_it_is_the_picture() -> None:
+    """64 x 64 pixels that take 36 MB: they were planned as 4 kB and ended workers."""
+    content = tiled(6000)
+    assert len(content) < 500_000
+    assert decode_square(content, record()).shape == (SIDE, SIDE, 3)
+    with pytest.raises(UnreadableError, match="64 x 64 pixels of this TIFF take 39 MB to decode"):
+        decode_square(content, record(), max_bytes=30_000_000)
 
 
 def test_a_jpeg_is_reduced_until_its_memory_fits() -> None:
