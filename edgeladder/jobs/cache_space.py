@@ -31,10 +31,10 @@ def cache_space(
     for side, count, of in (("image", samples, arithmetic), ("text", classes, "")):
         size, there = _store(bundle, folder, side, request, count, of)  # type: ignore[arg-type]  # the two sides there are
         wanted, present = wanted + size, present + min(size, there)
-    there = _nearest(folder)
-    status = os.statvfs(there)
+    nearest = _nearest(folder)
+    status = os.statvfs(nearest)
     return DiskSpace(
-        folder=str(there),
+        folder=str(nearest),
         cache_bytes=wanted,
         present_bytes=present,
         work_bytes=phase.disk_bytes or 0,

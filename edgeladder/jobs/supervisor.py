@@ -217,14 +217,15 @@ class Supervisor:
                 where=str(run.folder),
                 remedy="name the folder of a run, or leave --resume out to start one",
             )
+        option = "--out" if self.request.condense else "--run"
         if not self.request.resume and run.started():
             raise errors.ConfigError(
                 "this folder holds a run already",
                 where=str(run.folder),
-                remedy=f"continue it with --resume {run.folder}, or choose another --run",
+                remedy=f"continue it with `edgeladder train --resume {run.folder}`, or choose "
+                f"another {option}",
             )
         if not self.request.resume:
-            option = "--out" if self.request.condense else "--run"
             require_ours(run.folder, "run", option=option)
 
     def _result(

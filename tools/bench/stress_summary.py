@@ -6,9 +6,9 @@ from typing import Any
 
 Row = dict[str, Any]  # one run, as `stress_budget.one` writes it
 MB = 1_000_000
-# Largest difference of a parameter. Sums in another order differ by rounding, which Adam makes up to
-# an update of where a gradient is no larger than that: a tenth of one update, and a step that was
-# lost or repeated in vain is a whole one.
+# Largest difference of a parameter. Sums in another order differ by rounding, which Adam turns into
+# an update where a gradient is no larger. A tenth of one is let pass; a step that was lost or done
+# twice is a whole one.
 _SAME_SUMS, _OTHER_SUMS = 0.0, 1e-4
 
 

@@ -61,6 +61,13 @@ def commands(bundle: Path, data: Path, more: Path) -> dict[str, KilledCommand]:
 
         return train
 
+    def condense(place: Path) -> list[str]:
+        made = place / "condensed"
+        if (made / "config.yaml").is_file():
+            return _own("train", "--resume", str(made), "--json")
+        return _own("condense", "--run", run(place), "--out", str(made), "--budget", "900MB",
+                    "--set", "condense.epochs=1", "--json")  # fmt: skip
+
     def adapter(place: Path, said: str) -> Any:
         return sha256_file(place / "run" / "adapter.safetensors")
 
@@ -120,8 +127,7 @@ def commands(bundle: Path, data: Path, more: Path) -> dict[str, KilledCommand]:
             named("pictures", "unlabelled"),
         ),
         "condense": KilledCommand(
-            lambda place: _own("condense", "--run", run(place), "--out", str(place / "condensed"),
-                               "--budget", "900MB", "--set", "condense.epochs=1", "--json"),
+            condense,
             lambda place, said: sha256_file(place / "condensed" / "adapter.safetensors"),
             "train nano",
         ),
