@@ -18,6 +18,7 @@ import typer
 
 from edgeladder.cli import (
     cache_command,
+    config_file,
     demo_command,
     doctor_command,
     export_command,
@@ -128,8 +129,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(given: list[str], as_json: bool) -> int:
     with Output(as_json) as output:
         try:
-            answer = typer.main.get_command(_narrowed(given)).main(
-                args=given, prog_name="edgeladder", standalone_mode=False
+            command = typer.main.get_command(_narrowed(given))
+            told = config_file.defaults(command, given, lambda: typer.main.get_command(app))
+            answer = command.main(
+                args=given, prog_name="edgeladder", standalone_mode=False, default_map=told
             )
             if isinstance(answer, Answer):
                 output.answer(answer)

@@ -27,16 +27,14 @@ def cache_space(
     """
     folder = Path(request.cache)
     arithmetic = request.chosen.arithmetic if request.chosen else ""
-    wanted = present = 0
-    for side, count, of in (("image", samples, arithmetic), ("text", classes, "")):
-        size, there = _store(bundle, folder, side, request, count, of)  # type: ignore[arg-type]  # the two sides there are
-        wanted, present = wanted + size, present + min(size, there)
-    nearest = _nearest(folder)
-    status = os.statvfs(nearest)
+    image, cached = _store(bundle, folder, "image", request, samples, arithmetic)
+    text, encoded = _store(bundle, folder, "text", request, classes, "")
+    place = _nearest(folder)
+    status = os.statvfs(place)
     return DiskSpace(
-        folder=str(nearest),
-        cache_bytes=wanted,
-        present_bytes=present,
+        folder=str(place),
+        cache_bytes=image + text,
+        present_bytes=min(image, cached) + min(text, encoded),
         work_bytes=phase.disk_bytes or 0,
         free_bytes=status.f_bavail * status.f_frsize,
     )
