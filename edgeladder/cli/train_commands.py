@@ -279,6 +279,8 @@ def _spaced(space: DiskSpace) -> str:
 
 def trained(result: RunResult, report: Path) -> str:
     """A training's answer in a few lines: accuracies, memory against the budget, where it lies."""
+    from edgeladder.core.command_line import command  # requests, when a training is over
+
     accuracy, memory = result.accuracy, result.memory
     lines = [
         f"accuracy on {accuracy.split}: "
@@ -298,6 +300,7 @@ def trained(result: RunResult, report: Path) -> str:
         lines.append(f"image tower: {result.provider.reason}")
     lines.append(f"run: {result.run} ({result.steps} steps, engine {result.engine})")
     lines.append(f"report: {report}")
+    lines.append(f"next: {command('predict', '--run', result.run)} PICTURE.jpg")
     return "\n".join(lines)
 
 

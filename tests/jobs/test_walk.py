@@ -45,5 +45,7 @@ def test_the_first_page_can_be_walked(tmp_path):
             capture_output=True, text=True, check=False, timeout=300,
         )  # fmt: skip
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+        if line.startswith("edgeladder train"):
+            assert "next: edgeladder predict --run runs/" in done.stdout
     assert (tmp_path / "model.onnx").is_file() and (tmp_path / "report.html").is_file()
     assert (tmp_path / "runs/second/comparison.json").is_file()
