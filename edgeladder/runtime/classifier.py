@@ -24,9 +24,10 @@ from edgeladder.runtime.adapter import Adapter, check_bundle, load_adapter
 from edgeladder.runtime.cache.layout import EMBEDDING, EMBEDDING_PRE, l2_normalize
 from edgeladder.runtime.class_encoder import encode_classes, grouped
 from edgeladder.runtime.heads.closed_form import head_from, of_classes, with_stored_head
+from edgeladder.runtime.kept_classes import keep_classes, kept_classes, kept_classes_path
 from edgeladder.runtime.known import Known
 from edgeladder.runtime.ladder_encoder import Encoder
-from edgeladder.runtime.logits import Activations, ClassLogits, softmax
+from edgeladder.runtime.logits import Activations, ClassEmbeddings, ClassLogits, softmax
 from edgeladder.runtime.pictures.decode import EXACT_PIXELS, decode_square, normalize
 from edgeladder.runtime.pictures.decode_watch import DecodeWatch
 from edgeladder.runtime.run_folder import open_bundle
@@ -175,15 +176,7 @@ class Classifier:
         self.formula = run.formula()
         self.known = run.known()
         self._work = tempfile.TemporaryDirectory(prefix="edgeladder-", dir=_work_folder())
-        self.class_embeddings = encode_classes(
-            self.bundle,
-            self.encoder,
-            run.vocabulary.prompts(),
-            TowerSizes(group=self.sizes.text_group, batch=self.sizes.batch, threads=self.threads),
-            self.sizes.class_chunk,
-            Path(self._work.name),
-            on_batch,
-        )
+        self.class_embeddings = self._classes(on_batch)
         tower = TowerSizes(
             group=self.sizes.group,
             batch=self.sizes.batch,
@@ -206,6 +199,27 @@ class Classifier:
     ) -> Classifier:
         """Open a run directory (or an adapter's folder) for prediction; raises as `OpenedRun`."""
         return cls(OpenedRun.open(run, bundle, classes), sizes, threads=threads)
+
+    def _classes(self, on_batch: OnBatch | None) -> ClassEmbeddings:
+        """Of the run's own classes as they were kept, else through text tower and ladder."""
+        prompts, kept = self.run.vocabulary.prompts(), None
+        if self.run.vocabulary.own:
+            kept = kept_classes_path(self.bundle, self.adapter, prompts)
+            found = kept_classes(kept)
+            if found is not None and len(found.tuned) == len(self.classes):
+                return found
+        sizes = self.sizes
+        made = encode_classes(
+            self.bundle,
+            self.encoder,
+            prompts,
+            TowerSizes(group=sizes.text_group, batch=sizes.batch, threads=self.threads),
+            sizes.class_chunk,
+            Path(self._work.name),
+            on_batch,
+        )
+        keep_classes(kept, made)
+        return made
 
     def __enter__(self) -> Classifier:
         return self
