@@ -44,6 +44,7 @@ class Costs:
     stem_opening: float = 4.0  # a convolution's weights are reordered, with copies on the way
     token_table: float = 0.15  # of its bytes touched
     activation: float = 1.8  # times what export counts: inputs and outputs beside it, heap's gaps
+    int8_activation: float = 1.45  # the same of int8 products, whose inputs wait as bytes
     map_activation: float = 1.2  # the same of a convolution's maps, see `tower_costs`
     whole_map_activation: float = 1.45  # and in a whole tower
     # predict and deploy

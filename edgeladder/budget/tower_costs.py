@@ -124,7 +124,7 @@ def tower_bytes(tower: Any, batch: int, whole: bool, pixels: float | None) -> fl
         # the segment runs, are most of its measured bytes, and they are there once
         further = rows_at_once(tower, segment, batch) - batch
         row = 4 * sum(_count(item.shape) for item in [*segment.inputs, *segment.outputs])
-        factor = COSTS.activation
+        factor = COSTS.int8_activation if segment.computes_int8 else COSTS.activation
         if segment.convolves:
             factor = COSTS.whole_map_activation if whole else COSTS.map_activation
         activation = factor * (batch * _one_sample(segment, row) + further * row)

@@ -86,6 +86,11 @@ class SegmentRecord:
         return any(item.shape[0] != _CHANNELS for item in maps)  # a picture is none
 
     @property
+    def computes_int8(self) -> bool:
+        """Whether all its products with weights are int8, which makes its activations smaller."""
+        return bool(self.products) and all(p.arithmetic == "int8" for p in self.products)
+
+    @property
     def opened_bytes(self) -> int:
         """Its weights once it is open."""
         if not self.convolves:

@@ -33,7 +33,7 @@ def tower(segment, hidden, count=14):
     """Segments that pass hidden states of (tokens, width) on."""
     shape = [Plain(name="hidden", shape=hidden)]
     record = Plain(
-        weight_bytes=segment, opened_bytes=segment, convolves=False,
+        weight_bytes=segment, opened_bytes=segment, convolves=False, computes_int8=False,
         activation_bytes=8 * MB, inputs=shape, outputs=shape,
     )  # fmt: skip
     return Plain(

@@ -21,6 +21,7 @@ import argparse
 import csv
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -33,7 +34,7 @@ import numpy as np
 MB = 1_000_000
 COLUMNS = (
     *("bundle", "way", "round", "pictures", "images_per_second"),
-    *("planned_mb", "measured_mb", "load"),
+    *("cpu_seconds", "planned_mb", "measured_mb", "load"),
 )
 _CHANNELS, _FACTOR = 6, 40.0
 _SIDES = (640, 480)  # of drawn pictures, px
@@ -86,17 +87,18 @@ def draw_pictures(folder: Path, count: int) -> None:
         picture.save(place / f"{number:04d}.jpg", quality=90)
 
 
-def one(bundle: Path, pictures: Path, budget: str, threads: int) -> dict[str, Any]:
+def one(bundle: Path, pictures: Path, budget: str) -> dict[str, Any]:
     """One `edgeladder precompute` from nothing."""
     with tempfile.TemporaryDirectory() as cache:
         call = [sys.executable, "-m", "edgeladder", "precompute", "--json", "--bundle", str(bundle)]
         call += ["--data", str(pictures), "--cache", cache, "--budget", budget]
-        call += ["--workers", str(threads)]
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(call, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(call)}: {done.stdout[-500:]} {done.stderr[-500:]}")
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {**json.loads(done.stdout), "cpu_seconds": spent}
 
 
 def run(options: argparse.Namespace) -> None:
@@ -111,7 +113,7 @@ def run(options: argparse.Namespace) -> None:
         for number in range(options.rounds):
             for way, budget in (("whole", options.whole), ("streamed", options.streamed)):
                 for name, bundle in bundles.items():
-                    found = one(Path(bundle), Path(folder), budget, options.threads)
+                    found = one(Path(bundle), Path(folder), budget)
                     phase = found["memory"]["phases"]["precompute"]
                     row = {
                         "bundle": name,
@@ -119,6 +121,7 @@ def run(options: argparse.Namespace) -> None:
                         "round": number,
                         "pictures": found["new"],
                         "images_per_second": found["images_per_second"],
+                        "cpu_seconds": round(found["cpu_seconds"], 1),
                         "planned_mb": round(phase["planned_peak_bytes"] / MB, 1),
                         "measured_mb": round(phase["measured_peak_bytes"] / MB, 1),
                         "load": round(os.getloadavg()[0], 1),
@@ -201,7 +204,6 @@ def main() -> int:
     runs.add_argument("--bundle", action="append", required=True, help="NAME=FOLDER")
     runs.add_argument("--pictures", type=int, default=64)
     runs.add_argument("--rounds", type=int, default=3)
-    runs.add_argument("--threads", type=int, default=2)
     runs.add_argument("--whole", default="2GB", help="a budget that holds the tower")
     runs.add_argument("--streamed", default="192MB", help="one that does not")
     runs.add_argument("--out", type=Path, required=True)
