@@ -40,8 +40,8 @@ _MICROSOFT = """
     AdamWOptimizer BiasGelu BroadcastGradientArgs ConcatTraining ConvGrad DivGrad FastGelu
     FastGeluGrad FusedConv FusedGemm FusedMatMul GatherElementsGrad GatherGrad Gelu GeluGrad
     InPlaceAccumulatorV2 InplaceClipGradNorm LayerNormalizationGrad LogSoftmaxGrad
-    LogSoftmaxGrad_13 MatMulIntegerToFloat QuickGelu QuickGeluGrad ReduceSumTraining ReluGrad
-    SGDOptimizerV2 Scale
+    LogSoftmaxGrad_13 MatMulIntegerToFloat MultiHeadAttention QuickGelu QuickGeluGrad
+    ReduceSumTraining ReluGrad SGDOptimizerV2 Scale
     SigmoidGrad SkipLayerNormalization SliceGrad SoftmaxGrad SoftmaxGrad_13 SplitTraining TanhGrad
     ZeroGradient
 """

@@ -1,7 +1,7 @@
 """A joined graph in operators of the ONNX standard alone, for runtimes other than onnxruntime.
 
-The ladder's graphs use two of onnxruntime's own operators (domain com.microsoft) and int8 towers a
-third, which its documentation of contrib operators defines. Written out:
+The ladder's graphs use two of onnxruntime's own operators (domain com.microsoft) and int8 towers
+two others, which its documentation of contrib operators defines. Written out:
 
     FusedMatMul   alpha * op(A) op(B), where op moves the first axis behind the batch axes
                   (transBatch) and then swaps the last two (trans): Transpose, MatMul, Mul
@@ -9,6 +9,8 @@ third, which its documentation of contrib operators defines. Written out:
     MatMulIntegerToFloat
                   (A - a) B in int32, times a scale of A and one for each column of B:
                   MatMulInteger, Cast, Mul
+    MultiHeadAttention
+                  heads of softmax(scale Q K^T) V: Reshape, Transpose, MatMul, Mul, Softmax
 
 The same numbers come out, a little slower in onnxruntime.
 """
@@ -99,9 +101,31 @@ def _int8_matmul(graph: Graph, fields: Fields) -> None:
     graph.add("Mul", [wide, columns], _text(fields, 2))
 
 
+def _attention(graph: Graph, fields: Fields) -> None:
+    """Of the form that export writes: queries, keys and values apart, no bias, no mask."""
+    output = _text(fields, 2)
+    chosen, scale = _attributes(fields, "scale")
+    split = np.array([0, 0, chosen["num_heads"], -1], np.int64)
+    shape = graph.constant(f"{output}/heads", split)
+    sides = []
+    for name, order in zip(
+        _names(fields, 1), ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]), strict=True
+    ):
+        heads = graph.add("Reshape", [name, shape])
+        sides.append(graph.add("Transpose", [heads], attributes={"perm": order}))
+    factor = graph.constant(f"{output}/scale", np.array(scale, np.float32))
+    scores = graph.add("MatMul", [graph.add("Mul", [sides[0], factor]), sides[1]])
+    shares = graph.add("Softmax", [scores], attributes={"axis": -1})
+    mixed = graph.add("MatMul", [shares, sides[2]])
+    turned = graph.add("Transpose", [mixed], attributes={"perm": [0, 2, 1, 3]})
+    together = graph.constant(f"{output}/width", np.array([0, 0, -1], np.int64))
+    graph.add("Reshape", [turned, together], output)
+
+
 _WRITERS: dict[str, Callable[[Graph, Fields], None]] = {
     "FusedMatMul": _fused_matmul,
     "MatMulIntegerToFloat": _int8_matmul,
+    "MultiHeadAttention": _attention,
     "QuickGelu": _quick_gelu,
 }
 
@@ -119,8 +143,8 @@ def _rank(graph: Graph, name: str) -> int:
     )
 
 
-def _attributes(fields: Fields) -> tuple[dict[str, int], float | None]:
-    """A node's whole-number attributes, and its `alpha`."""
+def _attributes(fields: Fields, factor: str = "alpha") -> tuple[dict[str, int], float | None]:
+    """A node's whole-number attributes, and the one that it multiplies by."""
     whole: dict[str, int] = {}
     alpha = None
     for number, value in fields:
@@ -130,7 +154,7 @@ def _attributes(fields: Fields) -> tuple[dict[str, int], float | None]:
             for place, given in attribute:
                 if place == 3 and isinstance(given, int):
                     whole[name] = given
-                elif place == -2 and isinstance(given, bytes) and name == "alpha":
+                elif place == -2 and isinstance(given, bytes) and name == factor:
                     alpha = float(struct.unpack("<f", given)[0])
     return whole, alpha
 

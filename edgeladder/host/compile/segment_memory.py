@@ -57,6 +57,12 @@ def _of_the_standard(model: onnx.ModelProto) -> onnx.ModelProto:
     sized.CopyFrom(model)
     nodes = []
     for node in sized.graph.node:
+        if node.op_type == "MultiHeadAttention":
+            turned = [f"{node.output[0]}/{number}" for number in range(len(node.input))]
+            for name, copy in zip(node.input, turned, strict=True):
+                nodes.append(helper.make_node("Identity", [name], [copy]))  # heads first
+            nodes.append(helper.make_node("Sum", turned, list(node.output)))
+            continue
         if node.op_type != "MatMulIntegerToFloat":
             nodes.append(node)
             continue

@@ -28,6 +28,7 @@ from edgeladder.core.manifest import SegmentRecord, TapRecord, TensorRecord, Tow
 from edgeladder.core.records import compact_json, to_json
 from edgeladder.host.compile import forward_towers  # noqa: F401  (registers its rules)
 from edgeladder.host.compile.forward import lower
+from edgeladder.host.compile.fuse_attention import fuse_attention
 from edgeladder.host.compile.int8_choice import choose
 from edgeladder.host.compile.segment_memory import peak_bytes
 from edgeladder.host.compile.weights import compress
@@ -92,6 +93,8 @@ def write_segments(
         for tensor in model.graph.initializer:
             digest.update(tensor.raw_data)
         products = choose(model, {n: seen[n].numpy() for n in piece.inputs}) if seen else []
+        if products:
+            fuse_attention(model)
         seen = _passed_on(piece, pieces[number + 1 :], seen)
         compress(model, dtype)
         file = f"backbone/{side}/{label}.onnx"

@@ -16,6 +16,7 @@ from edgeladder.core.onnx_check import check_model
 from edgeladder.core.onnx_graph import Graph
 from edgeladder.core.protobuf import FLOAT
 from edgeladder.host.compile import int8_choice, int8_gate
+from edgeladder.host.compile.fuse_attention import fuse_attention
 from edgeladder.host.compile.int8_choice import choose
 from edgeladder.host.compile.int8_gate import Batch, check_int8, least_cosine
 from edgeladder.host.compile.int8_products import find_products, rounded
@@ -149,6 +150,41 @@ def test_the_standards_operators_give_the_same(tmp_path: Path) -> None:
     assert make_portable(graph) == 2
     written_out = open_plain(graph.serialized()).run(None, {"x": x})[0]
     np.testing.assert_allclose(written_out, run(model, x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", ["openai", "siglip"])
+def test_attention_becomes_one_node_and_means_the_same(make: str, tmp_path: Path) -> None:
+    """open_clip's spelling and timm's; and written out again for other runtimes."""
+    backbone = small_backbone(make)
+    segment = written(backbone, "image", tmp_path).segments[1]
+    model = onnx.load(str(tmp_path / segment.file))
+    shape = segment.inputs[0].shape
+    x = np.random.default_rng(0).standard_normal((3, *shape), np.float32)
+    feeds = {segment.inputs[0].name: x}
+    expected = open_plain(model.SerializeToString()).run(None, feeds)[0]
+    assert fuse_attention(model) == 1
+    operators = {node.op_type for node in model.graph.node}
+    assert "MultiHeadAttention" in operators and "Softmax" not in operators
+    fused = open_plain(model.SerializeToString())
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(fused.run(None, feeds)[0], expected, atol=1e-5 * scale)
+    name = segment.inputs[0].name
+    alone = fused.run(None, {name: x[:1]})[0]
+    np.testing.assert_array_equal(alone, fused.run(None, feeds)[0][:1])
+    onnx.save(model, str(tmp_path / "fused.onnx"))
+    graph = Graph()
+    graph.join(tmp_path / "fused.onnx", "", {})
+    graph.declare(name, FLOAT, ["N", *shape], out=False)
+    graph.declare(segment.outputs[0].name, FLOAT, ["N", *shape], out=True)
+    assert make_portable(graph) == 1
+    again = open_plain(graph.serialized()).run([segment.outputs[0].name], feeds)[0]
+    np.testing.assert_allclose(again, expected, atol=1e-5 * scale)
+
+
+def test_attention_with_a_mask_stays(openai: Backbone, tmp_path: Path) -> None:
+    segment = written(openai, "text", tmp_path).segments[1]
+    model = onnx.load(str(tmp_path / segment.file))
+    assert fuse_attention(model) == 0
 
 
 def tokens(count: int) -> torch.Tensor:
