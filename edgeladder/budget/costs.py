@@ -42,6 +42,8 @@ class Costs:
     tower_code: int = 14 * _MB  # library code and heap of opening and running segments
     segment_opening: float = 1.35  # times a segment's weights: its largest one is there twice
     stem_opening: float = 4.0  # a convolution's weights are reordered, with copies on the way
+    # the same of a bottleneck, of whose convolutions one has half the weights (RN50x64's: 0.53)
+    convolution_opening: float = 1.55
     token_table: float = 0.15  # of its bytes touched
     activation: float = 1.8  # times what export counts: inputs and outputs beside it, heap's gaps
     int8_activation: float = 1.45  # the same of int8 products, whose inputs wait as bytes

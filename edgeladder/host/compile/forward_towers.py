@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -115,3 +116,21 @@ def _same(lowering: Lowering, node: torch.fx.Node) -> str:
 @rule("flatten")
 def _flatten(lowering: Lowering, node: torch.fx.Node) -> str:
     return lowering.graph.reshape(lowering.value(node.args[0]), lowering.shape(node))
+
+
+@rule("avg_pool2d")
+def _average_pool(lowering: Lowering, node: torch.fx.Node) -> str:
+    """Windows inside the map alone; torch's default stride is the window."""
+    given = [*node.args[1:4], None, None, None]
+    window = _pair(given[0])
+    stride, padding = _pair(given[1] or window), _pair(given[2] or 0)
+    if any(padding) or len(node.args) > 4:
+        raise EdgeLadderError("no ONNX rule for pooling beyond the map's edge", where=node.name)
+    x = lowering.value(node.args[0])
+    return lowering.emit(node, "AveragePool", [x], kernel_shape=window, strides=stride)
+
+
+def _pair(value: Any) -> list[int]:
+    """torch's 2, [2] or [2, 2] as two numbers."""
+    numbers = list(value) if isinstance(value, (list, tuple)) else [value]
+    return [int(number) for number in (numbers * 2)[:2]]

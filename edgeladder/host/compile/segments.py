@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -78,7 +77,7 @@ def write_segments(
     digest.update(compact_json(backbone.preprocess).encode() if side == "image" else b"text")
     templates: dict[str, Template] = {}
     pieces = tower.pieces(taps, config)
-    values: dict[str, torch.Tensor] = {tower.source: _sample(tower)}
+    values: dict[str, torch.Tensor] = {tower.source: tower.sample()}
     seen = {} if calibration is None else {tower.source: calibration}
     segments = []
     for number, piece in enumerate(pieces):
@@ -138,16 +137,6 @@ def _label(number: int, count: int) -> str:
         return "00_tower"
     role = "stem" if number == 0 else "tail" if number == count - 1 else "block"
     return f"{number:02d}_{role}"
-
-
-def _sample(tower: Any) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    if tower.source == "pixels":
-        return torch.randn(2, 3, tower.size, tower.size, generator=generator)
-    tokens = torch.randint(2, 256, (2, tower.size), generator=generator)
-    tokens[:, tower.size // 2] = 257
-    tokens[:, tower.size // 2 + 1 :] = 0
-    return tokens
 
 
 def _record(name: str, value: torch.Tensor) -> TensorRecord:
@@ -322,7 +311,7 @@ def check_segments(
         EdgeLadderError: it is above `tolerance`.
     """
     tower = backbone.tower(side)
-    sample = _sample(tower)
+    sample = tower.sample()
     with torch.no_grad():
         wanted = tower.reference(sample, record.taps, config)
     values = run_segments(record, folder, sample.numpy())

@@ -18,13 +18,12 @@ from edgeladder.core.errors import ConfigError, DataError
 from edgeladder.core.manifest import PreprocessRecord, TapRecord
 from edgeladder.core.spelling import nearest
 from edgeladder.host.model import download
-from edgeladder.host.model.clip_towers import ClipImageTower, ClipTextTower
-from edgeladder.host.model.find_tokenizer import find_tokenizer
+from edgeladder.host.model.find_tokenizer import find_encoder, find_tokenizer
 from edgeladder.host.model.frozen_tower import Tower
 from edgeladder.host.model.licences import UNKNOWN, licence
 from edgeladder.host.model.names import LOCAL_MODELS, Named, named, usual_tag
 from edgeladder.host.model.supported import require_supported
-from edgeladder.host.model.timm_towers import TimmImageTower, TimmStagesTower
+from edgeladder.host.model.towers import image_tower, text_tower
 
 
 @dataclass
@@ -67,7 +66,8 @@ def load_backbone(
     Args:
         model: a name in any spelling of `names.named`, `nano` or `nano-vit`.
         pretrained: a tag, a local file, `none` for random weights, None for the usual tag.
-        tokenizer: folder with the files of a Hugging Face tokenizer, where the hub is out of reach.
+        tokenizer: folder with the files of a Hugging Face tokenizer (and a text tower's
+            config.json), where the hub is out of reach.
 
     Raises:
         ConfigError: unknown model or tag, weights or a tokenizer that cannot be downloaded.
@@ -86,9 +86,10 @@ def load_backbone(
     if not random and not Path(source).is_file():
         _require_weights(open_clip, meant, source)
     words = find_tokenizer(name, tokenizer)
+    encoder = find_encoder(name, tokenizer)
     torch.manual_seed(0)  # random weights are reproducible
     logging.getLogger().setLevel(logging.ERROR)  # open_clip warns on the root logger
-    network = _create(open_clip, name, source, random)
+    network = _create(open_clip, name, None if random else source, encoder)
     network.eval().requires_grad_(False)
     return wrap(
         network,
@@ -149,20 +150,25 @@ def _require_weights(open_clip: Any, meant: Named, source: str) -> None:
         )
 
 
-def _create(open_clip: Any, name: str, source: str, random: bool) -> nn.Module:
+def _create(
+    open_clip: Any, name: str, source: str | None, encoder: dict[str, Any] | None
+) -> nn.Module:
     """The network with random weights, those of a file, or those that a tag names."""
-    if random:
-        network: nn.Module = open_clip.create_model(name, pretrained=None, load_weights=False)
+    more = {} if encoder is None else {"text_cfg": encoder}
+    if source is None:
+        network: nn.Module = open_clip.create_model(
+            name, pretrained=None, load_weights=False, **more
+        )
         return network
     if Path(source).is_file():
-        return _from_file(open_clip, name, source)
-    return _from_tag(open_clip, name, source)
+        return _from_file(open_clip, name, source, more)
+    return _from_tag(open_clip, name, source, more)
 
 
-def _from_file(open_clip: Any, name: str, source: str) -> nn.Module:
+def _from_file(open_clip: Any, name: str, source: str, more: dict[str, Any]) -> nn.Module:
     original = _is_torchscript(Path(source))  # OpenAI's own download, trained with QuickGELU
     network: nn.Module = open_clip.create_model(
-        name, pretrained=None, load_weights=False, force_quick_gelu=original
+        name, pretrained=None, load_weights=False, force_quick_gelu=original, **more
     )
     try:
         if original:
@@ -193,7 +199,7 @@ def _cause(error: Exception, path: Path) -> str:
     return said
 
 
-def _from_tag(open_clip: Any, name: str, source: str) -> nn.Module:
+def _from_tag(open_clip: Any, name: str, source: str, more: dict[str, Any]) -> nn.Module:
     schema = source == name  # the name itself says where the weights lie
     known = {} if schema else open_clip.get_pretrained_cfg(name, source) or {}
     quick = source == "openai" or bool(known.get("quick_gelu"))
@@ -204,6 +210,7 @@ def _from_tag(open_clip: Any, name: str, source: str) -> nn.Module:
                 pretrained=None if schema else source,
                 force_quick_gelu=quick,
                 require_pretrained=True,
+                **more,
             )
     except Exception as error:  # the hub raises many kinds
         remote = download.weights(known)
@@ -246,8 +253,8 @@ def _licence(open_clip: Any, name: str, source: str, random: bool) -> str:
 def wrap(
     network: nn.Module, *, name: str, pretrained: str, origin: str, licence: str, tokenizer: Any
 ) -> Backbone:
-    """A backbone around an open_clip CLIP or CustomTextCLIP in eval mode."""
-    image, text = image_tower(network), ClipTextTower(network)
+    """A backbone around an open_clip CLIP, CoCa or CustomTextCLIP in eval mode."""
+    image, text = image_tower(network), text_tower(network, tokenizer)
     scale: Any = network.logit_scale
     bias: Any = getattr(network, "logit_bias", None)
     with torch.no_grad():
@@ -266,30 +273,6 @@ def wrap(
         preprocess=_preprocess(network, image.size),
         context_length=text.size,
         tokenizer=tokenizer,
-    )
-
-
-def image_tower(network: Any) -> Tower:
-    """The image tower of an open_clip model.
-
-    Raises:
-        ConfigError: of a type that cannot be cut.
-    """
-    visual = network.visual
-    if hasattr(visual, "trunk"):
-        size = visual.image_size
-        size = int(size[0] if isinstance(size, (tuple, list)) else size)
-        trunk = visual.trunk
-        flat = hasattr(trunk, "_pos_embed") and hasattr(trunk, "patch_embed")
-        if flat and hasattr(trunk, "blocks"):
-            return TimmImageTower(visual, size)
-        return TimmStagesTower(visual, size)
-    if hasattr(visual, "transformer") and hasattr(visual, "_embeds"):
-        return ClipImageTower(visual)
-    raise ConfigError(
-        f"image towers of type {type(visual).__name__} are not supported",
-        where="--model",
-        remedy="take a ViT, or a model whose tower comes from timm",
     )
 
 

@@ -1,4 +1,4 @@
-"""open_clip's own towers: its vision transformer and its text transformer."""
+"""open_clip's own towers: its vision transformer and its text transformer, CoCa's among them."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from edgeladder.core.config import TapConfig
 from edgeladder.core.errors import ConfigError
 from edgeladder.core.manifest import TapRecord
 from edgeladder.host.model.frozen_tower import (
+    PADDED,
+    PADDED_TEXT,
+    TEXT,
     Call,
-    ImageTap,
     Piece,
-    TextSelector,
-    TextTap,
     Tower,
     chain,
     linear,
     norms,
 )
+from edgeladder.host.model.taps import ImageTap, TextSelector, TextTap
 
 
 class ClipImageTower(Tower):
@@ -42,16 +44,22 @@ class ClipImageTower(Tower):
     def pieces(self, taps: list[TapRecord], config: TapConfig) -> list[Piece]:
         visual = self.visual
 
+        pool: Any = AttentionPool(visual) if visual.attn_pool is not None else None
+
         def tail(owner: Any, hidden: Tensor) -> Any:
-            pooled, _ = owner._pool(hidden)
+            pooled = owner._pool(hidden)[0] if pool is None else owner.pool(hidden)
             return (pooled @ owner.proj, pooled) if owner.proj is not None else pooled
 
+        last = visual
+        if pool is not None:
+            last = nn.Module()
+            last.pool, last.proj = pool, visual.proj
         outputs = ["embedding", *(["embedding_pre"] if visual.proj is not None else [])]
         return chain(
             self.source,
             Call(visual, lambda owner, pixels: owner._embeds(pixels)),
             list(visual.transformer.resblocks),
-            Call(visual, tail),
+            Call(last, tail),
             outputs,
             self._taps(taps, config),
         )
@@ -78,8 +86,60 @@ class ClipImageTower(Tower):
         return clip_block_weights(self.visual.transformer.resblocks[block])
 
 
+class AttentionPool(nn.Module):
+    """CoCa's attentional pooler, of whose queries only the first gives the embedding.
+
+    The others are what its captions are written from. Yu et al., arXiv:2205.01917, section 3.2.
+    """
+
+    def __init__(self, visual: Any):
+        """Of open_clip's VisionTransformer.
+
+        Raises:
+            ConfigError: it pools in another way.
+        """
+        super().__init__()
+        if visual.attn_pool_contrastive is not None or visual.pool_type != "tok":
+            raise ConfigError(
+                "an attentional pooler of another make than CoCa's is not supported",
+                where="--model",
+                remedy="take a CLIP, CoCa or SigLIP model",
+            )
+        self.pooler, self.norm = visual.attn_pool, visual.ln_post
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(N, T, W) -> (N, D): one query looks at all tokens, its attention written out."""
+        attention = self.pooler.attn
+        heads, width = attention.num_heads, attention.embed_dim
+        if attention.in_proj_weight is not None:  # where tokens are as wide as queries
+            weights = attention.in_proj_weight.chunk(3)
+        else:
+            weights = [getattr(attention, f"{role}_proj_weight") for role in "qkv"]
+        biases = attention.in_proj_bias.chunk(3)
+        tokens = self.pooler.ln_k(hidden)
+        query, key, value = (
+            functional.linear(given, weight, bias)
+            for given, weight, bias in zip(
+                (self.pooler.ln_q(self.pooler.query[:1]), tokens, tokens),
+                weights, biases, strict=True,
+            )
+        )  # fmt: skip
+        size = width // heads
+        query = query.reshape(1, 1, heads, size).transpose(1, 2) * size**-0.5
+        key, value = (
+            part.reshape(-1, hidden.shape[1], heads, size).transpose(1, 2) for part in (key, value)
+        )
+        mixed = torch.softmax(query @ key.transpose(-1, -2), -1) @ value
+        mixed = attention.out_proj(mixed.transpose(1, 2).reshape(-1, width))
+        pooled: Tensor = self.norm(mixed)
+        return pooled
+
+
 class ClipTextTower(Tower):
-    """open_clip's text transformer, inside CLIP or as CustomTextCLIP's TextTransformer."""
+    """open_clip's text transformer, inside CLIP, CoCa or CustomTextCLIP.
+
+    CoCa's appends a class token, which is pooled, and hides padding from it and from all others.
+    """
 
     source = "tokens"
 
@@ -94,18 +154,17 @@ class ClipTextTower(Tower):
                 remedy="take a model with open_clip's own text transformer",
             )
         self.blocks = len(self.inner.transformer.resblocks)
-        self.size = int(
+        self.appends = getattr(self.inner, "cls_emb", None) is not None
+        self.padded = self.appends or bool(getattr(self.inner, "use_pad_mask", False))
+        positions = int(
             getattr(self.inner, "num_pos", 0) or self.inner.positional_embedding.shape[0]
         )
-        if getattr(self.inner, "cls_emb", None) is not None:
-            raise ConfigError(
-                "text towers with an appended class token (CoCa) are not supported",
-                where="--model",
-                remedy="take a CLIP or SigLIP model",
-            )
+        self.size = positions - self.appends
         self.pool = getattr(self.inner, "text_pool_type", None) or getattr(
             self.inner, "pool_type", "argmax"
         )
+        if self.appends:
+            self.pool = "appended"
 
     def width(self, block: int) -> int:
         return int(self.inner.transformer.width)
@@ -117,17 +176,30 @@ class ClipTextTower(Tower):
     def selector(self, config: TapConfig) -> TextSelector:
         """What is read of a text."""
         end = getattr(self.inner, "text_eos_id", None) or getattr(self.inner, "eos_id", None)
-        start = 1 if self.pool in ("argmax", "eos") else 0
+        start = 1 if self.pool in ("argmax", "eos", "appended") else 0
         pad = int(getattr(self.inner, "pad_id", 0) or 0)
         if self.pool == "last":
             pad = 1  # SigLIP's sentencepiece pads with </s>
         return TextSelector(str(self.pool), end, pad, start, config)
 
+    def _padding(self, tokens: Tensor) -> Tensor:
+        """(N, ctx) -> (N, 1, T): what is added to the score of each position."""
+        valid = (tokens != self.inner.pad_id).float()
+        if self.appends:
+            own = torch.ones_like(valid[:, :1])
+            # published weights were trained with the mask one position off: open_clip's "legacy"
+            valid = torch.cat([valid, own] if self.inner.correct_cls_mask else [own, valid], 1)
+        return ((1.0 - valid) * PADDED).unsqueeze(1)
+
     def pieces(self, taps: list[TapRecord], config: TapConfig) -> list[Piece]:
         def stem(owner: Any, tokens: Tensor) -> Any:
             hidden = owner.token_embedding(tokens)
-            hidden = hidden + owner.positional_embedding[: tokens.shape[1]]
-            return hidden, *owner.selector(tokens)
+            if self.appends:
+                own = owner.cls_emb.reshape(1, 1, -1).expand(hidden.shape[0], -1, -1)
+                hidden = torch.cat([hidden, own], 1)
+            hidden = hidden + owner.positional_embedding[: hidden.shape[1]]
+            more = [self._padding(tokens)] if self.padded else []
+            return hidden, *owner.selector(tokens), *more
 
         def tail(owner: Any, hidden: Tensor, pool: Tensor) -> Tensor:
             pooled = torch.matmul(pool, owner.ln_final(hidden)).squeeze(1)
@@ -141,6 +213,7 @@ class ClipTextTower(Tower):
         inner, first, last = self.inner, nn.Module(), nn.Module()
         first.token_embedding, first.selector = inner.token_embedding, self.selector(config)
         first.positional_embedding = inner.positional_embedding
+        first.cls_emb = inner.cls_emb if self.appends else None
         last.ln_final, last.text_projection = inner.ln_final, inner.text_projection
         return chain(
             self.source,
@@ -150,11 +223,13 @@ class ClipTextTower(Tower):
             ["embedding"],
             {tap.block: TextTap() for tap in taps},
             self._mask(),
-            text=True,
+            PADDED_TEXT if self.padded else TEXT,
         )
 
     def whole(self, batch: Tensor) -> dict[str, Tensor]:
-        return {"embedding": self.network.encode_text(batch)}
+        # CoCa's own `encode_text` gives unit vectors
+        found = self.inner(batch) if self.custom else self.network.encode_text(batch)
+        return {"embedding": found[0] if isinstance(found, tuple) else found}
 
     def reference(
         self, batch: Tensor, taps: list[TapRecord], config: TapConfig
@@ -162,14 +237,20 @@ class ClipTextTower(Tower):
         result = self.whole(batch)
         indices = [tap.block for tap in taps]
         if self.custom:
-            found = self.inner.forward_intermediates(batch, indices=indices, output_fmt="NLC")
+            found = self.inner.forward_intermediates(
+                batch, indices=indices, output_fmt="NLC", output_extra_tokens=self.appends
+            )
         else:
             found = self.network.forward_intermediates(
                 text=batch, text_indices=indices, normalize=False
             )
         key = next(k for k in found if k.endswith("intermediates"))
+        hidden_states = found[key]
+        if self.appends:
+            own = found["text_intermediates_suffix"]
+            hidden_states = [torch.cat(pair, 1) for pair in zip(hidden_states, own, strict=True)]
         selector = self.selector(config)(batch)[1]
-        for tap, hidden in zip(taps, found[key], strict=True):
+        for tap, hidden in zip(taps, hidden_states, strict=True):
             result[tap.name] = TextTap()(hidden, selector)
         return result
 

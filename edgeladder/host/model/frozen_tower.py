@@ -1,12 +1,14 @@
 """Frozen towers as chains of pieces: stem, one per block, tail.
 
 A piece maps named tensors to named tensors, so that pieces can be exported one by one and chained
-by name on the device. Transformer towers (open_clip's own and timm's) are cut at every block; any
-other timm tower is one piece, run through the library's own `forward_intermediates`.
+by name on the device. Transformer towers (open_clip's own, timm's, RoBERTa's) are cut at every
+block, convolutional ones at their stages; a tower of an unknown layout is one piece, run through
+the library's own `forward_intermediates`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,98 +17,7 @@ from torch.nn import functional
 
 from edgeladder.core.config import TapConfig
 from edgeladder.core.manifest import TapRecord
-
-TAP_EPSILON = 1e-5
-
-
-def standardise(tokens: Tensor) -> Tensor:
-    """Mean 0, variance 1 over the channels of each token: how taps leave the backbone."""
-    return functional.layer_norm(tokens, tokens.shape[-1:], eps=TAP_EPSILON)
-
-
-def grid_pool(height: int, width: int, grid: int) -> Tensor:
-    """Adaptive mean pooling of height x width cells to grid x grid, as a matrix (g^2, h w)."""
-    cells = torch.eye(height * width).reshape(height * width, height, width)
-    return functional.adaptive_avg_pool2d(cells, grid).reshape(height * width, -1).T.contiguous()
-
-
-class ImageTap(nn.Module):
-    """(N, [1 +] P, W) tokens -> (N, T, W): class token (or mean), then the pooled grid."""
-
-    matrix: Tensor
-
-    def __init__(self, side: int, prefix: int, config: TapConfig):
-        super().__init__()
-        cells = side * side
-        rows = []
-        if config.class_token:
-            first = torch.zeros(1, prefix + cells)
-            if prefix:
-                first[0, 0] = 1.0
-            else:
-                first[0] = 1.0 / cells
-            rows.append(first)
-        if config.grid:
-            pooled = grid_pool(side, side, config.grid)
-            rows.append(functional.pad(pooled, (prefix, 0)))
-        self.register_buffer("matrix", torch.cat(rows))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Pool and standardise."""
-        return standardise(self.matrix @ tokens)
-
-
-class TextSelector(nn.Module):
-    """Token ids (N, ctx) -> what is read of a text, as weights over its positions.
-
-    `pool` (N, 1, ctx) picks the position that the model pools; `selector` (N, T, ctx) that and
-    the means of `grid` spans over the words. A text of fewer words than spans repeats their mean.
-    """
-
-    def __init__(self, pool: str, end: int | None, pad: int, first: int, config: TapConfig):
-        super().__init__()
-        self.pool, self.end, self.pad, self.first = pool, end, pad, first
-        self.config = config
-
-    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Both, float32."""
-        length = tokens.shape[1]
-        place = torch.arange(length).unsqueeze(0)  # (1, ctx)
-        if self.pool == "argmax":  # in float: onnxruntime has no ArgMax of 64-bit integers
-            stop = tokens.float().argmax(-1, keepdim=True)
-        elif self.pool == "eos":
-            stop = (tokens == self.end).int().argmax(-1, keepdim=True)
-        else:
-            stop = (tokens != self.pad).long().sum(-1, keepdim=True)
-        at = {"first": 0, "last": length - 1}.get(self.pool)
-        pooled = (place == stop) if at is None else (place == at) & (stop >= 0)
-        pool = pooled.float()
-        rows = [pool] if self.config.class_token else []
-        words = (place >= self.first) & (place < stop)
-        everything = words.float()
-        everything = everything / torch.clamp(everything.sum(-1, keepdim=True), min=1.0)
-        spans = self.config.grid
-        count = torch.clamp(stop - self.first, min=1)
-        for span in range(spans):
-            scaled = (place - self.first) * spans
-            inside = words & (scaled >= span * count) & (scaled < (span + 1) * count)
-            piece = inside.float()
-            size = piece.sum(-1, keepdim=True)
-            mean = piece / torch.clamp(size, min=1.0)
-            rows.append(torch.where(size > 0, mean, everything))
-        return pool.unsqueeze(1), torch.stack(rows, 1)
-
-
-class TextTap(nn.Module):
-    """(N, ctx, W) and `selector` (N, T, ctx) -> (N, T, W).
-
-    All weights of a span are equal, so what half precision does to them on disk is a common
-    factor, which standardising removes.
-    """
-
-    def forward(self, hidden: Tensor, selector: Tensor) -> Tensor:
-        """Pool and standardise."""
-        return standardise(torch.matmul(selector, hidden))
+from edgeladder.host.model.taps import ImageTap, cells
 
 
 class Piece(nn.Module):
@@ -151,6 +62,16 @@ class Tower:
         """A transformer block's weights by role; None where the block is none."""
         return None
 
+    def sample(self) -> Tensor:
+        """Two inputs to try pieces on: pictures of noise, or texts that end half way."""
+        generator = torch.Generator().manual_seed(0)
+        if self.source == "pixels":
+            return torch.randn(2, 3, self.size, self.size, generator=generator)
+        tokens = torch.randint(2, 256, (2, self.size), generator=generator)
+        tokens[:, self.size // 2] = 257
+        tokens[:, self.size // 2 + 1 :] = 0
+        return tokens
+
 
 class PlainBlock(nn.Module):
     """open_clip's ResidualAttentionBlock with its attention written out.
@@ -192,24 +113,59 @@ def plain(block: nn.Module) -> nn.Module:
     return block
 
 
-class TappedBlock(nn.Module):
-    """A block, its tap if it has one."""
+TEXT = ("pool", "selector")  # which position a text is pooled at, and what taps read of it
+PADDED_TEXT = (*TEXT, "padding")  # and what is added to the scores of positions without a word
+PADDED = -1e4  # added to the score of a position that is none: its share is 0 in any precision
 
-    def __init__(self, block: nn.Module, tap: nn.Module | None, mask: Tensor | None = None):
+
+class TappedBlock(nn.Module):
+    """A block, its tap if it has one.
+
+    Args:
+        block: (N, T, W) -> (N, T, W).
+        tap: what is read of it.
+        mask: (T, T), added to the scores of every text.
+        padded: whether a text's own (N, 1, T) comes with the hidden state and is added as well.
+    """
+
+    def __init__(
+        self,
+        block: nn.Module,
+        tap: nn.Module | None,
+        mask: Tensor | None = None,
+        *,
+        padded: bool = False,
+    ):
         super().__init__()
-        self.block, self.tap = plain(block), tap
+        self.block, self.tap, self.padded = plain(block), tap, padded
         if mask is not None:
             self.register_buffer("mask", mask)
         else:
             self.mask = None
 
-    def forward(self, hidden: Tensor, *selector: Tensor) -> Any:
+    def forward(self, hidden: Tensor, *given: Tensor) -> Any:
         """The block's hidden state, and its tap."""
         mask = self.mask
+        if self.padded:
+            own, given = given[0].unsqueeze(1), given[1:]  # for all heads
+            mask = own if mask is None else own + mask
         hidden = self.block(hidden) if mask is None else self.block(hidden, attn_mask=mask)
         if self.tap is None:
             return hidden
-        return hidden, self.tap(hidden, *selector)
+        return hidden, self.tap(hidden, *given)
+
+
+class TappedStage(nn.Module):
+    """A stage of a convolutional network, and what is read of its feature map."""
+
+    def __init__(self, stage: nn.Module, taps: list[ImageTap]):
+        super().__init__()
+        self.stage, self.taps = stage, nn.ModuleList(taps)
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, ...]:
+        """(N, C, H, W) -> the next (N, C', H', W'), and a tap (N, T, C') or none."""
+        hidden = self.stage(hidden)
+        return hidden, *[tap(cells(hidden)) for tap in self.taps]
 
 
 class Call(nn.Module):
@@ -233,16 +189,26 @@ def chain(
     tail_outputs: list[str],
     taps: dict[int, nn.Module],
     mask: Tensor | None = None,
-    text: bool = False,
+    more: Sequence[str] = (),
 ) -> list[Piece]:
-    """Pieces of a transformer tower; a text stem also says what is read of each text."""
-    more = ["pool", "selector"] if text else []
+    """Pieces of a transformer tower.
+
+    Args:
+        source: name of the stem's input.
+        stem, blocks, tail: what the pieces do.
+        tail_outputs: names of what the tail gives.
+        taps: by the index of the block that they read.
+        mask: (T, T), added to every sample's scores.
+        more: what the stem gives beside the hidden state, `TEXT` or `PADDED_TEXT`.
+    """
+    padded = "padding" in more
     pieces = [Piece([source], ["hidden_0", *more], stem)]
     for index, block in enumerate(blocks):
         tap = taps.get(index)
-        inputs = [f"hidden_{index}", *(more[1:] if tap is not None else [])]
+        inputs = [f"hidden_{index}", *(["padding"] if padded else [])]
+        inputs += ["selector"] if more and tap is not None else []
         outputs = [f"hidden_{index + 1}", *([f"tap_{index}"] if tap is not None else [])]
-        pieces.append(Piece(inputs, outputs, TappedBlock(block, tap, mask)))
+        pieces.append(Piece(inputs, outputs, TappedBlock(block, tap, mask, padded=padded)))
     inputs = [f"hidden_{len(blocks)}", *more[:1]]
     pieces.append(Piece(inputs, tail_outputs, tail))
     return pieces

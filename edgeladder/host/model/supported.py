@@ -11,8 +11,8 @@ from edgeladder.core.errors import ConfigError
 from edgeladder.host.model.names import LOCAL_MODELS, usual_tag
 
 _MANY_LANGUAGES = "ViT-B-16-SigLIP2"  # in place of text towers that were made for many languages
-_ENGLISH_TOWERS = ("roberta-base",)
 _FALLBACK = "ViT-B-32"
+ENCODERS = ("roberta", "xlm-roberta")  # `model_type` of encoders of transformers that can be cut
 
 
 def definition(name: str) -> Mapping[str, Any]:
@@ -44,13 +44,29 @@ def definition(name: str) -> Mapping[str, Any]:
 def refusal(config: Mapping[str, Any]) -> str | None:
     """Why a model cannot be exported; None where it can."""
     text, vision = config.get("text_cfg") or {}, config.get("vision_cfg") or {}
-    if "multimodal_cfg" in config:
-        return "CoCa: its text tower appends a class token"
-    if text.get("hf_model_name"):
-        return f"its text tower is {text['hf_model_name']}, of the transformers library"
-    if isinstance(vision.get("layers"), list):
-        return "a ResNet of OpenAI's: its image tower is not a vision transformer"
+    if text.get("hf_model_name") and not _is_cut(text):
+        return (
+            f"its text tower is {text['hf_model_name']}; of transformers' encoders, RoBERTa and "
+            "XLM-RoBERTa can be cut"
+        )
+    if isinstance(vision.get("attentional_pool"), str):
+        return "its image tower pools by two attentional poolers"
     return None
+
+
+def _is_cut(text: Mapping[str, Any]) -> bool:
+    """Whether a text tower of transformers is one that fits, told without downloading anything."""
+    name = str(text["hf_model_name"])
+    config = Path(name) / "config.json"
+    if config.is_file():
+        try:
+            kind = str(json.loads(config.read_text(encoding="utf-8")).get("model_type"))
+        except (ValueError, AttributeError, OSError):
+            return False
+    else:
+        model = name.rpartition("/")[2]
+        kind = next((kind for kind in reversed(ENCODERS) if model.startswith(kind)), "")
+    return kind in ENCODERS and text.get("hf_pooler_type") in (None, "mean_pooler")
 
 
 def require_supported(name: str) -> None:
@@ -75,15 +91,17 @@ def instead(name: str, config: Mapping[str, Any]) -> str:
     """The nearest model that works: the same image tower, or the same languages."""
     import open_clip
 
-    text = (config.get("text_cfg") or {}).get("hf_model_name")
-    if text and text not in _ENGLISH_TOWERS:
-        return _MANY_LANGUAGES
+    text = str((config.get("text_cfg") or {}).get("hf_model_name") or "")
+    languages = bool(text) and not text.startswith("roberta")
     vision = _tower(config)
     for other in open_clip.list_models():
         candidate = open_clip.get_model_config(other) or {}
+        encoder = str((candidate.get("text_cfg") or {}).get("hf_model_name") or "")
+        if languages != encoder.startswith("xlm-"):
+            continue
         if refusal(candidate) is None and _tower(candidate) == vision and usual_tag(other):
             return str(other)
-    return _FALLBACK
+    return _MANY_LANGUAGES if languages else _FALLBACK
 
 
 def _tower(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,13 +11,14 @@ from edgeladder.core.config import TapConfig
 from edgeladder.core.manifest import TapRecord
 from edgeladder.host.model.frozen_tower import (
     Call,
-    ImageTap,
     Piece,
+    TappedStage,
     Tower,
     chain,
     linear,
     norms,
 )
+from edgeladder.host.model.taps import ImageTap, cells
 
 
 class RotatedBlock(nn.Module):
@@ -195,7 +196,7 @@ class TimmStagesTower(Tower):
         def everything(owner: Any, pixels: Tensor) -> Any:
             final, found = owner.trunk.forward_intermediates(pixels, indices=indices)
             pre = owner.trunk.forward_head(final)
-            rows = [tap(_tokens(one)) for tap, one in zip(owner.taps, found, strict=True)]
+            rows = [tap(cells(one)) for tap, one in zip(owner.taps, found, strict=True)]
             return (*(owner.head(pre), pre)[: len(names)], *rows)
 
         holder = nn.Module()
@@ -212,26 +213,8 @@ class TimmStagesTower(Tower):
         _, found = self.trunk.forward_intermediates(batch, indices=[t.block for t in taps])
         result = self.whole(batch)
         for tap, one in zip(taps, found, strict=True):
-            result[tap.name] = self._tap(tap, config)(_tokens(one))
+            result[tap.name] = self._tap(tap, config)(cells(one))
         return result
-
-
-class TappedStage(nn.Module):
-    """A stage of a network, and what is read of its feature map."""
-
-    def __init__(self, stage: nn.Module, taps: list[ImageTap]):
-        super().__init__()
-        self.stage, self.taps = stage, nn.ModuleList(taps)
-
-    def forward(self, hidden: Tensor) -> tuple[Tensor, ...]:
-        """(N, C, H, W) -> the next (N, C', H', W'), and a tap (N, T, C') or none."""
-        hidden = self.stage(hidden)
-        return hidden, *[tap(_tokens(hidden)) for tap in self.taps]
-
-
-def _tokens(features: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N, H W, C)."""
-    return features.flatten(2).transpose(1, 2)
 
 
 Cut = tuple[list[nn.Module], nn.Module, list[int]]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgeladder.core.errors import EdgeLadderError
 from edgeladder.core.manifest import TokenizerRecord
 from edgeladder.host.model.backbone import Backbone
+from edgeladder.runtime.towers.tokens import Tokenizer
 
 _PROBES = [
     "a photo of a long-sleeved shirt.",
@@ -93,10 +95,21 @@ def _huggingface(backbone: Backbone, own: Any, target: Path) -> TokenizerRecord:
     kind = (
         "canonicalize" if "canonicalize" in name else "lower" if "lower" in name else "whitespace"
     )
-    json.loads((target / "tokenizer.json").read_text(encoding="utf-8"))
-    return TokenizerRecord(
+    options = {"clean": kind, "special": True, "pad": int(inner.pad_token_id or 0)}
+    if getattr(own, "strip_sep_token", False):
+        options["blank"] = int(inner.sep_token_id)
+    record = TokenizerRecord(
         kind="huggingface",
         files=["tokenizer/tokenizer.json"],
         context_length=backbone.context_length,
-        options={"clean": kind, "special": True, "pad": int(inner.pad_token_id or 0)},
+        options=options,
     )
+    there = Tokenizer.from_record(record, target.parent).encode(_PROBES)
+    for text, mine, theirs in zip(_PROBES, there, own(_PROBES).numpy(), strict=True):
+        if not np.array_equal(mine, theirs):
+            raise EdgeLadderError(
+                f"the written tokenizer disagrees on {text!r}",
+                where=backbone.name,
+                remedy="take a model whose tokenizer adds no tokens of its own kind",
+            )
+    return record

@@ -69,6 +69,7 @@ class Tokenizer:
         self._start: int | None = options.get("start")
         self._end: int | None = options.get("end")
         self._pad: int = options.get("pad", 0)
+        self._blank: int | None = options.get("blank")  # CLIPA's: its separator reads as 0
         # a library that adds special tokens itself shows its end token on an empty text
         self._framed = self._end is not None or bool(options.get("special") and encode(""))
 
@@ -127,6 +128,8 @@ class Tokenizer:
                 if self._framed:
                     ids[-1] = last
             row[: len(ids)] = ids
+        if self._blank is not None:
+            out[out == self._blank] = 0
         return out
 
 

@@ -56,6 +56,52 @@ def test_timm_towers_agree_with_the_library(make: str, tmp_path: Path) -> None:
     assert (record.embedding_pre is None) == (make == "siglip")
 
 
+@pytest.mark.parametrize("make", ["resnet", "coca"])
+def test_image_towers_that_pool_by_attention(make: str, tmp_path: Path) -> None:
+    """OpenAI's ResNets, at their stages in parts of at most eight bottlenecks, and CoCa's poolers.
+
+    Other batches than the export saw, against what the model itself says.
+    """
+    backbone = small_backbone(make)
+    record = written(backbone, "image", tmp_path)
+    assert check_segments(backbone, "image", record, TAPS, tmp_path) < 1e-4
+    assert len(record.segments) == {"resnet": 7, "coca": 5}[make]
+    assert record.embedding_pre is not None
+    size = backbone.image.size
+    pixels = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = backbone.model.visual(pixels)
+    expected = (expected[0] if isinstance(expected, tuple) else expected).numpy()
+    for count in (1, 3):
+        found = run(record, tmp_path, pixels[:count].numpy())
+        np.testing.assert_allclose(found["embedding"], expected[:count], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "start", "end", "pad"), [("coca", 298, 299, 0), ("roberta", 0, 2, 1)]
+)
+def test_text_towers_that_hide_padding(
+    make: str, start: int, end: int, pad: int, tmp_path: Path
+) -> None:
+    """Short, empty and full texts: what follows the end token must not be seen, or as trained."""
+    backbone = small_backbone(make)
+    assert backbone.context_length == CONTEXT
+    record = written(backbone, "text", tmp_path)
+    assert check_segments(backbone, "text", record, TAPS, tmp_path) < 1e-4
+    tokens = torch.full((3, CONTEXT), pad, dtype=torch.int64)
+    tokens[0, :4] = torch.tensor([start, 5, 6, end])
+    tokens[1, :2] = torch.tensor([start, end])
+    tokens[2] = torch.tensor([start, *range(20, 20 + CONTEXT - 2), end])
+    with torch.no_grad():
+        expected = backbone.model.text(tokens)
+        wanted = backbone.text.reference(tokens, record.taps, TAPS)
+    expected = (expected[0] if isinstance(expected, tuple) else expected).numpy()
+    found = run(record, tmp_path, tokens.numpy())
+    np.testing.assert_allclose(found["embedding"], expected, rtol=1e-4, atol=1e-5)
+    for tap in record.taps:
+        np.testing.assert_allclose(found[tap.name], wanted[tap.name].numpy(), rtol=1e-3, atol=1e-4)
+
+
 def test_clip_image_tower_at_other_batch_sizes(
     openai: Backbone, image: tuple[TowerRecord, Path]
 ) -> None:

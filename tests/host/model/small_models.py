@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from typing import Any
 
+import pytest
 import torch
 
 from edgeladder.host.model.backbone import Backbone, wrap
@@ -14,7 +16,10 @@ CONTEXT = 12
 # ViT-B/16 and B/32 by open_clip's own classes at their texts' real length, inside CLIP and, as
 # later models are, inside CustomTextCLIP
 _NATIVE = {"vit-b-16": 16, "vit-b-32": 32, "vit-b-16-custom-text": 16}
-MAKES = ("openai", *_NATIVE, "siglip", "eva", "efficientnet", "convnext", "fastvit")
+MAKES = (
+    *("openai", *_NATIVE, "coca", "roberta", "resnet"),
+    *("siglip", "eva", "efficientnet", "convnext", "fastvit"),
+)
 _TIMM = {
     "siglip": ("vit_tiny_patch16_224", {"timm_pool": "map", "timm_proj": "none"}),
     "eva": ("eva02_tiny_patch14_224", {"timm_proj": "linear"}),
@@ -41,6 +46,18 @@ def small_backbone(make: str) -> Backbone:
     if make == "openai":
         vision = CLIPVisionCfg(layers=3, width=48, head_width=16, patch_size=8, image_size=32)
         network = CLIP(24, vision, CLIPTextCfg(**text), quick_gelu=True)
+    elif make == "resnet":
+        vision = CLIPVisionCfg(layers=(1, 2, 9, 1), width=8, head_width=16, image_size=64)
+        network = CLIP(24, vision, CLIPTextCfg(**text), quick_gelu=True)
+    elif make == "coca":
+        network = _coca(text)
+    elif make == "roberta":
+        pytest.importorskip("transformers")
+        vision = CLIPVisionCfg(layers=2, width=48, head_width=16, patch_size=8, image_size=32)
+        with tempfile.TemporaryDirectory() as folder:
+            write_roberta(folder)
+            encoder = CLIPTextCfg(hf_model_name=folder, hf_model_pretrained=False)
+            network = CustomTextCLIP(24, vision, encoder)
     elif make in _NATIVE:
         vision = CLIPVisionCfg(
             layers=3, width=64, head_width=16, patch_size=_NATIVE[make], image_size=64
@@ -74,3 +91,39 @@ def small_backbone(make: str) -> Backbone:
     return wrap(
         network, name=make, pretrained="none", origin="random", licence="none", tokenizer=None
     )
+
+
+def _coca(text: dict[str, Any]) -> Any:
+    from open_clip.coca_model import CoCa, MultimodalCfg
+    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+
+    vision = CLIPVisionCfg(
+        **{"layers": 3, "width": 48, "head_width": 16, "patch_size": 8, "image_size": 32},
+        attentional_pool=True,
+        attn_pooler_heads=2,
+        output_tokens=True,
+    )
+    decoder = MultimodalCfg(width=24, heads=2, layers=1, context_length=CONTEXT)
+    words = CLIPTextCfg(**text, embed_cls=True, output_tokens=True)
+    return CoCa(24, decoder, words, vision)
+
+
+def write_roberta(folder: str, **changed: Any) -> None:
+    """The definition of a small RoBERTa, as its repository on the hub holds one."""
+    from transformers import RobertaConfig
+
+    RobertaConfig(
+        **{
+            "vocab_size": WORDS,
+            "hidden_size": 32,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "intermediate_size": 48,
+            "max_position_embeddings": CONTEXT + 2,
+            "type_vocab_size": 1,
+            "pad_token_id": 1,
+            "bos_token_id": 0,
+            "eos_token_id": 2,
+            **changed,
+        }
+    ).save_pretrained(folder)

@@ -21,7 +21,9 @@ def test_every_model_with_weights_is_listed(monkeypatch: pytest.MonkeyPatch) -> 
     assert base.image_millions and 80 < base.image_millions < 90 and base.pixels == 224
     assert found["nano"].works and found["ViT-B-16-SigLIP"].licence == "Apache-2.0"
     refused = {name for name, item in found.items() if not item.works}
-    assert {"roberta-ViT-B-32", "coca_ViT-B-32", "RN50"} <= refused
+    assert {"nllb-clip-base", "nllb-clip-large-siglip"} <= refused
+    for name in ("RN50", "RN50x64", "coca_ViT-L-14", "roberta-ViT-B-32"):
+        assert found[name].works and found[name].bytes, name
     for name in refused:
         assert found[name].reason and found[str(found[name].instead)].works, name
     sized = [item for item in found.values() if item.works and item.bytes]
@@ -29,9 +31,9 @@ def test_every_model_with_weights_is_listed(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_command_searches_and_says_why(capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["models", "roberta-vit"]) == 0
+    assert main(["models", "nllb-clip-base"]) == 0
     text = capfd.readouterr().out
-    assert "refused:" in text and "roberta-base" in text and "ViT-B-32" in text
+    assert "refused:" in text and "RoBERTa" in text and "xlm-roberta-base-ViT-B-32" in text
     assert main(["models", "siglip2", "--json"]) == 0
     told = json.loads(capfd.readouterr().out)["models"]
     assert told and all("SigLIP2" in item["name"] for item in told)

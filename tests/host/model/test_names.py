@@ -20,6 +20,7 @@ from edgeladder.core.errors import ConfigError, DataError
 from edgeladder.host.model import backbone, download, find_tokenizer
 from edgeladder.host.model.backbone import load_backbone
 from edgeladder.host.model.names import named
+from tests.host.model.small_models import write_roberta
 from tests.make_bundle import DEFINITION, register_model
 
 AWAY = "huggingface.co is out of reach (no such host)"
@@ -110,10 +111,10 @@ def test_a_tokenizer_without_its_library_names_the_extra(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("model", "instead"),
     [
-        ("roberta-ViT-B-32", "ViT-B-32"),
-        ("coca_ViT-L-14", "ViT-L-14"),
-        ("xlm-roberta-base-ViT-B-32", "ViT-B-16-SigLIP2"),
+        ("nllb-clip-base", "xlm-roberta-base-ViT-B-32"),
+        ("nllb-clip-large", "xlm-roberta-large-ViT-H-14"),
         ("nllb-clip-base-siglip", "ViT-B-16-SigLIP2"),
+        ("mt5-base-ViT-B-32", "xlm-roberta-base-ViT-B-32"),
     ],
 )
 @pytest.mark.usefixtures("offline")
@@ -121,6 +122,23 @@ def test_towers_that_do_not_fit_are_refused_by_name(model: str, instead: str) ->
     with pytest.raises(ConfigError, match=f"{model} is not supported") as caught:
         load_backbone(model, "none")
     assert f"take {instead};" in (caught.value.remedy or "")
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_text_towers_definition_is_found_before_any_work(tmp_path: Path) -> None:
+    """Its weights are the whole model's; where its definition is missing, the address is told."""
+    pytest.importorskip("transformers")
+    with pytest.raises(ConfigError, match="definition of roberta-ViT-B-32's text tower") as caught:
+        find_tokenizer.find_encoder("roberta-ViT-B-32")
+    assert caught.value.where == "https://huggingface.co/roberta-base/resolve/main/config.json"
+    assert "--tokenizer FOLDER" in (caught.value.remedy or "")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match="cannot be read") as caught:
+        find_tokenizer.find_encoder("roberta-ViT-B-32", tmp_path)
+    write_roberta(str(tmp_path))
+    found = find_tokenizer.find_encoder("roberta-ViT-B-32", tmp_path)
+    assert found and found["hf_model_name"] == str(tmp_path) and not found["hf_model_pretrained"]
+    assert find_tokenizer.find_encoder("ViT-B-32") is None
 
 
 def test_a_folder_in_open_clips_format(tmp_path: Path) -> None:
