@@ -9,7 +9,6 @@ is, is for the budget to say (`InferenceSizes`).
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.inference import AskedClasses, Label
+from edgeladder.core.passing_folder import PassingFolder
 from edgeladder.core.provider import ProviderChoice
 from edgeladder.runtime.adapter import Adapter, check_bundle, load_adapter
 from edgeladder.runtime.cache.layout import EMBEDDING, EMBEDDING_PRE, l2_normalize
@@ -175,7 +175,7 @@ class Classifier:
         self.encoder = Encoder(self.bundle, self.adapter.parameters, self.threads)
         self.formula = run.formula()
         self.known = run.known()
-        self._work = tempfile.TemporaryDirectory(prefix="edgeladder-", dir=_work_folder())
+        self._work = PassingFolder()  # where hidden states wait
         self.class_embeddings = self._classes(on_batch)
         tower = TowerSizes(
             group=self.sizes.group,
@@ -185,7 +185,7 @@ class Classifier:
             provider=self.sizes.provider,
             gpu_limit_bytes=self.sizes.gpu_limit_bytes,
         )
-        self._tower = TowerRunner(self.bundle, "image", tower, Path(self._work.name))
+        self._tower = TowerRunner(self.bundle, "image", tower, self._work.path)
 
     @classmethod
     def open(
@@ -215,7 +215,7 @@ class Classifier:
             prompts,
             TowerSizes(group=sizes.text_group, batch=sizes.batch, threads=self.threads),
             sizes.class_chunk,
-            Path(self._work.name),
+            self._work.path,
             on_batch,
         )
         keep_classes(kept, made)
@@ -231,7 +231,7 @@ class Classifier:
         """Free sessions and temporary files."""
         self.encoder.close()
         self._tower.close()
-        self._work.cleanup()
+        self._work.close()
 
     def rest(self) -> None:
         """Close the image tower's sessions; the next picture opens them again."""
@@ -336,12 +336,6 @@ class _Squares:
 
     def read(self, start: int, stop: int) -> Array:
         return normalize(np.stack(list(self.squares[start:stop])), self._preprocess)
-
-
-def _work_folder() -> str | None:
-    """Where hidden states wait: on a disk, because `/tmp` is memory on many small boxes."""
-    on_disk = "/var/tmp"  # noqa: S108 - a folder of our own is made in it
-    return None if "TMPDIR" in os.environ or not os.access(on_disk, os.W_OK) else on_disk
 
 
 def probabilities(logits: Array) -> Array:

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from edgeladder.core.passing_folder import PassingFolder
 
 
 @contextlib.contextmanager
 def working_folder(name: str) -> Iterator[Path]:
     """A new folder of mode 0700; what workers keep in passing goes there too.
 
-    `/tmp` is memory on many small boxes, so that `/var/tmp` is taken unless TMPDIR says otherwise.
-    A worker that is killed leaves its own folder behind: all of them go with this one.
+    A worker that is killed leaves its own folder behind: all of them go with this one, and this
+    one, where the service itself is killed, with the next that is made.
     """
     before = os.environ.get("TMPDIR")
-    on_disk = "/var/tmp"  # noqa: S108 - a folder of our own is made in it
-    parent = before or (on_disk if os.access(on_disk, os.W_OK) else None)
-    folder = Path(tempfile.mkdtemp(prefix=f"edgeladder-{name}-", dir=parent))
-    os.environ["TMPDIR"] = str(folder)
+    folder = PassingFolder(name)
+    os.environ["TMPDIR"] = str(folder.path)
     try:
-        yield folder
+        yield folder.path
     finally:
         if before is None:
             del os.environ["TMPDIR"]
         else:
             os.environ["TMPDIR"] = before
-        shutil.rmtree(folder, ignore_errors=True)
+        folder.close()

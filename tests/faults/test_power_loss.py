@@ -210,7 +210,7 @@ ELSEWHERE = {
     "serve/journal.py": "one file that only grows, with fsyncs and a repair that tests/serve kills",
     "serve/placing.py": "moves after the journal's word, made up for at the next start",
     "serve/watch.py": "the folder that is watched, and frames that are written down",
-    "serve/working_folder.py": "a folder that is gone with its process",
+    "core/passing_folder.py": "folders that are gone with their processes",
     "jobs/child.py": "pipes, and the log that no result depends on",
     "jobs/control.py": "pipes",
     "cli/output.py": "the terminal",
