@@ -38,7 +38,7 @@ GROUPS = {
     ),
     "Output": (
         "--csv --include-resize --json --keep-checkpoints --no-pictures --out --output --page "
-        "--portable --quiet --top --verbose"
+        "--portable --quiet --tensorboard --top --verbose"
     ),
 }
 _GROUP_OF = {name: group for group, names in GROUPS.items() for name in names.split()}

@@ -81,7 +81,7 @@ def _load(kind: str, name: str) -> Any:
 
 def listing(kind: Any, bundle: Path | None = None) -> Answer:
     """The shipped names with their summaries; with a bundle, whether each can be trained on it."""
-    from edgeladder.core.yaml_config import library
+    from edgeladder.core.yaml_config import library, says_ladder
 
     exported = None if bundle is None else _exported(bundle)
     items, rows = [], []
@@ -91,7 +91,8 @@ def listing(kind: Any, bundle: Path | None = None) -> Answer:
         if exported is not None:
             from edgeladder.core.profile_fit import fitted, misfit
 
-            found = misfit(fitted(loaded, exported), exported, name)
+            taken = fitted(loaded, exported, any_ladder=not says_ladder(name))
+            found = misfit(taken, exported, name)
             item |= {"fits": found is None, "reason": found.reason if found else None}
         items.append(item)
         fits = [] if exported is None else ["yes" if item["fits"] else "no"]

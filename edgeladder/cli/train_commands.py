@@ -152,6 +152,10 @@ def train(
         bool,
         typer.Option("--keep-checkpoints", help="Keep them when the run is finished, too."),
     ] = False,
+    tensorboard: Annotated[
+        Path | None,
+        typer.Option("--tensorboard", metavar="DIR", help="Write TensorBoard's event files too."),
+    ] = None,
     no_pictures: options.NoPictures = False,
     as_json: options.Json = False,
 ) -> Answer:
@@ -169,7 +173,7 @@ def train(
     request = _request(
         place, recipe, seed=seed, cache_dtype=dtype, start=str(start) if start else None,
         run=str(resume or run) if resume or run else None, resume=resume is not None,
-        keep_checkpoints=keep_checkpoints,
+        keep_checkpoints=keep_checkpoints, tensorboard=str(tensorboard) if tensorboard else None,
         previous=None if fresh or resume or start else str(options.RUNS),
     )  # fmt: skip
     if may_step_aside and _small(request):

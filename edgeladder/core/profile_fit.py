@@ -18,14 +18,17 @@ class Misfit:
     remedy: str
 
 
-def fitted(profile: Profile, exported: Profile) -> Profile:
+def fitted(profile: Profile, exported: Profile, *, any_ladder: bool = False) -> Profile:
     """The profile as a bundle takes it: a head alone trains no ladder, so the exported one stands.
 
     Args:
         profile: what is asked for.
         exported: what the bundle was exported with.
+        any_ladder: whether what is asked for says nothing of the ladder.
     """
-    return replace(profile, ladder=exported.ladder) if profile.head.alone else profile
+    if any_ladder or profile.head.alone:
+        return replace(profile, ladder=exported.ladder)
+    return profile
 
 
 def misfit(profile: Profile, exported: Profile, name: str) -> Misfit | None:

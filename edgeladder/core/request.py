@@ -34,6 +34,7 @@ class TrainRequest:
     condense: str | None = None  # run folder whose adapter to condense, in place of training anew
     resume: bool = False  # continue `run` from its newest checkpoint
     keep_checkpoints: bool = False  # after the run is finished too
+    tensorboard: str | None = None  # folder for event files, besides metrics.jsonl; None: none
     seed: int | None = None  # None: the profile's
     threads: int | None = None  # None: the device's cores, at most this machine's
     cache_dtype: Literal["fp16", "int8"] = "fp16"

@@ -158,6 +158,16 @@ def load_profile(name: str, overrides: Iterable[str] = ()) -> Profile:
     return override(profile, overrides)
 
 
+def says_ladder(name: str) -> bool:
+    """Whether a profile has a section `ladder`; one without it trains whatever was exported.
+
+    Raises:
+        ConfigError: not YAML.
+    """
+    values = read_yaml(library("profiles").get(name) or Path(name))
+    return isinstance(values, dict) and "ladder" in values
+
+
 def override(profile: Profile, overrides: Iterable[str]) -> Profile:
     """The profile with `a.b=c` assignments applied; values are parsed as YAML and coerced."""
     values = to_json(profile)

@@ -34,7 +34,7 @@ from edgeladder.core.records import to_json
 from edgeladder.core.request import TrainRequest
 from edgeladder.core.run_config import Environment, RunConfig, read_config, write_config
 from edgeladder.core.trusted_keys import pinned_keys
-from edgeladder.core.yaml_config import load_device, load_profile, override
+from edgeladder.core.yaml_config import load_device, load_profile, override, says_ladder
 from edgeladder.jobs.cache_space import cache_space, check_space
 from edgeladder.jobs.machine_baseline import machine_baseline
 from edgeladder.jobs.previous_run import with_previous
@@ -230,7 +230,10 @@ def _profile(request: TrainRequest, bundle: Bundle) -> Profile:
         ConfigError: it asks for another ladder than the exported one.
     """
     exported = bundle.manifest.profile
-    profile = fitted(load_profile(request.profile), exported) if request.profile else exported
+    profile = exported
+    if request.profile:
+        asked = load_profile(request.profile)
+        profile = fitted(asked, exported, any_ladder=not says_ladder(request.profile))
     profile = override(profile, request.overrides)
     where = f"bundle {bundle.folder} (profile {exported.name!r})"
     require_fit(profile, exported, request.profile or exported.name, where=where)

@@ -22,6 +22,7 @@ from typing import Any
 
 from edgeladder.core import disk
 from edgeladder.core.errors import ConfigError
+from edgeladder.core.event_file import EventFile
 from edgeladder.core.files import storage_errors
 from edgeladder.core.locks import Tell, take_lock
 
@@ -31,8 +32,16 @@ METRICS = "metrics.jsonl"
 class MetricsLog:
     """Appends whole lines, so that several processes can write and followers can read by offset."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, tensorboard: str | None = None):
+        """Open the file to append to.
+
+        Args:
+            tensorboard: a folder of TensorBoard's, in which this run gets one of its name.
+        """
         self.path = Path(path)
+        self._events: EventFile | None = None
+        if tensorboard is not None:
+            self._events = EventFile(Path(tensorboard) / self.path.absolute().parent.name)
         with storage_errors(self.path):
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
             size = os.fstat(self._descriptor).st_size
@@ -48,10 +57,14 @@ class MetricsLog:
         line = json.dumps({"time": round(time.time(), 3), **values}) + "\n"
         with storage_errors(self.path):
             disk.write(self._descriptor, line.encode())
+        if self._events is not None:
+            self._events.record(values)
 
     def close(self) -> None:
         """Close the file."""
         os.close(self._descriptor)
+        if self._events is not None:
+            self._events.close()
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:

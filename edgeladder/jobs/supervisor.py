@@ -193,7 +193,7 @@ class Supervisor:
             if fresh:
                 self._forget_run()
             raise
-        self.metrics = MetricsLog(self.run.metrics)
+        self.metrics = MetricsLog(self.run.metrics, self.request.tensorboard)
         self.record(
             {"kind": "start", "budget_bytes": self.budget_bytes, "plan": job.plan.to_json()}
         )

@@ -11,7 +11,8 @@ import pytest
 
 from edgeladder.cli.train_commands import _planned
 from edgeladder.core.bundle import Bundle
-from edgeladder.core.errors import StorageError
+from edgeladder.core.config import Profile
+from edgeladder.core.errors import ConfigError, StorageError
 from edgeladder.core.plan import DiskSpace, Plan
 from edgeladder.core.request import TrainRequest
 from edgeladder.core.shipped import NANO_BUNDLE
@@ -61,6 +62,17 @@ def test_what_is_cached_needs_no_room(asked, monkeypatch):
     # the bound is what was written, and not much more: views of test pictures are not wanted
     stores = sum(path.stat().st_size for path in Path(asked.cache).rglob("[0-9]*.safetensors"))
     assert 0.7 * stores < planned.cache_bytes <= stores
+
+
+def test_a_profile_that_says_nothing_of_the_ladder_takes_the_bundles(asked):
+    exported = Bundle.open(NANO_BUNDLE).manifest.profile
+    found = prepared(replace(asked, run=None, profile="views", views=None))
+    assert found.profile.ladder == exported.ladder != Profile(name="x").ladder
+    assert found.request.views == found.profile.train.views > 0
+    assert prepared(replace(asked, run=None, profile="fast")).steps == 0
+    assert prepared(replace(asked, run=None, profile="accurate")).folds == 4
+    with pytest.raises(ConfigError, match="differ from the exported ladder's"):
+        prepared(replace(asked, run=None, profile="default"))
 
 
 def test_plan_says_what_the_disk_lacks(asked):
