@@ -83,7 +83,8 @@ section{padding:12px}.gallery{grid-template-columns:repeat(2,1fr)}
 .bars{--name:0px;--gap:0px}.bars .row{grid-template-columns:1fr}.bars .name{text-align:left}
 svg text,svg .tick{font-size:24px}
 svg.wide{min-width:560px}svg.wide text,svg.wide .tick,svg .cell,svg .on{font-size:15px}}
-@media print{body{background:#fff}i,svg rect,svg circle{print-color-adjust:exact;
+@media print{body{background:#fff;font-size:13px}section{padding:10px}svg{max-width:540px}
+i,svg rect,svg circle{print-color-adjust:exact;
 -webkit-print-color-adjust:exact}section,figure{break-inside:avoid}
 .gallery{grid-template-columns:repeat(8,1fr)}}
 """
