@@ -64,7 +64,7 @@ def keep_classes(path: Path | None, embeddings: ClassEmbeddings) -> None:
     if path is None or sum(array.nbytes for array in arrays.values()) > _MOST_BYTES:
         return
     with contextlib.suppress(OSError, EdgeLadderError):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        disk.make_folders(path.parent)
         write_tensors(path, arrays)
         known = sorted(path.parent.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
         for file in known[:-_MOST_FILES]:
