@@ -61,6 +61,7 @@ table{border-collapse:collapse;width:100%;font-size:.9rem}
 th,td{text-align:left;padding:5px 14px 5px 0;border-bottom:1px solid var(--line);
 vertical-align:top;font-variant-numeric:tabular-nums}
 td:last-child{overflow-wrap:anywhere;padding-right:0}
+td:not(:first-child):not(:last-child){white-space:nowrap}
 section>p:last-child{margin-bottom:0}
 th{color:var(--muted);font-weight:500}
 tr:last-child td{border-bottom:0}
