@@ -116,7 +116,7 @@ def tower_bytes(tower: Any, batch: int, whole: bool, pixels: float | None) -> fl
     for index, segment in enumerate(tower.segments):
         weight = float(segment.opened_bytes)
         copies = COSTS.segment_opening if index else COSTS.stem_opening
-        if index and segment.convolves:
+        if index and segment.gives_maps:
             copies = COSTS.convolution_opening
         if pixels is None and index == 0:
             # the token table is mapped and only the rows in use are read

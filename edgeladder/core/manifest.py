@@ -86,6 +86,11 @@ class SegmentRecord:
         return any(item.shape[0] != _CHANNELS for item in maps)  # a picture is none
 
     @property
+    def gives_maps(self) -> bool:
+        """Whether maps leave it: its weights are convolutions', not those of what pools them."""
+        return any(len(item.shape) == _MAP_AXES for item in self.outputs)
+
+    @property
     def computes_int8(self) -> bool:
         """Whether all its products with weights are int8, which makes its activations smaller."""
         return bool(self.products) and all(p.arithmetic == "int8" for p in self.products)

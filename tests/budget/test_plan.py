@@ -7,6 +7,7 @@ import pytest
 
 from edgeladder.budget.planner import check, only, plan
 from edgeladder.budget.policy import PLANNED_SHARE
+from edgeladder.budget.tower_costs import tower_bytes
 from edgeladder.budget.windows import Windows
 from edgeladder.budget.workload import Asked, Workload
 from edgeladder.core.errors import BudgetError
@@ -33,7 +34,8 @@ def tower(segment, hidden, count=14):
     """Segments that pass hidden states of (tokens, width) on."""
     shape = [Plain(name="hidden", shape=hidden)]
     record = Plain(
-        weight_bytes=segment, opened_bytes=segment, convolves=False, computes_int8=False,
+        weight_bytes=segment, opened_bytes=segment, convolves=False, gives_maps=False,
+        computes_int8=False,
         activation_bytes=8 * MB, inputs=shape, outputs=shape,
     )  # fmt: skip
     return Plain(
@@ -250,3 +252,21 @@ def test_what_is_not_trained_is_counted_once():
         for given in (manifest(), held)
     )
     assert 4e6 <= after - before < 4.2e6
+
+
+def test_opening_a_bottleneck_holds_most_of_its_weights_twice():
+    """RN50's largest piece took 1.40 times its weights while it was opened; matrices take 1.13."""
+    plain = Plain(
+        weight_bytes=60 * MB, opened_bytes=60 * MB, convolves=True, computes_int8=False,
+        activation_bytes=MB, inputs=[Plain(name="a", shape=[64, 7, 7])],
+    )  # fmt: skip
+    maps = Plain(outputs=[Plain(name="b", shape=[64, 7, 7])], gives_maps=True, **vars(plain))
+    pooled = Plain(outputs=[Plain(name="embedding", shape=[64])], gives_maps=False, **vars(plain))
+    needed = [
+        tower_bytes(
+            Plain(segments=[pooled, last], embedding="embedding", embedding_pre=None, taps=[]),
+            *(1, False, None),
+        )
+        for last in (maps, pooled)
+    ]
+    assert needed[0] >= 1.4 * 60 * MB > needed[1] > 1.13 * 60 * MB

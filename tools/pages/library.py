@@ -135,6 +135,10 @@ _FAMILIES = {  # a family's usual models: which towers they have
     "MobileCLIP-S1": "MobileCLIP: FastViT",
     "MobileCLIP2-S0": "MobileCLIP 2: FastViT",
     "convnext_base_w": "ConvNeXt",
+    "RN50": "OpenAI's ResNet: pooled by attention",
+    "coca_ViT-B-32": "CoCa: attentional pooler, appended class token",
+    "roberta-ViT-B-32": "LAION: RoBERTa as text tower",
+    "xlm-roberta-base-ViT-B-32": "LAION: XLM-RoBERTa, many languages",
 }
 
 
