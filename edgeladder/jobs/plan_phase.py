@@ -252,6 +252,9 @@ def _decide(
 ) -> tuple[Plan, str]:
     """The plan, and the engine it is for: `auto` takes the faster one that fits."""
     baseline = request.baseline or machine_baseline()
+    waiting = request.supervisor_bytes
+    if request.bare:  # who asks without being one will not be the one that waits
+        waiting = min(waiting, baseline.supervisor_bytes)
     names = [request.engine]
     if request.engine == "auto":
         available = engines.installed_engines()
@@ -287,9 +290,9 @@ def _decide(
             workload,
             baseline,
             policy.within(request.budget_bytes, request.surrounding),
-            supervisor_bytes=request.supervisor_bytes,
+            supervisor_bytes=waiting,
             asked=Asked(mode=request.mode, chunk=request.chunk),
-            planning_bytes=request.supervisor_bytes
+            planning_bytes=waiting
             + max(
                 kernel_marks.high_water(os.getpid()),
                 policy.BASELINE_WORKER_BYTES + baseline.worker_bytes,

@@ -50,6 +50,7 @@ from edgeladder.jobs.blame import Blame
 from edgeladder.jobs.child import with_package
 from edgeladder.jobs.finished import drop_checkpoints, finished_result
 from edgeladder.jobs.interrupts import Interrupts
+from edgeladder.jobs.machine_baseline import baseline_path
 from edgeladder.jobs.providers import Trying, chosen_provider
 from edgeladder.jobs.run_directory import MetricsLog, RunDirectory, new_run_folder
 from edgeladder.jobs.worker_limit import open_worker_limit
@@ -306,16 +307,16 @@ class Supervisor:
             self.metrics(values)
 
     def _told_request(self) -> TrainRequest:
-        measured = self.run_phase("baseline", BaselineOrder())
-        baseline = from_json(MachineBaseline, measured, where="the baseline worker")
-        own = meter.private(os.getpid())
-        bare = baseline.supervisor_bytes if self.request.bare else own
+        baseline = None
+        if not baseline_path().is_file():  # else the plan worker, which starts anyway, reads it
+            measured = self.run_phase("baseline", BaselineOrder())
+            baseline = from_json(MachineBaseline, measured, where="the baseline worker")
         self.surrounding = surrounding(meter.private(os.getpid()))
         return replace(
             self.request,
             chosen=self._provider(),
             baseline=baseline,
-            supervisor_bytes=min(own, bare),
+            supervisor_bytes=meter.private(os.getpid()),
             surrounding=self.surrounding,
         )
 
