@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import shutil
 import sys
 import tempfile
 import time
@@ -76,6 +77,8 @@ def measure(bundle: Path, rounds: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         ahead = Path(folder) / "ahead.onnx"
         write_ahead(path, ahead)
+        weights = path.with_suffix(".weights")  # which what was written still names
+        shutil.copy(weights, ahead.with_name(weights.name))
         opening: dict[str, list[float]] = {way: [] for way in WAYS}
         running: dict[str, list[float]] = {way: [] for way in WAYS}
         outputs = {}
