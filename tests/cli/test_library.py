@@ -74,7 +74,7 @@ def test_profiles_say_which_fit_a_bundle(capfd):
     # heads alone train nothing by steps, so they fit whatever ladder there is
     assert fits["nano"] and fits["kernel"] and fits["gda"] and fits["proker"]
     # so do profiles that say nothing of the ladder
-    assert fits["fast"] and fits["accurate"] and fits["views"]
+    assert fits["fast"] and fits["averaging"] and fits["views"]
     assert not fits["lst"]
     assert next(item for item in listed if item["name"] == "lst")["reason"]
     assert main(["profiles", "--bundle", "nano"]) == 0
