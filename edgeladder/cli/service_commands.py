@@ -19,9 +19,37 @@ from edgeladder.core.provider import check_provider
 if TYPE_CHECKING:
     from edgeladder.core.inference import InferenceRequest
     from edgeladder.serve.settings import Address
+    from edgeladder.serve.unit import Unit
 
 PrintUnit = Annotated[
     bool, typer.Option("--print-unit", help="Print a systemd unit of this command and end.")
+]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--token-file", help="File with the token, made if missing. [a fresh one each start]"
+    ),
+]
+SortInto = Annotated[
+    Path | None, typer.Option("--sort-into", help="Move pictures into class folders below it.")
+]
+Ask = Annotated[
+    Path | None, typer.Option("--ask", help="Move pictures of no known class here, for a person.")
+]
+SetAside = Annotated[
+    Path | None, typer.Option("--set-aside", help="Move what cannot be read here.")
+]
+Poll = Annotated[
+    float | None,
+    typer.Option("--poll", min=0.1, help="Seconds between looks, where the kernel is silent."),
+]
+Source = Annotated[
+    str | None,
+    typer.Option(
+        "--source",
+        envvar="EDGELADDER_SOURCE",
+        help="A camera: /dev/video0, rtsp://.., or a video; its frames arrive in the folder.",
+    ),
 ]
 _TOKEN = "EDGELADDER_TOKEN"  # a command line is seen by all who may list processes
 
@@ -46,12 +74,7 @@ def serve(
         list[str] | None,
         typer.Option("--name", help="A name it may be called by, beside addresses; repeatable."),
     ] = None,
-    token_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--token-file", help="File with the token, made if missing. [a fresh one each start]"
-        ),
-    ] = None,
+    token_file: TokenFile = None,
     certificate: Annotated[
         Path | None, typer.Option("--certificate", help="PEM file: HTTPS.")
     ] = None,
@@ -70,21 +93,13 @@ def serve(
     as_json: options.Json = False,
 ) -> Answer:
     """Answer pictures over HTTP until told to stop: a page for phones, JSON for programs."""
+    from edgeladder.cli.service_units import serve_unit
     from edgeladder.core.records import to_json
     from edgeladder.core.sizes import parse_size
     from edgeladder.serve import server
     from edgeladder.serve.settings import Address, Limits
 
     request = _request(run, bundle, classes, device, budget, provider=check_provider(provider))
-    if print_unit:
-        words = [*_words(request), "--host", host, "--port", str(port), "--max-body", max_body]
-        words += ["--waiting", str(waiting)]
-        for option, path in (("--certificate", certificate), ("--key", key)):
-            words += [] if path is None else [option, os.path.abspath(path)]
-        words += [word for item in name or () for word in ("--name", item)]
-        writes = [] if token_file is None else [Path(os.path.abspath(token_file)).parent]
-        words += [] if token_file is None else ["--token-file", os.path.abspath(token_file)]
-        return _unit("answers pictures over HTTP", ["serve", *words], request, writes, network=True)
     address = Address(
         host=host,
         port=port,
@@ -93,6 +108,8 @@ def serve(
         key=None if key is None else str(key),
     )
     limits = Limits(body_bytes=parse_size(max_body), waiting=waiting)
+    if print_unit:
+        return _printed(serve_unit(request, address, limits, token_file))
     served = server.serve(request, address, limits, _token(address, token_file), _say)
     values = to_json(served)
     return Answer(values, lambda: _told(values))
@@ -105,33 +122,16 @@ def watch(
     ] = Path("answers.csv"),
     run: options.Served = None,
     bundle: RunBundle = None,
-    sort_into: Annotated[
-        Path | None, typer.Option("--sort-into", help="Move pictures into class folders below it.")
-    ] = None,
-    ask: Annotated[
-        Path | None,
-        typer.Option("--ask", help="Move pictures of no known class here, for a person."),
-    ] = None,
-    set_aside: Annotated[
-        Path | None, typer.Option("--set-aside", help="Move what cannot be read here.")
-    ] = None,
+    sort_into: SortInto = None,
+    ask: Ask = None,
+    set_aside: SetAside = None,
     copy: Annotated[bool, typer.Option("--copy", help="Copy instead of moving.")] = False,
     top: Annotated[int, typer.Option("--top", min=1, help="Labels a picture, in .jsonl.")] = 1,
-    poll: Annotated[
-        float | None,
-        typer.Option("--poll", min=0.1, help="Seconds between looks, where the kernel is silent."),
-    ] = None,
+    poll: Poll = None,
     settle: Annotated[
         float, typer.Option("--settle", min=0, help="Seconds a file must not have changed.")
     ] = 1.0,
-    source: Annotated[
-        str | None,
-        typer.Option(
-            "--source",
-            envvar="EDGELADDER_SOURCE",
-            help="A camera: /dev/video0, rtsp://.., or a video; its frames arrive in the folder.",
-        ),
-    ] = None,
+    source: Source = None,
     every: Annotated[
         float, typer.Option("--every", min=0.01, help="Seconds between two frames.")
     ] = 1.0,
@@ -147,6 +147,7 @@ def watch(
     as_json: options.Json = False,
 ) -> Answer:
     """Label pictures as they arrive in a folder, until told to stop."""
+    from edgeladder.cli.service_units import watch_unit
     from edgeladder.core.records import to_json
     from edgeladder.serve.placing import Places
     from edgeladder.serve.watch import WatchRequest
@@ -155,19 +156,6 @@ def watch(
     request = _request(
         run, bundle, classes, device, budget, top=top, provider=check_provider(provider)
     )
-    if print_unit:
-        paths = {"--out": out, "--sort-into": sort_into, "--ask": ask, "--set-aside": set_aside}
-        given = {option: os.path.abspath(path) for option, path in paths.items() if path}
-        words = [os.path.abspath(folder), *_words(request), "--settle", f"{settle:g}"]
-        words += ["--top", str(top), *(word for pair in given.items() for word in pair)]
-        words += ["--copy"] if copy else []
-        words += [] if poll is None else ["--poll", f"{poll:g}"]
-        words += [] if source is None else ["--source", source, "--every", f"{every:g}"]
-        words += ["--keep"] if keep else []
-        writes = [Path(os.path.abspath(folder)), Path(given.pop("--out")).parent]
-        writes += [Path(path) for path in given.values()]
-        about = f"labels pictures that arrive in {os.path.abspath(folder)}"
-        return _unit(about, ["watch", *words], request, writes, camera=source)
     asked = WatchRequest(
         folder=folder,
         out=out,
@@ -179,6 +167,8 @@ def watch(
         every_seconds=every,
         keep=keep,
     )
+    if print_unit:
+        return _printed(watch_unit(request, asked))
     values = to_json(run_watch(asked, request, _say))
     return Answer(values, lambda: _watched(values))
 
@@ -204,38 +194,7 @@ def _request(
     )
 
 
-def _words(request: InferenceRequest) -> list[str]:
-    """The options that say which run within what, by whole paths."""
-    words = ["--run", os.path.abspath(request.run), "--budget", str(request.budget_bytes)]
-    words += [] if request.bundle is None else ["--bundle", os.path.abspath(request.bundle)]
-    words += [] if request.classes is None else ["--classes", request.classes]
-    words += [] if request.provider == "auto" else ["--provider", request.provider]
-    return words + ([] if request.device is None else ["--device", request.device])
-
-
-def _unit(
-    about: str,
-    words: list[str],
-    request: InferenceRequest,
-    writes: list[Path],
-    *,
-    network: bool = False,
-    camera: str | None = None,
-) -> Answer:
-    """Raises ConfigError where no budget is given, which the unit is to hold it to."""
-    from edgeladder.serve.unit import Unit
-
-    if request.budget_bytes is None:
-        raise ConfigError("a unit needs a budget", remedy="add --budget, such as 400MB")
-    unit = Unit(
-        about=f"EdgeLadder {about}",
-        words=words,
-        budget_bytes=request.budget_bytes,
-        writes=list(dict.fromkeys(writes)),
-        reads=[Path(os.path.abspath(request.run))],
-        network=network or (camera is not None and "://" in camera),
-        devices=camera is not None and camera.startswith("/dev/"),
-    )
+def _printed(unit: Unit) -> Answer:
     text = unit.text()
     return Answer({"unit": text}, text.rstrip("\n"))
 
