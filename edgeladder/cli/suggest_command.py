@@ -61,11 +61,7 @@ def suggest(
 
     named, waiting = options.shipped_or(bundle), unlabelled or data / "unlabelled"
     options.require(bundle=named)
-    if not waiting.exists():
-        raise ConfigError(
-            f"no unlabelled pictures at {waiting}",
-            remedy="put them there, or name a folder or .zip with --unlabelled",
-        )
+    _require_waiting(waiting)
     require_page(page)
     if out is not None:
         require_sortable(out)
@@ -86,6 +82,14 @@ def suggest(
     found = cast("Suggestions", answer)
     values = values_of(found, _written(found, page, out, pictures=pictures), memory)
     return Answer(values, lambda: _suggested(values))
+
+
+def _require_waiting(folder: Path) -> None:
+    if not folder.exists():
+        raise ConfigError(
+            f"no unlabelled pictures at {folder}",
+            remedy="put them there, or name a folder or .zip with --unlabelled",
+        )
 
 
 def _run(run: Path | None) -> Path | None:

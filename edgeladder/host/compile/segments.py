@@ -13,7 +13,7 @@ import json
 import logging
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -98,17 +98,9 @@ def write_segments(
         compress(model, dtype)
         file = f"backbone/{side}/{label}.onnx"
         weight_bytes = _save(model, folder / file)
-        segments.append(
-            SegmentRecord(
-                file=file,
-                inputs=[_record(name, values[name]) for name in piece.inputs],
-                outputs=[_record(name, values[name]) for name in piece.outputs],
-                weight_bytes=weight_bytes,
-                float_bytes=_TIMES_SMALLER[dtype] * weight_bytes,
-                activation_bytes=peak_bytes(model, values, piece),
-                products=products,
-            )
-        )
+        record = _segment(file, piece, values, weight_bytes, dtype)
+        peak = peak_bytes(model, values, piece)
+        segments.append(replace(record, activation_bytes=peak, products=products))
     outputs = {name for piece in pieces for name in piece.outputs}
     return TowerRecord(
         segments=segments,
@@ -116,6 +108,20 @@ def write_segments(
         embedding="embedding",
         embedding_pre="embedding_pre" if "embedding_pre" in outputs else None,
         digest=digest.hexdigest(),
+    )
+
+
+def _segment(
+    file: str, piece: Piece, values: dict[str, torch.Tensor], weight_bytes: int, dtype: str
+) -> SegmentRecord:
+    """What a piece's file is, its activations apart."""
+    return SegmentRecord(
+        file=file,
+        inputs=[_record(name, values[name]) for name in piece.inputs],
+        outputs=[_record(name, values[name]) for name in piece.outputs],
+        weight_bytes=weight_bytes,
+        float_bytes=_TIMES_SMALLER[dtype] * weight_bytes,
+        activation_bytes=0,
     )
 
 

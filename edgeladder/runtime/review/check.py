@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -76,8 +76,6 @@ def check_pictures(
 
     twice = find_duplicates(pictures, sides, cached.keys, cached.embeddings, grey, on_step)
     suspects = _suspects(dataset.classes, pictures, labels, held)
-    counts = Counter(p.label for p, side in zip(pictures, sides, strict=True) if side == "train")
-    small = [SmallClass(label=name, count=counts[name]) for name in dataset.classes]
     shown: dict[str, str] = {}
     if options.thumbnails:
         wanted = _interleaved(suspects[: options.listed], twice.groups)
@@ -92,13 +90,22 @@ def check_pictures(
         repeated=twice.repeated,
         confused=_confused(dataset.classes, labels, held),
         few=FEW,
-        small_classes=sorted((s for s in small if s.count < FEW), key=lambda s: s.count),
+        small_classes=_small_classes(dataset.classes, pictures, sides),
         skipped=cached.skipped,
         new=cached.new,
         reused=cached.reused,
         judged=bool(np.isfinite(held.given).any()),
         thumbnails=shown,
     )
+
+
+def _small_classes(
+    classes: Sequence[str], pictures: list[Picture], sides: list[str]
+) -> list[SmallClass]:
+    """Those with fewer than `FEW` training pictures, the smallest first."""
+    counts = Counter(p.label for p, side in zip(pictures, sides, strict=True) if side == "train")
+    small = [SmallClass(label=name, count=counts[name]) for name in classes if counts[name] < FEW]
+    return sorted(small, key=lambda one: one.count)
 
 
 def _sides(dataset: Dataset, pictures: list[Picture]) -> list[str]:
