@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from edgeladder.budget.policy import DEMO_BYTES
 from edgeladder.core.command_line import command
-from edgeladder.core.errors import IntegrityError
+from edgeladder.core.errors import BudgetError, IntegrityError
 from edgeladder.core.intervals import interval_text
 from edgeladder.core.ownership import require_ours
 from edgeladder.core.progress import QUIET, Progress
@@ -21,6 +22,7 @@ from edgeladder.core.shipped import DEMO_PICTURES, NANO_BUNDLE
 from edgeladder.core.sizes import format_size
 
 SHOTS = 16  # pictures per class to learn from
+_MOST_BYTES = 2 * DEMO_BYTES  # that are taken unasked
 _WHAT = (
     "A frozen dual encoder (nano: EfficientNet-Lite0 and a small text transformer) meets 10 kinds\n"
     "of garment. It first names them from words alone, then a ladder beside it learns from 16\n"
@@ -38,7 +40,8 @@ def run_demo(
 
     Args:
         out: folder of the run; a new one below `runs/` without it. Its cache lies inside.
-        budget_bytes: of the whole process tree; 160 MB without it.
+        budget_bytes: of the whole process tree; without it 160 MB, or what this machine's Python
+            needs at least, where that is more.
         progress: told of phases and of evidence.
 
     Returns:
@@ -60,26 +63,34 @@ def run_demo(
                 where=str(path),
                 remedy="install edgeladder again, from its wheel or a whole checkout",
             )
-    budget_bytes = DEMO_BYTES if budget_bytes is None else budget_bytes
+    told = progress is None or progress.level > QUIET
     run = out or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
     require_ours(run, "run")
-    if progress is None or progress.level > QUIET:
-        print(f"{_WHAT}\nbudget {format_size(budget_bytes)}, run {run}\n", file=sys.stderr)
-    started = time.monotonic()
-    values = to_json(
-        supervisor.train(
-            TrainRequest(
-                bundle=str(bundle),
-                data=str(pictures),
-                cache=str(run / "cache"),
-                run=str(run),
-                budget_bytes=budget_bytes,
-                shots=SHOTS,
-            ),
-            progress,
-            progress.evidence if progress is not None else None,
-        )
+    first = DEMO_BYTES if budget_bytes is None else budget_bytes
+    request = TrainRequest(
+        bundle=str(bundle),
+        data=str(pictures),
+        cache=str(run / "cache"),
+        run=str(run),
+        budget_bytes=first,
+        shots=SHOTS,
     )
+    if told:
+        print(f"{_WHAT}\nbudget {format_size(first)}, run {run}\n", file=sys.stderr)
+    started = time.monotonic()
+    evidence = progress.evidence if progress is not None else None
+    try:
+        result = supervisor.train(request, progress, evidence)
+    except BudgetError as error:
+        least = error.minimum_budget_bytes
+        if budget_bytes is not None or least is None or least > _MOST_BYTES:
+            raise
+        if run.exists():  # it had begun, and the error says how to go on
+            raise
+        if told:  # a newer Python, or one that is emulated, is itself larger
+            print(f"this Python needs a budget of {format_size(least)}\n", file=sys.stderr)
+        result = supervisor.train(replace(request, budget_bytes=least), progress, evidence)
+    values = to_json(result)
     from edgeladder.report import write_report  # only now: what it imports counts as well
 
     values["report"] = str(write_report(Path(values["run"])))

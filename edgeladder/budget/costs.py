@@ -30,6 +30,7 @@ class Costs:
     per_view: int = 24  # key and place of a further view there
     sample_key: int = 120  # of a picture or a view in the precompute worker, until it is written
     start: int = 5 * _MB  # code and heap of opening the engine, before they settle
+    evaluate_start: int = 3 * _MB  # further code at the start: heads, calibration, evaluation
     hot_code: int = 18 * _MB  # library code that training itself runs
     arena: int = 6 * _MB  # kept by onnxruntime's heap beside what is in use
     arena_share: float = 1.2  # of activations, lost to its rounding

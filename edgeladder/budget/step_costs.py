@@ -211,13 +211,13 @@ def evaluate_phases(
         answering, kept = answer_bytes(workload, pictures)
         parts["known"] = kept
         parts["head"] = max(judging, fitting - later, judging + answering - later, 0.0)
-        _add_start(parts, baseline)
+        _add_start(parts, baseline, COSTS.evaluate_start)
         yield phase_of(parts, chunk=chunk, head_pictures=pictures or None)
 
 
-def _add_start(parts: dict[str, float], baseline: MachineBaseline) -> None:
+def _add_start(parts: dict[str, float], baseline: MachineBaseline, more: float = 0.0) -> None:
     """Where a phase's work takes less than its start, before which nothing has settled yet."""
-    start = parts["supervisor"] + baseline.worker_bytes + parts["parameters"] + COSTS.start
+    start = parts["supervisor"] + baseline.worker_bytes + parts["parameters"] + COSTS.start + more
     short = start - sum(parts.values())
     if short > 0:
         parts["start"] = short

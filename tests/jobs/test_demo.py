@@ -41,6 +41,36 @@ def test_the_demo_learns_inside_its_budget(tmp_path: Path):
     assert deployed.difference < 0.05
 
 
+SMALL = """
+import sys
+from edgeladder import demo
+demo.DEMO_BYTES, demo.SHOTS = 90_000_000, 1
+from edgeladder.cli.app import run
+sys.argv[1:] = ["demo", "--json", "--out", "run", *sys.argv[1:]]
+run()
+"""
+
+
+def test_a_larger_python_gets_what_it_needs_unless_a_budget_is_named(tmp_path: Path):
+    def tried(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", SMALL, *words], cwd=tmp_path, timeout=600,
+            env={**os.environ, "PYTHONPATH": str(Path(edgeladder.__file__).parents[1])},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    refused = tried("--budget", "90MB")
+    assert refused.returncode == 3
+    least = json.loads(refused.stdout)["error"]["minimum_budget_bytes"]
+    done = tried()
+    assert done.returncode == 0, done.stderr
+    assert "this Python needs a budget of " in done.stderr
+    memory = json.loads(done.stdout)["memory"]
+    assert abs(memory["budget_bytes"] - least) < 5_000_000
+    peaks = [phase["measured_peak_bytes"] for phase in memory["phases"].values()]
+    assert max(peaks) <= memory["budget_bytes"]
+
+
 def test_a_package_without_its_model_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(demo, "NANO_BUNDLE", tmp_path)
     with pytest.raises(IntegrityError, match="came without manifest.json"):
