@@ -9,7 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeladder.budget.policy import DEMO_BYTES
 from edgeladder.core.command_line import command
@@ -20,6 +20,10 @@ from edgeladder.core.progress import QUIET, Progress
 from edgeladder.core.records import to_json
 from edgeladder.core.shipped import DEMO_PICTURES, NANO_BUNDLE
 from edgeladder.core.sizes import format_size
+
+if TYPE_CHECKING:
+    from edgeladder.core.request import TrainRequest
+    from edgeladder.core.result import RunResult
 
 SHOTS = 16  # pictures per class to learn from
 _MOST_BYTES = 2 * DEMO_BYTES  # that are taken unasked
@@ -53,7 +57,6 @@ def run_demo(
         BudgetError: the budget is too small; it names the smallest that fits.
     """
     from edgeladder.core.request import TrainRequest
-    from edgeladder.jobs import supervisor
 
     bundle, pictures = NANO_BUNDLE, DEMO_PICTURES
     for path in (bundle / "manifest.json", pictures):
@@ -63,7 +66,6 @@ def run_demo(
                 where=str(path),
                 remedy="install edgeladder again, from its wheel or a whole checkout",
             )
-    told = progress is None or progress.level > QUIET
     run = out or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
     require_ours(run, "run")
     first = DEMO_BYTES if budget_bytes is None else budget_bytes
@@ -75,27 +77,34 @@ def run_demo(
         budget_bytes=first,
         shots=SHOTS,
     )
-    if told:
+    if progress is None or progress.level > QUIET:
         print(f"{_WHAT}\nbudget {format_size(first)}, run {run}\n", file=sys.stderr)
     started = time.monotonic()
-    evidence = progress.evidence if progress is not None else None
-    try:
-        result = supervisor.train(request, progress, evidence)
-    except BudgetError as error:
-        least = error.minimum_budget_bytes
-        if budget_bytes is not None or least is None or least > _MOST_BYTES:
-            raise
-        if run.exists():  # it had begun, and the error says how to go on
-            raise
-        if told:  # a newer Python, or one that is emulated, is itself larger
-            print(f"this Python needs a budget of {format_size(least)}\n", file=sys.stderr)
-        result = supervisor.train(replace(request, budget_bytes=least), progress, evidence)
-    values = to_json(result)
+    values = to_json(_trained(request, progress, unasked=budget_bytes is None))
     from edgeladder.report import write_report  # only now: what it imports counts as well
 
     values["report"] = str(write_report(Path(values["run"])))
     values["seconds"] = round(time.monotonic() - started, 1)
     return values, say(values)
+
+
+def _trained(request: TrainRequest, progress: Progress | None, *, unasked: bool) -> RunResult:
+    """Train; within what is needed, where nobody asked for the budget and it does not do."""
+    from edgeladder.jobs import supervisor
+
+    evidence = progress.evidence if progress is not None else None
+    try:
+        return supervisor.train(request, progress, evidence)
+    except BudgetError as error:
+        least = error.minimum_budget_bytes
+        if not unasked or least is None or least > _MOST_BYTES:
+            raise
+        if Path(request.folder).exists():  # it had begun, and the error says how to go on
+            raise
+        if progress is None or progress.level > QUIET:
+            # a newer Python, or one that is emulated, is itself larger
+            print(f"this Python needs a budget of {format_size(least)}\n", file=sys.stderr)
+        return supervisor.train(replace(request, budget_bytes=least), progress, evidence)
 
 
 def say(values: dict[str, Any]) -> str:
