@@ -48,8 +48,8 @@ class Costs:
     token_table: float = 0.15  # of its bytes touched
     activation: float = 1.8  # times what export counts: inputs and outputs beside it, heap's gaps
     int8_activation: float = 1.45  # the same of int8 products, whose inputs wait as bytes
-    map_activation: float = 1.2  # the same of a convolution's maps, see `tower_costs`
-    whole_map_activation: float = 1.45  # and in a whole tower
+    map_activation: float = 1.28  # the same of a convolution's maps, see `tower_costs`
+    whole_map_activation: float = 1.25  # and in a whole tower
     # predict and deploy
     loaded_head: float = 3.0  # times a head's stored fp16 arrays: themselves and in float32
     segment_session: int = 500_000

@@ -31,14 +31,14 @@ BASELINE = MachineBaseline(
 )
 # phase, its sizes, and the worker's high-water mark in MB
 ROWS: list[tuple[str, dict[str, Any], float]] = [
-    ("precompute", {"whole": False, "batch": 1}, 95.0),
-    ("precompute", {"whole": False, "batch": 2}, 105.9),
-    ("precompute", {"whole": False, "batch": 4}, 127.1),
-    ("precompute", {"whole": False, "batch": 8}, 171.4),
-    ("precompute", {"whole": True, "batch": 1}, 110.2),
-    ("precompute", {"whole": True, "batch": 2}, 128.2),
-    ("precompute", {"whole": True, "batch": 4}, 163.5),
-    ("precompute", {"whole": True, "batch": 8}, 231.8),
+    ("precompute", {"whole": False, "batch": 1}, 101.9),
+    ("precompute", {"whole": False, "batch": 2}, 111.0),
+    ("precompute", {"whole": False, "batch": 4}, 136.9),
+    ("precompute", {"whole": False, "batch": 8}, 187.8),
+    ("precompute", {"whole": True, "batch": 1}, 121.1),
+    ("precompute", {"whole": True, "batch": 2}, 132.9),
+    ("precompute", {"whole": True, "batch": 4}, 155.6),
+    ("precompute", {"whole": True, "batch": 8}, 203.1),
     ("evaluate", {"head": "blend", "pictures": 40}, 74.6),
     ("evaluate", {"head": "blend", "pictures": 160}, 87.9),
     ("evaluate", {"head": "blend", "pictures": 300}, 108.7),

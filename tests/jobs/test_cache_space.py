@@ -29,7 +29,7 @@ def asked(tmp_path: Path) -> TrainRequest:
     pictures = make_pictures(tmp_path / "data", classes=2, count=4)
     return TrainRequest(
         bundle=str(NANO_BUNDLE), data=str(pictures), cache=str(tmp_path / "disk" / "cache"),
-        run=str(tmp_path / "run"), budget_bytes=400 * MB, views=3,
+        run=str(tmp_path / "run"), budget_bytes=400 * MB, views=3, bare=True,
     )  # fmt: skip
 
 

@@ -41,7 +41,7 @@ for label in ("one", "two"):
     place.mkdir(parents=True)
     for index in range(int(sys.argv[2])):
         small = random.integers(0, 255, (30, 40, 3), dtype=np.uint8)
-        Image.fromarray(small).resize((1600, 1200)).save(place / f"{index}.jpg")
+        Image.fromarray(small).resize((1200, 900)).save(place / f"{index}.jpg")
 """
 
 
