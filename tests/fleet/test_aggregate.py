@@ -88,7 +88,8 @@ def test_temperatures_meet_in_the_middle_and_a_boxs_pictures_stay_out(tmp_path: 
         assert set(load_file(folder / "out" / "adapter.safetensors")) == {"w"}
         record = read_adapter_record(folder / "out")
         assert record.known is None
-        expected = CalibrationRecord(temperature=3.0) if head is None else None
+        middle = CalibrationRecord(temperature=3.0, ladder_temperature=3.0)
+        expected = middle if head is None else None
         assert record.calibration == expected
 
 
