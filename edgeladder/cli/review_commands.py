@@ -156,6 +156,8 @@ def _duplicates(values: dict[str, Any]) -> str:
     if len(groups) > _SHOWN:
         text += f"\n.. and {len(groups) - _SHOWN} more groups"
     if values["repeated"]:
-        again = f"{values['repeated']} pictures are there again within their class and split"
+        count = values["repeated"]
+        again = f"{count} picture{'s are' if count > 1 else ' is'} there again within "
+        again += "their class and split" if count > 1 else "its class and split"
         text = f"{text}\n{again}" if text else again
     return text
