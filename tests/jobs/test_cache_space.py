@@ -27,9 +27,9 @@ MB = 1_000_000
 @pytest.fixture
 def asked(tmp_path: Path) -> TrainRequest:
     pictures = make_pictures(tmp_path / "data", classes=2, count=4)
-    return TrainRequest(
+    return TrainRequest(  # a large budget: it is planned in this process, which holds other tests
         bundle=str(NANO_BUNDLE), data=str(pictures), cache=str(tmp_path / "disk" / "cache"),
-        run=str(tmp_path / "run"), budget_bytes=400 * MB, views=3, bare=True,
+        run=str(tmp_path / "run"), budget_bytes=4_000 * MB, views=3,
     )  # fmt: skip
 
 
