@@ -22,10 +22,11 @@ from edgeladder.core.orders import BaselineOrder, ProviderOrder
 from edgeladder.core.plan import Plan, Surrounding
 from edgeladder.core.provider import ProviderChoice
 from edgeladder.core.records import from_json
+from edgeladder.core.user_cache import baseline_path
 from edgeladder.jobs.attempt import Attempt, Listener
 from edgeladder.jobs.blame import Blame
 from edgeladder.jobs.interrupts import Interrupts
-from edgeladder.jobs.machine_baseline import baseline_path, remembered_baseline
+from edgeladder.jobs.machine_baseline import remembered_baseline
 from edgeladder.jobs.providers import Trying, chosen_provider
 from edgeladder.jobs.worker_limit import open_worker_limit
 

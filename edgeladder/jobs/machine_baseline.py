@@ -21,6 +21,7 @@ from edgeladder.core.errors import EdgeLadderError
 from edgeladder.core.orders import BaselineOrder, Outcome
 from edgeladder.core.plan import MachineBaseline
 from edgeladder.core.trusted_keys import pinned_keys
+from edgeladder.core.user_cache import baseline_path
 from edgeladder.jobs.control import Control
 
 _VERIFIES = "cryptography.hazmat.primitives.asymmetric.ed25519"
@@ -64,14 +65,6 @@ def remembered_baseline(folder: Path | None = None) -> MachineBaseline | None:
         return MachineBaseline.from_json(values) if values is not None else None
     except TypeError:
         return None  # written by another version
-
-
-def baseline_path(folder: Path | None = None) -> Path:
-    """The file of remembered baselines."""
-    if folder is None:
-        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        folder = Path(base) / "edgeladder"
-    return folder / "baseline.json"
 
 
 def _remembered(path: Path) -> dict[str, Any]:

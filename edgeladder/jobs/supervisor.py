@@ -45,12 +45,12 @@ from edgeladder.core.provider import ProviderChoice, offered
 from edgeladder.core.records import from_json, to_json
 from edgeladder.core.request import TrainRequest
 from edgeladder.core.result import CacheUse, RunResult, Seconds, Throughput
+from edgeladder.core.user_cache import baseline_path
 from edgeladder.jobs.attempt import Attempt
 from edgeladder.jobs.blame import Blame
 from edgeladder.jobs.child import with_package
 from edgeladder.jobs.finished import drop_checkpoints, finished_result
 from edgeladder.jobs.interrupts import Interrupts
-from edgeladder.jobs.machine_baseline import baseline_path
 from edgeladder.jobs.providers import Trying, chosen_provider
 from edgeladder.jobs.run_directory import MetricsLog, RunDirectory, new_run_folder
 from edgeladder.jobs.worker_limit import open_worker_limit
