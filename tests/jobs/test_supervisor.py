@@ -132,8 +132,9 @@ def test_exit_3_with_what_was_learnt_after_the_last_restart(tmp_path):
             free(supervisor, "phases:explode", {"take": 900 * MB})
         assert caught.value.exit_code == 3
         assert "the last step was 7" in caught.value.message
-        # by the counter that killed it, and never above what it was held to
-        if supervisor.layer in ("cgroup1", "cgroup2"):
+        # by the counter that killed it, and never above what it was held to; on a busy machine our
+        # own watch may have come first, and then no counter had a say
+        if records(supervisor, "phase")[-1]["limit_kills"]:
             counter = r"memory\.(?:peak|max_usage_in_bytes) of the workers was"
             found = re.search(counter + r" ([\d.]+) of the ([\d.]+) MB", caught.value.message)
             assert found and float(found[1]) <= float(found[2]) < supervisor.budget_bytes / MB
