@@ -46,14 +46,22 @@ def cache_alone(folder: Path) -> Iterator[None]:
     Raises:
         ConfigError: a job uses it.
     """
-    descriptor = os.open(folder / IN_USE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    remedy = "wait for it to end (`edgeladder runs` lists unfinished ones)"
+    with lock_alone(folder, IN_USE, "a running job uses this cache", remedy):
+        yield
+
+
+@contextlib.contextmanager
+def lock_alone(folder: Path, name: str, refusal: str, remedy: str) -> Iterator[None]:
+    """Hold the lock of a cache's folder, in the file `name`, with nobody beside.
+
+    Raises:
+        ConfigError: somebody holds it and goes on; `refusal` and `remedy` are its words.
+    """
+    descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         if not take_lock(descriptor, f"the cache {folder}"):
-            raise ConfigError(
-                "a running job uses this cache",
-                where=str(folder),
-                remedy="wait for it to end (`edgeladder runs` lists unfinished ones)",
-            )
+            raise ConfigError(refusal, where=str(folder), remedy=remedy)
         yield
     finally:
         os.close(descriptor)

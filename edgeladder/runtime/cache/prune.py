@@ -14,7 +14,6 @@ stay, before the old one goes: a kill between leaves them twice, which the store
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,10 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from edgeladder.core import disk
-from edgeladder.core.cache_use import cache_alone
-from edgeladder.core.errors import ConfigError
+from edgeladder.core.cache_use import cache_alone, lock_alone
 from edgeladder.core.files import storage_errors
-from edgeladder.core.locks import take_lock
 from edgeladder.runtime.cache.layout import CHECKS, Layout
 from edgeladder.runtime.cache.shards import (
     DAMAGED,
@@ -125,14 +122,8 @@ def _writers_kept_out(folder: Path) -> Iterator[None]:
     """Every store's own lock, which writers of earlier versions take alone."""
     with contextlib.ExitStack() as held:
         for place in _stores(folder):
-            descriptor = os.open(place / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            held.callback(os.close, descriptor)
-            if not take_lock(descriptor, f"the cache {place}"):
-                raise ConfigError(
-                    "a running job writes to this cache",
-                    where=str(place),
-                    remedy="wait for it to end",
-                )
+            refusal = "a running job writes to this cache"
+            held.enter_context(lock_alone(place, ".lock", refusal, "wait for it to end"))
         yield
 
 
