@@ -72,3 +72,13 @@ def make_pictures(folder: Path, *, classes: int = 3, count: int = 8, size: int =
 def picture_folder(tmp_path: Path) -> Path:
     """Three classes of eight generated pictures."""
     return make_pictures(tmp_path / "pictures")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A real browser for one file's tests; they are skipped where there is none."""
+    from tests.serve.browser import Browser
+
+    found = Browser()
+    yield found
+    found.close()

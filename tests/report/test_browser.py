@@ -39,13 +39,6 @@ return ['section p', 'section b', 'section th', 'dt', '.legend', '.bars span'].m
 
 
 @pytest.fixture(scope="module")
-def browser():
-    found = Browser()
-    yield found
-    found.close()
-
-
-@pytest.fixture(scope="module")
 def page(tmp_path_factory) -> Path:
     names = ["dress", "a class with a name that is long", "T" * 30, *"abcdefgh"]
     return write_report(a_run(tmp_path_factory.mktemp("report") / "run", names))

@@ -13,13 +13,6 @@ TOKEN = "a-token-of-some-length"
 
 
 @pytest.fixture(scope="module")
-def browser():
-    found = Browser()
-    yield found
-    found.close()
-
-
-@pytest.fixture(scope="module")
 def server(nano_run):
     given = {"EDGELADDER_TOKEN": TOKEN}
     with serving(nano_run, "--host", "0.0.0.0", environment=given) as running:

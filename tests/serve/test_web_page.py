@@ -65,13 +65,6 @@ def address(page_folder: Path) -> Iterator[str]:
         thread.join(10)
 
 
-@pytest.fixture
-def browser() -> Iterator[Browser]:
-    found = Browser()
-    yield found
-    found.close()
-
-
 def read(answers: str) -> dict[str, float]:
     """Names and shares of the page's list."""
     lines = [line.split() for line in answers.splitlines() if line.endswith("%")]
