@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from edgeladder.core.bounds import Ge, Gt, Le, Lt
 from edgeladder.core.prompt_kinds import Kind, refused
 
+MOST = 1_000_000_000  # of what is counted: larger numbers are slips of the keyboard
 MOST_VIEWS = 64  # of a training picture: each costs a pass through the tower and a cached sample
 
 
@@ -108,7 +109,7 @@ class HeadConfig(Strict):
     alone: bool = False  # the head instead of the ladder, which then is not trained
     weight: Annotated[float, Ge(0)] | None = None  # beside the ladder; None: 1, or see `folds`
     # pictures of a class from which `weight` counts in full; with fewer it counts in proportion
-    full_at: Annotated[int, Ge(1)] | None = None
+    full_at: Annotated[int, Ge(1), Le(MOST)] | None = None
     # choose it from held-out logits: so many further ladders are trained, each without its share
     # of the support pictures; training takes that many times as long
     folds: Annotated[int, Ge(0), Le(16)] = 0
@@ -145,9 +146,9 @@ class LossConfig(Strict):
 class TrainConfig(Strict):
     """Optimiser and schedule."""
 
-    epochs: Annotated[int, Ge(1)] = 30
-    steps: Annotated[int, Ge(1)] | None = None  # instead of epochs
-    batch: Annotated[int, Ge(1)] = 32
+    epochs: Annotated[int, Ge(1), Le(MOST)] = 30
+    steps: Annotated[int, Ge(1), Le(MOST)] | None = None  # instead of epochs
+    batch: Annotated[int, Ge(1), Le(MOST)] = 32
     optimizer: Literal["adamw", "sgd"] = "adamw"
     moments: Literal["auto", "fp32", "int8"] = "auto"  # auto: the plan takes int8 only if it must
     learning_rate: Annotated[float, Gt(0)] = 1e-3
@@ -160,7 +161,7 @@ class TrainConfig(Strict):
     average: Annotated[float, Ge(0), Lt(1)] = 0.0  # weight averaging (EMA decay); 0: off
     views: Annotated[int, Ge(0), Le(MOST_VIEWS)] = 0  # cached augmented views per training picture
     seed: int = 0
-    checkpoint_steps: Annotated[int, Ge(1)] = 50
+    checkpoint_steps: Annotated[int, Ge(1), Le(MOST)] = 50
     checkpoint_seconds: Annotated[float, Gt(0)] = 30.0
 
     def __post_init__(self) -> None:
@@ -172,7 +173,8 @@ class TrainConfig(Strict):
 class CondenseConfig(Strict):
     """Prompt condensation, after training: `ladder.prompts.keep` says how much stays."""
 
-    epochs: Annotated[int, Ge(0)] = 10  # of fine-tuning, the learning rate falling once more
+    # of fine-tuning, the learning rate falling once more
+    epochs: Annotated[int, Ge(0), Le(MOST)] = 10
     train: Literal["prompts", "all"] = "prompts"  # what fine-tuning may change
 
 

@@ -7,6 +7,7 @@ negative sizes and to infinities. No comparison holds for NaN.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -23,11 +24,18 @@ GRAPHS = frozenset({"fused", "recompute", "loss", "norm"}) | {
 }
 
 Size = Annotated[int, Ge(1), Le(2**31 - 1)]  # of a dimension
+Count = Annotated[int, Ge(0), Le(2**31 - 1)]
 Bytes = Annotated[int, Ge(0), Le(2**42)]
 Amount = Annotated[float, Ge(0.0), Le(2.0**42)]  # bytes, or bytes of one sample, as measured
 Colour = Annotated[float, Ge(-10.0), Le(10.0)]  # of pixels that are 0 to 1
 _CHANNELS = 3
 _MAP_AXES = 3  # beside the batch
+_MOST_ELEMENTS = 2**42  # of a tensor: plans multiply them as floats
+
+
+def _check_elements(name: str, shape: list[int]) -> None:
+    if math.prod(shape) > _MOST_ELEMENTS:
+        raise ValueError(f"{name} has more than {_MOST_ELEMENTS} elements")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +45,9 @@ class TensorRecord:
     name: str
     shape: list[Size]
     dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        _check_elements(self.name, self.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +119,7 @@ class TapRecord:
     """One tap: per-token standardised activations (mean 0, variance 1 over the channels)."""
 
     name: str  # the segment output that carries it: (N, tokens, width)
-    block: Annotated[int, Ge(0)]
+    block: Count
     tokens: Size
     width: Size
 
@@ -186,6 +197,9 @@ class ParameterRecord:
     shape: list[Size]
     decay: bool  # weight decay applies (no biases, norms or gates)
 
+    def __post_init__(self) -> None:
+        _check_elements(self.name, self.shape)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TapGroup:
@@ -193,7 +207,7 @@ class TapGroup:
 
     input: str  # e.g. image_taps_0
     side: Literal["image", "text"]
-    taps: list[Annotated[int, Ge(0)]]  # indices into the tower's taps
+    taps: list[Count]  # indices into the tower's taps
     tokens: Size
     width: Size
 
@@ -205,7 +219,7 @@ class GraphRecord:
     file: str
     inputs: list[str]
     outputs: list[str]
-    nodes: Annotated[int, Ge(0)]
+    nodes: Count
     activation_bytes: dict[str, Amount] = field(
         default_factory=dict
     )  # at 32 x 100: fixed, per_image, per_class
@@ -241,7 +255,7 @@ class LadderRecord:
 class FileRecord:
     """Size and hash of one file."""
 
-    size: Annotated[int, Ge(0)]
+    size: Bytes
     sha256: str
 
 

@@ -21,6 +21,7 @@ from edgeladder.core.files import read_json
 
 Record = TypeVar("Record")
 
+_LARGEST = 2**63 - 1
 _AGAIN = "use the edgeladder version that wrote it, or write it anew"
 
 
@@ -170,6 +171,8 @@ def _plain(kind: Any, value: Any, path: str) -> Any:
             raise ValueError(f"a number of {len(str(value))} digits @ {path}") from None
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"expected {kind.__name__}, got {type(value).__name__} @ {path}")
+    if isinstance(value, int) and abs(value) > _LARGEST:  # what is counted with it may be a float
+        raise ValueError(f"a number of {len(str(value))} digits @ {path}")
     return value
 
 

@@ -57,6 +57,7 @@ def words(options: dict[str, str]) -> list[str]:
         ["--set", "train.batch=9999-99-99"],
         ["--set", "train.batch=" + "[" * 3000 + "]" * 3000],
         ["--set", "train.batch=" + "9" * 5000],
+        ["--set", "train.epochs=" + NINES],
         ["--set", "train.batch=\x00"],
         ["--set", "a\udcffb=1"],
         ["--profile", "x" * 5000 + ".yaml"],

@@ -65,6 +65,11 @@ NONSENSE = {
     "tap negative": at("ladder", "groups", 0, "taps", value=[-1]),
     "group": at("ladder", "groups", 0, "tokens", value=4),
     "shape": at("image", "segments", 1, "outputs", 0, "shape", value=[5, 0]),
+    "dimensions without end": at(
+        "image", "segments", 1, "outputs", 0, "shape", value=[2**31 - 1] * 40
+    ),
+    "nodes of 400 digits": at("ladder", "graphs", "loss", "nodes", value=10**400),
+    "block of 400 digits": at("image", "taps", 0, "block", value=10**400),
     "parameter": at("ladder", "parameters", 0, "shape", 0, value=2**40),
 }
 

@@ -46,12 +46,15 @@ class Command:
         parts: the command in pieces that run one after the other, each from what the ones before
             it left in the folder; the same again after a cut.
         state: of the folder, for comparing; raises where something is half there.
+        replaces: whether it replaces what was there before: then nothing in between may be found.
+            What a training leaves half done is a run that goes on, with an adapter of its own.
     """
 
     name: str
     before: Callable[[Path], None] | None
     parts: Callable[[Path], list[Callable[[], None]]]
     state: Callable[[Path], Any]
+    replaces: bool = True
 
     @classmethod
     def whole(
@@ -132,7 +135,7 @@ def train(bundle: Path, data: Path) -> Command:
         record = json.loads((place / "run" / "adapter.json").read_text())
         return [sha256_file(place / "run" / "adapter.safetensors"), record["classes"]]
 
-    return Command("train", None, parts, state)
+    return Command("train", None, parts, state, replaces=False)
 
 
 def precompute(bundle: Path, data: Path) -> Command:
@@ -153,7 +156,7 @@ def precompute(bundle: Path, data: Path) -> Command:
                 found.update((place / "cache" / name).read_bytes()[4096:])
         return [len(shards), found.hexdigest()]
 
-    return Command("precompute", None, parts, state)
+    return Command("precompute", None, parts, state, replaces=False)
 
 
 def condense(bundle: Path, data: Path) -> Command:
@@ -172,7 +175,7 @@ def condense(bundle: Path, data: Path) -> Command:
         phases = ((fill, "precompute"), (fit, "train"), (score, "evaluate"))
         return _parts(lambda: request(place), phases)
 
-    return Command("condense", before, parts, trained.state)
+    return Command("condense", before, parts, trained.state, replaces=False)
 
 
 def deploy_model(bundle: Path, data: Path, run: Path) -> Command:

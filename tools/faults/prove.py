@@ -52,7 +52,7 @@ class Prover:
         with _still():
             if command.before is not None:
                 command.before(self.place)
-            self.allowed = [self._state()] if command.before is not None else []
+            self.allowed = [self._state()] if command.before and command.replaces else []
             self.operations = self._record()
             self.complete = command.state(self.place)
 
