@@ -171,7 +171,10 @@ def says_ladder(name: str) -> bool:
 def override(profile: Profile, overrides: Iterable[str]) -> Profile:
     """The profile with `a.b=c` assignments applied; values are parsed as YAML and coerced."""
     values = to_json(profile)
-    for assignment in overrides:
+    assignments = list(overrides)
+    if any(a.replace(" ", "") == "head.kind=none" for a in assignments):
+        values["head"] = {"known": values["head"]["known"]}  # the rest was of the head that goes
+    for assignment in assignments:
         key, separator, text = assignment.partition("=")
         if not separator:
             raise ConfigError(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from edgeladder.core.config import Profile
+from edgeladder.core.config import HeadConfig, Profile
 from edgeladder.core.errors import ConfigError
 from edgeladder.core.manifest import TapRecord
 from edgeladder.core.prompt_kinds import KINDS, refused
@@ -159,3 +159,10 @@ def test_what_makes_no_sense_is_refused_with_the_reason(settings, reason):
     with pytest.raises(ConfigError, match=reason) as caught:
         load_profile("tiny", settings)
     assert caught.value.exit_code == 2
+
+
+def test_a_head_that_is_set_to_none_takes_its_settings_along():
+    profile = load_profile("default", ["head.kind=none"])
+    assert profile.head == HeadConfig(known=profile.head.known)
+    with pytest.raises(ConfigError, match="kind is none"):
+        load_profile("default", ["head.kind=none", "head.weight=2"])
