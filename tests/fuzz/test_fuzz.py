@@ -44,6 +44,21 @@ def test_a_run_goes_on_where_it_was(bundle_folder: Path, tmp_path: Path) -> None
     assert '"inputs": 50' in state.read_text()
 
 
+def test_coverage_guides_where_atheris_is(bundle_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("atheris", reason="atheris is not installed: the extra [dev] has it")
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.fuzz.guided", "--bundle", str(bundle_folder), "--target",
+         "csv", "--inputs", "400", "--corpus", str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, timeout=600,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-3000:]}"
+    assert "number_of_executed_units: 400" in done.stderr
+    assert (
+        len(list((tmp_path / "csv").iterdir())) > 5
+    )  # beside the seeds, what reached new branches
+
+
 @pytest.mark.parametrize("form", ["bytes", "json", "yaml", "text", "jsonl"])
 def test_the_same_seed_gives_the_same_input(form: str) -> None:
     seeds = [b'{"a": [1, "b"], "c": null}', b'{"d": 2.5}']
