@@ -23,6 +23,7 @@ from edgeladder.core.adapter_record import (
 )
 from edgeladder.core.errors import IntegrityError
 from edgeladder.runtime.heads.blend import fit_weights
+from edgeladder.runtime.heads.discriminant import gda_rule, held_out_terms, unit_spread
 from edgeladder.runtime.heads.kernel import (
     Choice,
     Kernel,
@@ -88,34 +89,6 @@ def beside(features: Sequence[Array], reads: Sequence[int]) -> Array:
     return np.concatenate([normalise(features[place]) for place in reads], axis=1)
 
 
-def gda_rule(embedding: Array, labels: Array, classes: int) -> tuple[Array, Array]:
-    """The discriminant's matrix (D, C) and bias (C,) without the text's part.
-
-    Args:
-        embedding: (n, D) at unit length.
-        labels: (n,); every class must occur.
-        classes: C.
-
-    With one picture per class the shared covariance is zero: the identity takes its place, which
-    makes the rule nearest class mean.
-    """
-    count, width = embedding.shape
-    means = np.stack([embedding[labels == c].mean(axis=0) for c in range(classes)])
-    residual = embedding - means[labels]
-    # the class means are taken away, so the rows' mean is zero and (n - 1) S is the scatter
-    trace = float((residual**2).sum()) / max(count - 1, 1)
-    if trace < 1e-9:
-        matrix = means.T
-    elif count < width:
-        # Woodbury: an n x n system in place of the D x D inverse; positive definite either way
-        inner = np.linalg.solve(residual @ residual.T + trace * np.eye(count), residual @ means.T)
-        matrix = (width / trace) * (means.T - residual.T @ inner)
-    else:
-        scatter = residual.T @ residual + trace * np.eye(width)
-        matrix = width * np.linalg.solve(scatter, means.T)
-    return matrix, -0.5 * np.einsum("cd,dc->c", means, matrix)
-
-
 def fit_gda(
     features: Sequence[Array],
     labels: Array,
@@ -137,31 +110,16 @@ def fit_gda(
     zero_shot = np.asarray(zero_shot, np.float64)
     classes = zero_shot.shape[1]
     owners = shot_folds(labels) if folds is None else np.asarray(folds)
-    matrix, bias = gda_rule(rows, labels, classes)
-    matrix, bias = _unit_spread(matrix, bias, rows)
-    term = np.empty_like(zero_shot)
-    for fold in np.unique(owners):
-        out = owners == fold
-        if len(np.unique(labels[~out])) < classes:
-            if reads == (-1,):
-                return Gda(matrix, bias, _BLIND_WEIGHT * float(zero_shot.std()))
-            trust = fit_weights([zero_shot], labels)[0][0]  # zero-shot has seen no label
-            return Gda(matrix, bias, _BLIND_TERM, float(trust), reads)
-        part, offset = _unit_spread(*gda_rule(rows[~out], labels[~out], classes), rows[~out])
-        term[out] = rows[out] @ part + offset
+    matrix, bias = unit_spread(*gda_rule(rows, labels, classes), rows)
+    term = held_out_terms(rows, labels, owners, classes)
+    if term is None:
+        if reads == (-1,):
+            return Gda(matrix, bias, _BLIND_WEIGHT * float(zero_shot.std()))
+        trust = fit_weights([zero_shot], labels)[0][0]  # zero-shot has seen no label
+        return Gda(matrix, bias, _BLIND_TERM, float(trust), reads)
     (prior, weight), _ = fit_weights([zero_shot, term], labels, start=(1.0, 0.0))
     held_out = prior * zero_shot + weight * term
     return Gda(matrix, bias, float(weight), float(prior), reads, held_out)
-
-
-def _unit_spread(matrix: Array, bias: Array, rows: Array) -> tuple[Array, Array]:
-    """The rule in units of its own spread between classes.
-
-    So rules of different covariance (a fold's, the whole set's) share one weight.
-    """
-    term = rows @ matrix + bias
-    spread = max(float((term - term.mean(axis=1, keepdims=True)).std()), 1e-12)
-    return matrix / spread, bias / spread
 
 
 def fit_head(

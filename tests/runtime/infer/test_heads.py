@@ -14,10 +14,10 @@ from edgeladder.runtime.heads.closed_form import (
     KINDS,
     fit_gda,
     fit_head,
-    gda_rule,
     head_arrays,
     head_from,
 )
+from edgeladder.runtime.heads.discriminant import gda_rule
 from edgeladder.runtime.heads.fit_head import fixed_head_weight
 from edgeladder.runtime.heads.kernel import (
     Kernel,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgeladder.runtime.heads.closed_form import gda_rule
+from edgeladder.runtime.heads.discriminant import gda_rule
 from edgeladder.runtime.pictures.dataset import Picture
 from edgeladder.runtime.review import held_out
 from edgeladder.runtime.review.duplicates import difference_hash, find_duplicates
