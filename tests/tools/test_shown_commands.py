@@ -1,7 +1,7 @@
 """Every command that a page shows parses as typed.
 
-`tests/jobs/test_walk.py` runs those of the first page, `test_shown_on_device.py` beside it the others and
-says where fleets', hosts' and services' are run.
+`tests/jobs/test_walk.py` runs those of the first page, `test_shown_on_device.py` beside it the
+others, and says where fleets', hosts' and services' are run.
 """
 
 from __future__ import annotations
