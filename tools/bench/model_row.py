@@ -35,15 +35,20 @@ HEADER = (
 )  # fmt: skip
 
 
-def answer(python: Path, *words: object) -> dict[str, Any]:
+def answer(python: Path, *words: object, code: int = 0) -> dict[str, Any]:
     """A command's JSON, in the environment of this interpreter.
+
+    Args:
+        python: of the environment.
+        words: of the command.
+        code: an exit code beside 0 that is an answer, too.
 
     Raises:
         RuntimeError: it failed.
     """
     line = [str(python), "-m", "edgeladder", *map(str, words), "--json"]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
-    if done.returncode:
+    if done.returncode not in (0, code):
         raise RuntimeError(f"{' '.join(line)}: {done.stdout}{done.stderr[-2000:]}")
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -90,12 +95,22 @@ def row(given: argparse.Namespace, model: str, work: Path) -> dict[str, Any]:
     if bundle is None:
         bundle = work / "bundle"
         started = cpu_seconds()
-        words = ("--model", model, "--pretrained", "none", "--engine", "stock", "--out", bundle)
+        words = ["--model", model, "--pretrained", "none", "--engine", "stock", "--out", bundle]
+        if given.tokenizer:
+            words += ["--tokenizer", given.tokenizer]
         answer(Path(sys.executable), "export", *words)
         seconds = f"{cpu_seconds() - started:.0f}"
     # a small budget is supervised by a smaller process, which counts in it
     planned = answer(
-        given.python, "plan", "--bundle", bundle, "--data", work / "all", "--budget", "400MB"
+        given.python,
+        "plan",
+        "--bundle",
+        bundle,
+        "--data",
+        work / "all",
+        "--budget",
+        "400MB",
+        code=3,
     )
     smallest = int(planned["minimum_budget_bytes"])
     size = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
@@ -113,6 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", action="append", required=True)
     parser.add_argument("--bundle", type=Path, help="of that one model, in place of its export")
+    parser.add_argument("--tokenizer", type=Path, help="folder, where it cannot be downloaded")
     parser.add_argument("--python", type=Path, default=Path(sys.executable), help="of a device")
     parser.add_argument("--pictures", type=int, default=3, help="of each of ten classes")
     parser.add_argument("--ample", type=int, default=4 * 10**9, help="bytes")

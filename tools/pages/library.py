@@ -151,20 +151,22 @@ def models() -> str:
         with _RESULTS.open(encoding="utf-8", newline="") as file:
             measured = {row["model"]: row for row in csv.DictReader(file)}
     rows = [
-        "| model | make | image | text | bundle | export | smallest budget | a picture in it "
-        "| in 4 GB |",
+        "| model | make | image | text | bundle | export | smallest budget | pictures/s in it "
+        "| pictures/s in 4 GB |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name in [*_FAMILIES, *(name for name in measured if name not in _FAMILIES)]:
         image, text = counted.get(name, ("", ""))
-        found = measured.get(name)
-        cells = ["-"] * 5
-        if found:
-            columns = (
+        found = measured.get(name, {})
+        cells = [
+            f"{found[key]} {unit}" if found.get(key) else "-"
+            for key, unit in (
                 ("bundle_mb", "MB"), ("export_cpu_seconds", "s"), ("smallest_budget_mb", "MB"),
-                ("smallest_cpu_seconds_per_picture", "s"), ("ample_cpu_seconds_per_picture", "s"),
-            )  # fmt: skip
-            cells = [f"{found[key]} {unit}" if found[key] else "-" for key, unit in columns]
+            )
+        ]  # fmt: skip
+        for kind in ("smallest", "ample"):
+            seconds = found.get(f"{kind}_cpu_seconds_per_picture")
+            cells.append(f"{1 / float(seconds):.1f}" if seconds else "-")
         make = _FAMILIES.get(name, "")
         rows.append(f"| `{name}` | {make} | {image} | {text} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
