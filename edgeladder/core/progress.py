@@ -46,6 +46,8 @@ class PhaseState:
         if total != self.total or done < self.done:
             self._history.clear()
         self.done, self.total, self.note = done, total, note
+        if self._history and done == self._history[-1][1]:
+            return  # being told the same again says nothing of how fast it goes
         self._history.append((now, done))
         while len(self._history) > 2 and now - self._history[0][0] > _RATE_SECONDS:
             self._history.popleft()

@@ -57,6 +57,15 @@ def test_lines_are_few_and_the_last_is_always_there(capfd, clock):
     ]
 
 
+def test_what_takes_minutes_apiece_is_no_faster_for_being_told_often(capfd, clock):
+    """Eight pictures every two minutes, told each second: 0.067 a second, not 8 in the last 15."""
+    with Ours() as progress:
+        for second in range(361):
+            progress("precompute", 8 * (second // 120), 280)
+            clock[0] += 1
+    assert "24/280, 0.067/s, 1:04:00 left" in capfd.readouterr().err
+
+
 def test_each_phase_is_announced(capfd, clock):
     with Progress() as progress:
         progress("plan")
