@@ -36,11 +36,11 @@ def head_pictures(workload: Workload) -> list[int]:
 def head_bytes(workload: Workload, pictures: int) -> tuple[float, float]:
     """Bytes while a head is fitted on `pictures`, and while it is used.
 
-    Fitting holds n rows of all features in fp16 and float32, three copies of the widest feature, a
-    matrix of distances (n, n) per feature and some seven in the eigendecomposition, beside it what
-    a blend's discriminant reads, almost three times; not all at once. Using it holds the rows in
-    float32 and, as they are stored, in fp16. Coefficients as in `costs.py`, from nano with 160, 300
-    and 600 pictures.
+    Fitting holds n rows of all features in fp16 and float32, and in turn three copies of the widest
+    feature; a matrix of distances (n, n) per feature in float32 and some three in float64 while
+    settings are judged; what a blend's discriminant reads, almost three times, and some five
+    matrices (n, n) of its eigendecomposition. Using it holds the rows in float32 and, as they are
+    stored, in fp16. Coefficients as in `costs.py`, from nano with 160, 300 and 600 pictures.
     """
     if not pictures:
         return 0.0, 0.0
@@ -50,10 +50,12 @@ def head_bytes(workload: Workload, pictures: int) -> tuple[float, float]:
     square = 8.0 * pictures**2
     if workload.head == "gda":
         return 24.0 * rows, 0.0
-    fitting = 6.0 * rows + 24.0 * widest + square * (len(widths) / 2 + 7)
+    stages = [24.0 * widest, square * (len(widths) / 2 + 3)]
     if workload.head == "blend":
         # the last tap, and the embedding before the projection or, without one, the final one
-        fitting += 22.0 * pictures * (widths[-2] + widths[-1] if projected else widths[-1] + final)
+        read = widths[-2] + widths[-1] if projected else widths[-1] + final
+        stages.append(22.0 * pictures * read + 5 * square)
+    fitting = 6.0 * rows + max(stages)
     window = 10.0 * sum(widths) * min(pictures, _WINDOW)
     return _AT_ONCE * fitting + window + _CODE, 6.0 * rows
 

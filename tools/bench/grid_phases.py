@@ -94,7 +94,10 @@ class Phases:
         self, config: dict[str, Any], bundle: Bundle, request: TrainRequest, decided: Plan
     ) -> Job:
         changes = [f"train.moments={config['moments']}"] if "moments" in config else []
-        changes += [f"head.kind={config['head']}", "head.weight=1"] if "head" in config else []
+        weight = "null" if config.get("head") == "none" else 1
+        changes += (
+            [f"head.kind={config['head']}", f"head.weight={weight}"] if "head" in config else []
+        )
         changes += [f"train.average={config['average']}"] if "average" in config else []
         return Job(
             request=request,

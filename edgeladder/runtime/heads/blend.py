@@ -11,11 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgeladder.runtime.logits import softmax
-
 Array = np.ndarray
 
 _NEWTON_STEPS = 12
+_SETTLED = 1e-9  # of the loss: a step that wins less is the last
 _RIDGE = 1e-4  # keeps the weights finite where the terms separate the support set perfectly
 
 
@@ -40,48 +39,63 @@ def fit_weights(
         Weights (J,) and the log-loss they reach. Newton's method with the active set of weights
         at zero, damped by halving, so the loss never exceeds the start's.
     """
-    stack = np.stack([np.asarray(t, np.float64) for t in terms])  # (J, n, C)
-    count = stack.shape[1]
-    rows = np.arange(count)
+    # classes before rows: sums over the classes are then sums of whole rows
+    stack = np.stack([np.asarray(t, np.float64).T for t in terms])  # (J, C, n)
     # units: each term at unit spread, so that one ridge suits all
     spread = np.maximum(stack.std(axis=(1, 2)), 1e-12)
-    stack = stack / spread[:, None, None]
+    stack /= spread[:, None, None]
     weights = np.ones(len(stack)) if start is None else np.asarray(start, np.float64)
     weights = weights * spread
-
-    def loss_of(values: Array) -> float:
-        total = np.tensordot(values, stack, 1)
-        return log_loss(total, labels) + _RIDGE * float(values @ values)
-
-    loss = loss_of(weights)
+    loss, chance = _loss_of(stack, labels, weights)
     for _ in range(_NEWTON_STEPS):
-        chance = softmax(np.tensordot(weights, stack, 1))  # (n, C)
-        mean = (stack * chance).sum(axis=2)  # (J, n) expected term
-        gradient = (mean - stack[:, rows, labels]).mean(axis=1) + 2 * _RIDGE * weights
-        second = (stack * chance).reshape(len(stack), -1) @ stack.reshape(len(stack), -1).T
-        hessian = (second - mean @ mean.T) / count + 2 * _RIDGE * np.eye(len(stack))
-        free = (weights > 0) | (gradient < 0)
-        if not free.any():
-            break
-        move = np.zeros_like(weights)
-        move[free] = -np.linalg.solve(
-            hessian[np.ix_(free, free)] + 1e-10 * np.eye(int(free.sum())), gradient[free]
-        )
+        move, gain = _newton_step(stack, labels, weights, chance)
         step = 1.0
         while step > 1e-4:
             trial = np.maximum(weights + step * move, 0.0)
-            reached = loss_of(trial)
+            reached, chances = _loss_of(stack, labels, trial)
             if reached < loss:
                 break
+            if gain < _SETTLED:  # there is nothing to win: what is left is rounding
+                step = 0.0
             step /= 2
         else:
             break
-        finished = loss - reached < 1e-9
-        weights, loss = trial, reached
+        finished = loss - reached < _SETTLED
+        weights, loss, chance = trial, reached, chances
         if finished:
             break
+    return weights / spread, loss - _RIDGE * float(weights @ weights)
+
+
+def _loss_of(stack: Array, labels: Array, weights: Array) -> tuple[float, Array]:
+    """Log-loss of the weighted sum, its ridge added, and the classes' probabilities (C, n)."""
     total = np.tensordot(weights, stack, 1)
-    return weights / spread, log_loss(total, labels)
+    total -= total.max(axis=0)
+    chosen = total[labels, np.arange(len(labels))]
+    chance = np.exp(total, out=total)
+    sums = chance.sum(axis=0)
+    loss = float(np.mean(np.log(sums) - chosen)) + _RIDGE * float(weights @ weights)
+    chance /= sums
+    return loss, chance
+
+
+def _newton_step(stack: Array, labels: Array, weights: Array, chance: Array) -> tuple[Array, float]:
+    """Newton's step (J,) of the weights that are free to move, and what it would win."""
+    count = stack.shape[2]
+    flat = stack.reshape(len(stack), -1)
+    weighted = stack * chance
+    mean = weighted.sum(axis=1)  # (J, n) expected term
+    own = stack[:, labels, np.arange(count)]
+    gradient = (mean - own).mean(axis=1) + 2 * _RIDGE * weights
+    second = weighted.reshape(len(stack), -1) @ flat.T
+    hessian = (second - mean @ mean.T) / count + 2 * _RIDGE * np.eye(len(stack))
+    free = (weights > 0) | (gradient < 0)
+    move = np.zeros_like(weights)
+    if free.any():
+        move[free] = -np.linalg.solve(
+            hessian[np.ix_(free, free)] + 1e-10 * np.eye(int(free.sum())), gradient[free]
+        )
+    return move, -0.5 * float(gradient @ move)
 
 
 def choose_head_weight(ladder: Array, head: Array, labels: Array) -> float:

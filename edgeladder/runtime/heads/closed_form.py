@@ -25,13 +25,13 @@ from edgeladder.core.errors import IntegrityError
 from edgeladder.runtime.heads.blend import fit_weights
 from edgeladder.runtime.heads.discriminant import gda_rule, held_out_terms, unit_spread
 from edgeladder.runtime.heads.kernel import (
-    Choice,
     Kernel,
     fit_kernel,
     fit_proker,
     normalise,
     shot_folds,
 )
+from edgeladder.runtime.heads.kernel_search import Choice
 from edgeladder.runtime.logits import ClassLogits
 
 Array = np.ndarray

@@ -39,9 +39,10 @@ def gda_rule(embedding: Array, labels: Array, classes: int) -> tuple[Array, Arra
     """
     count, width = embedding.shape
     means = np.stack([embedding[labels == c].mean(axis=0) for c in range(classes)])
-    residual = embedding - means[labels]
+    residual = means[labels]
+    np.subtract(embedding, residual, out=residual)
     # the class means are taken away, so the rows' mean is zero and (n - 1) S is the scatter
-    trace = float((residual**2).sum()) / max(count - 1, 1)
+    trace = float(np.einsum("nd,nd->", residual, residual)) / max(count - 1, 1)
     if trace < _NONE:
         matrix = means.T
     elif count < width:
@@ -69,7 +70,6 @@ class _Scatter:
     """Rows in the eigenvectors of their scatter within classes, r = min(n, D) of them."""
 
     rows: Array  # (n, r)
-    residuals: Array  # (n, r)
     means: Array  # (C, r)
     counts: Array  # (C,) pictures of each class
     values: Array  # (r,) eigenvalues
@@ -83,14 +83,16 @@ class _Scatter:
             rows = vectors * np.sqrt(np.maximum(values, 0.0))
         counts = np.bincount(labels, minlength=classes).astype(np.float64)
         means = (np.eye(classes)[labels] / counts[labels, None]).T @ rows
-        residuals = rows - means[labels]
+        residuals = means[labels]
+        np.subtract(rows, residuals, out=residuals)
         values, vectors = np.linalg.eigh(residuals.T @ residuals)
-        turned = [part @ vectors for part in (rows, residuals, means)]
-        return cls(turned[0], turned[1], turned[2], counts, np.maximum(values, 0.0))
+        del residuals  # as large as the rows
+        return cls(rows @ vectors, means @ vectors, counts, np.maximum(values, 0.0))
 
     def without(self, out: Array, labels: Array) -> tuple[Array, Array]:
         """Matrix (r, C) and bias (C,) of the rule without the rows `out` (k,)."""
-        gone, residuals = labels[out], self.residuals[out]
+        gone = labels[out]
+        residuals = self.rows[out] - self.means[gone]
         same = gone[:, None] == gone[None, :]  # (k, k)
         member = np.eye(len(self.counts))[gone]  # (k, C)
         left = self.counts - member.sum(axis=0)

@@ -21,17 +21,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from edgeladder.runtime.heads.blend import fit_weights
+from edgeladder.runtime.heads.kernel_search import Choice, Search
 from edgeladder.runtime.logits import softmax
 
 Array = np.ndarray
 
 CENTRING = 0.7  # share of the support mean that is taken away from every tap
 SEARCH_PICTURES = 600  # the search costs n^3 per candidate: beyond this a class-balanced sample
-_SCALES = (0.3, 1.0, 3.0)  # sum of the tap weights, the inverse bandwidth
-_RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-_GAINS = (0.0, 0.3, 1.0, 3.0)  # a tap's weight against the final embedding's
-_PASSES = 2  # of coordinate descent over the taps
-_MARGIN = 0.01  # a tap must earn its place: relative gain in leave-one-out log-loss
 _FIXED = (1.0, 0.3, 8.0)  # scale, ridge and temperature where leaving out says too little
 _JUDGES = 100  # pictures: fewer, with one left of a class at a time, cannot choose tap weights
 
@@ -46,27 +42,6 @@ def normalise(rows: Array) -> Array:
     """Rows at unit length, float64; rows of zeros stay."""
     rows = np.asarray(rows, np.float64)
     return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12))
-
-
-def leave_out(inverse: Array, targets: Array, folds: Array | None = None) -> Array:
-    """What each row's prediction would be, had its fold not been fitted, in closed form.
-
-    Args:
-        inverse: (n, n), A = (K + lambda I)^-1 over all rows.
-        targets: (n, C) that the kernel ridge fits.
-        folds: (n,) fold number per row, rows of a fold are left out together; None: one by one.
-
-    Returns:
-        (n, C): `R_g - inv(A_gg) (A R)_g` per fold g; for single rows `R - (A R) / diag(A)`.
-    """
-    product = inverse @ targets
-    if folds is None:
-        return np.asarray(targets - product / np.diag(inverse)[:, None])
-    left = np.empty_like(product)
-    for fold in np.unique(folds):
-        rows = np.flatnonzero(folds == fold)
-        left[rows] = targets[rows] - np.linalg.solve(inverse[np.ix_(rows, rows)], product[rows])
-    return np.asarray(left)
 
 
 def shot_folds(labels: Array, pictures: Array | None = None) -> Array:
@@ -88,18 +63,6 @@ def shot_folds(labels: Array, pictures: Array | None = None) -> Array:
         rows = np.flatnonzero(labels == label)
         folds[rows] = np.unique(owners[rows], return_inverse=True)[1]
     return folds
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What the support set decided, and at what held-out log-loss."""
-
-    weights: tuple[float, ...]  # per tap
-    ridge: float
-    temperature: float  # of the kernel's term
-    prior: float  # weight of the zero-shot logits
-    loss: float
-    base: float = 0.0  # weight of the zero-shot logits in what the residuals are taken from
 
 
 @dataclass
@@ -162,37 +125,39 @@ def fit_kernel(
     rows = [centred(tap, centre) for tap, centre in zip(features, centres, strict=True)]
     onehot = np.eye(zero_shot.shape[1])[labels]
     trust = float(fit_weights([zero_shot], labels)[0][0])  # zero-shot saw no label: none left out
+    owners = np.arange(len(labels)) if folds is None else np.asarray(folds)
     picked = balanced(labels, SEARCH_PICTURES, seed)
+    picked = picked[np.argsort(owners[picked], kind="stable")]  # leaving out goes fold by fold
     distances = [squared_distances(tap[picked], tap[picked]) for tap in rows]
     scales = [_mean_distance(distance) for distance in distances]
     held_out = None
-    if _can_leave_out(labels, folds, len(rows)):
+    if _can_leave_out(labels, owners, len(rows)):
         for distance, scale in zip(distances, scales, strict=True):
             distance /= scale  # in place: a second copy of all of them is what would count here
-        search = _Search(
+        search = Search(
             distances,
             [0.0, trust],
             onehot[picked],
             labels[picked],
             zero_shot[picked],
-            None if folds is None else np.asarray(folds)[picked],
+            owners[picked],
         )
-        choice, held_out = search.run()
+        choice, found = search.run()
         del search
+        if len(picked) == len(labels):
+            held_out = np.empty_like(found)
+            held_out[picked] = found
     else:
         scale, ridge, temperature = _FIXED
         weights = (scale / len(rows),) * len(rows)
         choice = Choice(weights, ridge, temperature, trust, float("nan"))
     del distances
     alpha = _solve(rows, scales, choice, onehot - softmax(choice.base * zero_shot))
-    if len(picked) < len(labels):
-        held_out = None
     return Kernel(choice, centres, rows, scales, alpha, held_out)
 
 
-def _can_leave_out(labels: Array, folds: Array | None, taps: int) -> bool:
-    """Whether leaving out says enough to choose the settings of so many taps by."""
-    owners = np.arange(len(labels)) if folds is None else np.asarray(folds)
+def _can_leave_out(labels: Array, owners: Array, taps: int) -> bool:
+    """Whether leaving out folds, (n,), says enough to choose the settings of so many taps by."""
     needed = 3 if taps > 1 and len(labels) < _JUDGES else 2
     return min(len(np.unique(owners[labels == label])) for label in np.unique(labels)) >= needed
 
@@ -220,14 +185,6 @@ def fit_proker(
     return fit_kernel([embedding], labels, zero_shot, folds=folds, seed=seed)
 
 
-def _gram(distances: Sequence[Array], weights: Sequence[float]) -> Array:
-    total = np.zeros(distances[0].shape)  # float64, whatever the distances are
-    for weight, distance in zip(weights, distances, strict=True):
-        if weight > 0:
-            total += weight * distance
-    return np.exp(-total)
-
-
 def _mean_distance(distance: Array) -> float:
     count = len(distance)
     return max(float(distance.sum()) / max(count * (count - 1), 1), 1e-12)
@@ -245,69 +202,3 @@ def balanced(labels: Array, most: int, seed: int) -> Array:
         rank[rows] = np.arange(len(rows))
     order = shuffled[np.argsort(rank[shuffled], kind="stable")]
     return np.asarray(np.sort(order[:most]))
-
-
-Found = tuple[Choice, Array]  # what was chosen, and its held-out logits
-
-
-@dataclass
-class _Search:
-    """Coordinate descent over tap weights; ridge and temperatures by the closed form inside."""
-
-    distances: list[Array]  # per tap (n, n), mean 1
-    bases: list[float]  # weights of zero-shot to take residuals from
-    onehot: Array
-    labels: Array
-    zero_shot: Array
-    folds: Array | None
-
-    def run(self) -> Found:
-        final = len(self.distances) - 1
-        best: Found | None = None
-        for scale in _SCALES:
-            for shape in ([0.0] * final + [1.0], [1.0 / (final + 1)] * (final + 1)):
-                best = self._better(best, [scale * w for w in shape], 0.0)
-                if not final:
-                    break
-        assert best is not None  # _SCALES is not empty
-        self.bases = [best[0].base]
-        for _ in range(_PASSES if final else 1):
-            before = best[0].loss
-            for tap in range(final):
-                size = sum(best[0].weights)
-                for gain in _GAINS:
-                    shape = list(best[0].weights)
-                    shape[tap] = gain * max(shape[final], 1e-3)
-                    factor = size / sum(shape)  # same bandwidth, another mixture
-                    best = self._better(best, [w * factor for w in shape], _MARGIN)
-            for factor in (0.5, 2.0):
-                best = self._better(best, [w * factor for w in best[0].weights], 0.0)
-            if best[0].loss >= before:
-                break
-        return best
-
-    def _better(self, best: Found | None, weights: list[float], margin: float) -> Found:
-        found = self._judge(weights)
-        if best is None or found[0].loss < best[0].loss * (1 - margin):
-            return found
-        return best
-
-    def _judge(self, weights: list[float]) -> Found:
-        """The best base, ridge and temperatures for given tap weights: one eigendecomposition."""
-        values, vectors = np.linalg.eigh(_gram(self.distances, weights))
-        found: Found | None = None
-        for ridge in _RIDGES:
-            inverse = (vectors / (values + ridge)) @ vectors.T
-            for base in self.bases:
-                targets = self.onehot - softmax(base * self.zero_shot)
-                term = leave_out(inverse, targets, self.folds)
-                (prior, temperature), loss = fit_weights(
-                    [self.zero_shot, term], self.labels, start=(0.3, 6.0)
-                )
-                if found is None or loss < found[0].loss:
-                    choice = Choice(
-                        tuple(weights), ridge, float(temperature), float(prior), loss, base
-                    )
-                    found = choice, prior * self.zero_shot + temperature * term
-        assert found is not None  # _RIDGES is not empty
-        return found

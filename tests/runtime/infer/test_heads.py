@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from edgeladder.core.errors import IntegrityError
 from edgeladder.runtime.heads import kernel as kernel_module
-from edgeladder.runtime.heads.blend import choose_head_weight, fit_weights, log_loss, softmax
+from edgeladder.runtime.heads import kernel_search
+from edgeladder.runtime.heads.blend import choose_head_weight, fit_weights, log_loss
 from edgeladder.runtime.heads.closed_form import (
     KINDS,
     fit_gda,
@@ -23,11 +24,13 @@ from edgeladder.runtime.heads.kernel import (
     Kernel,
     fit_kernel,
     fit_proker,
-    leave_out,
     normalise,
     shot_folds,
     squared_distances,
 )
+from edgeladder.runtime.heads.leave_out import Folds, inverse_factor, leave_out
+from edgeladder.runtime.logits import softmax
+from tests.runtime.infer.plain_heads import PlainSearch
 
 
 def scene(shots=4, classes=3, width=12, taps=2, seed=0, noise=0.8):
@@ -48,7 +51,7 @@ def test_closed_form_leave_one_out_is_real_leave_one_out():
     kernel = np.exp(-squared_distances(rows, rows))
     targets = np.eye(3)[labels] - softmax(zero_shot)
     ridge = 0.3
-    fast = leave_out(np.linalg.inv(kernel + ridge * np.eye(len(labels))), targets)
+    fast = leave_out(inverse_factor(kernel, ridge), targets, Folds.of(np.arange(len(labels))))
     for i in range(len(labels)):
         rest = np.arange(len(labels)) != i
         alpha = np.linalg.solve(
@@ -58,19 +61,29 @@ def test_closed_form_leave_one_out_is_real_leave_one_out():
 
 
 @settings(max_examples=20, deadline=None)
-@given(shots=st.integers(2, 5), classes=st.integers(2, 4), seed=st.integers(0, 99))
-def test_closed_form_leaving_out_folds_is_refitting_without_them(shots, classes, seed):
-    features, labels, zero_shot = scene(shots, classes, seed=seed)
-    rows = normalise(features[-1])
-    kernel = np.exp(-squared_distances(rows, rows))
-    targets = np.eye(classes)[labels]
+@given(
+    counts=st.lists(st.integers(2, 6), min_size=2, max_size=4),
+    more=st.sampled_from([0, 90]),  # so many that the factorisation goes by halves
+    seed=st.integers(0, 99),
+)
+def test_closed_form_leaving_out_folds_is_refitting_without_them(counts, more, seed):
+    labels = np.repeat(np.arange(len(counts)), np.add(counts, [more] + [0] * (len(counts) - 1)))
+    labels = labels[np.argsort(shot_folds(labels), kind="stable")]
     folds = shot_folds(labels)
-    assert [list(labels[folds == f]) for f in range(shots)] == [list(range(classes))] * shots
-    fast = leave_out(np.linalg.inv(kernel + np.eye(len(labels))), targets, folds)
-    for fold in range(shots):
+    rows = normalise(np.random.default_rng(seed).normal(size=(len(labels), 12)))
+    kernel = np.exp(-squared_distances(rows, rows))
+    targets = np.eye(len(counts))[labels]
+    fast = leave_out(inverse_factor(kernel, 1.0), targets, Folds.of(folds))
+    for fold in range(max(counts)):
         out = folds == fold
         alpha = np.linalg.solve(kernel[np.ix_(~out, ~out)] + np.eye((~out).sum()), targets[~out])
         np.testing.assert_allclose(fast[out], kernel[np.ix_(out, ~out)] @ alpha, atol=1e-9)
+
+
+def test_folds_leave_out_one_picture_of_every_class():
+    labels = np.repeat(np.arange(3), 4)
+    folds = shot_folds(labels)
+    assert [list(labels[folds == f]) for f in range(4)] == [[0, 1, 2]] * 4
 
 
 def test_views_of_a_picture_are_left_out_together():
@@ -108,6 +121,24 @@ def test_the_held_out_loss_is_the_loss_of_refitted_kernels():
     head = fit_kernel(features, labels, zero_shot)
     assert head.held_out is not None
     assert log_loss(head.held_out, labels) == pytest.approx(head.choice.loss)
+
+
+@pytest.mark.parametrize("few", [0, 1000])  # looked at in float32 first, or judged at once
+@pytest.mark.parametrize(("shots", "classes", "noise"), [(12, 5, 2.0), (20, 3, 1.2), (6, 9, 0.4)])
+def test_the_search_chooses_what_a_plain_one_does(monkeypatch, few, shots, classes, noise):
+    features, labels, zero_shot = scene(shots=shots, classes=classes, seed=shots, noise=noise)
+    folds = shot_folds(labels)
+    monkeypatch.setattr(kernel_search, "_FEW", few)
+    found = fit_kernel(features, labels, zero_shot, folds=folds)
+    monkeypatch.setattr(kernel_module, "Search", PlainSearch)
+    expected = fit_kernel(features, labels, zero_shot, folds=folds)
+    assert found.choice.weights == expected.choice.weights
+    assert (found.choice.ridge, found.choice.base) == (expected.choice.ridge, expected.choice.base)
+    np.testing.assert_allclose(found.held_out, expected.held_out, atol=1e-4)
+    queries, _, asked = scene(shots=2, classes=classes, seed=9)
+    np.testing.assert_allclose(
+        found.logits(queries, asked), expected.logits(queries, asked), atol=1e-4
+    )
 
 
 def test_the_support_set_finds_the_tap_that_carries_the_signal():
