@@ -55,15 +55,17 @@ def read_decisions(path: Path) -> list[Wanted]:
         ) from error
     found = []
     reader = csv.DictReader(io.StringIO(text))
-    if not {"path", "decision"} <= set(reader.fieldnames or ()):
-        raise _bad(path, 1, "the first line must name the columns path and decision")
     try:
+        if not {"path", "decision"} <= set(reader.fieldnames or ()):
+            raise _bad(path, 1, "the first line must name the columns path and decision")
         for row in reader:
             name, decision = row["path"] or "", (row["decision"] or "").strip()
             if not decision:
                 continue
             if not name or "\0" in name + decision or row.get(None):
                 raise _bad(path, reader.line_num, "a decision without a path, or too many columns")
+            if name.startswith("/") or ".." in name.split("/"):
+                raise _bad(path, reader.line_num, f"{name!r} leads out of the pictures' folder")
             if decision.lower() in _SPLITS or "/" in decision:
                 raise _bad(path, reader.line_num, f"{decision!r} is no name of a class")
             found.append(Wanted(name, _folder(name, decision)))

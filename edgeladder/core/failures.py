@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 
-from edgeladder.core.errors import ConfigError, EdgeLadderError, StorageError
+from edgeladder.core.errors import ConfigError, DataError, EdgeLadderError, StorageError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
@@ -34,6 +34,10 @@ def known_failure(error: BaseException, *, where: str | None = None) -> EdgeLadd
             f"{error.object[:200]!r} is not UTF-8",
             where=where,
             remedy="rename it, or name another path",
+        )
+    if isinstance(error, RecursionError):
+        return DataError(
+            "folders or values that are nested too deeply", where=where, remedy="make them flatter"
         )
     if isinstance(error, ValueError) and "null byte" in str(error):
         return ConfigError(

@@ -147,6 +147,17 @@ def _clear_away(folder: Path) -> None:
             disk.remove_tree(path)
 
 
+def real_path(path: str | Path) -> Path:
+    """A whole path, links followed; where they go in a circle, or it can be none, as it is.
+
+    For comparing paths that old records name: `Path.resolve` raises where these are none.
+    """
+    try:
+        return Path(os.path.realpath(path))
+    except ValueError:  # a NUL, or what is not UTF-8
+        return Path(path)
+
+
 def read_json(path: Path) -> Any:
     """Parse a JSON file (UTF-8).
 

@@ -31,7 +31,7 @@ _OTHERS_MAY = 0o077
 
 def secret_path() -> Path:
     """The file of this machine's secret."""
-    base = os.environ.get("XDG_CONFIG_HOME") or Path("~/.config").expanduser()
+    base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
     return Path(base) / "edgeladder" / "device_secret"
 
 
@@ -123,9 +123,23 @@ def require_trusted_adapter(folder: Path) -> None:
         require_trusted(folder, "adapter", keys)
 
 
-def _code(secret: bytes, record: bytes) -> str:
+def journal_code(content: bytes, *, make: bool) -> str | None:
+    """What shows that this machine wrote a journal of moves; None: it has no secret.
+
+    Args:
+        content: what is written.
+        make: make the secret where there is none.
+
+    Raises:
+        ConfigError, StorageError: as `device_secret`.
+    """
+    secret = device_secret(make=make)
+    return None if secret is None else _code(secret, content, "journal")
+
+
+def _code(secret: bytes, record: bytes, kind: str = "adapter") -> str:
     import hashlib
     import hmac
 
-    message = b"edgeladder adapter made here 1\0" + record
+    message = f"edgeladder {kind} made here 1\0".encode() + record
     return hmac.new(secret, message, hashlib.sha256).hexdigest()

@@ -6,13 +6,16 @@ next call finishes what the journal says: `fix` goes on, `undo` goes back.
 
     DATA/.edgeladder/moves/000001.json      {"state", "moves": [{"source", "target", "sha256"}]}
 
-Hidden folders are no class folders, so the journal may lie beside the pictures.
+Hidden folders are no class folders, so the journal may lie beside the pictures. It may also have
+come with them from elsewhere: a journal that reaches out of its folder is followed only where this
+machine wrote it (`made_here`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hmac
 import os
 import shutil
 from dataclasses import dataclass, replace
@@ -21,9 +24,10 @@ from typing import Literal
 
 from edgeladder.core import disk
 from edgeladder.core.confinement import is_confined
-from edgeladder.core.errors import ConfigError, DataError, IntegrityError
+from edgeladder.core.errors import ConfigError, DataError, EdgeLadderError, IntegrityError
 from edgeladder.core.files import replacing, sha256_file, storage_errors, write_json
-from edgeladder.core.records import read_record, to_json
+from edgeladder.core.made_here import journal_code
+from edgeladder.core.records import compact_json, read_record, to_json
 
 HIDDEN = ".edgeladder/"  # in a data folder: passed over where classes are sought
 JOURNALS = Path(HIDDEN) / "moves"
@@ -45,6 +49,7 @@ class Journal:
 
     state: State
     moves: list[Move]
+    code: str = ""  # that this machine wrote them; where all stays in the folder none is needed
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ def move_pictures(root: Path, wanted: list[Wanted]) -> list[Move]:
         path = _next_journal(root)
         with storage_errors(path):
             disk.make_folders(path.parent)
-        journal = Journal(state="moving", moves=moves)
+        journal = Journal(state="moving", moves=moves, code=_code(root, moves))
         write_json(path, to_json(journal))
         _go_on(root, path, journal)
     return moves
@@ -90,7 +95,7 @@ def undo(root: Path) -> list[Move]:
         ConfigError: there is none, or a picture was changed or moved since.
     """
     for path in sorted(_journals(root), reverse=True):
-        journal = _read(path)
+        journal = _read(root, path)
         if journal.state == "undone":
             continue
         for move in journal.moves:
@@ -200,14 +205,15 @@ def _check_back(root: Path, move: Move) -> None:
 
 
 def _journals(root: Path) -> list[Path]:
-    return [path for path in (root / JOURNALS).glob("*.json") if path.stem.isdigit()]
+    found = (root / JOURNALS).glob("*.json")
+    return [path for path in found if path.stem.isascii() and path.stem.isdigit()]
 
 
 def _newest(root: Path) -> tuple[Path | None, Journal]:
     journals = sorted(_journals(root))
     if not journals:
         return None, Journal(state="done", moves=[])
-    return journals[-1], _read(journals[-1])
+    return journals[-1], _read(root, journals[-1])
 
 
 def _next_journal(root: Path) -> Path:
@@ -221,9 +227,46 @@ def _next_journal(root: Path) -> Path:
     return path.with_name(f"{int(path.stem) + 1:06d}.json")
 
 
-def _read(path: Path) -> Journal:
+def _read(root: Path, path: Path) -> Journal:
+    remedy = f"move {path} away: the pictures stay where they are"
     try:
-        return read_record(Journal, path)
+        journal = read_record(Journal, path)
     except IntegrityError as error:
-        error.remedy = f"move {path} away: the pictures stay where they are"
+        error.remedy = remedy
         raise
+    if not _stays(root, journal.moves):
+        code = journal_code(_told(journal.moves), make=False)
+        if code is None or not hmac.compare_digest(
+            code.encode(), journal.code.encode("utf-8", "replace")
+        ):
+            raise IntegrityError(
+                "a journal that leads out of the pictures' folder, and was not written here",
+                where=str(path),
+                remedy=remedy,
+            )
+    return journal
+
+
+def _told(moves: list[Move]) -> bytes:
+    return compact_json(moves).encode("utf-8", "surrogatepass")
+
+
+def _stays(root: Path, moves: list[Move]) -> bool:
+    """Whether all of it lies below the data's folder, links followed."""
+    top = os.path.realpath(root)
+    for name in (name for move in moves for name in (move.source, move.target)):
+        if os.path.isabs(name) or ".." in name.split("/") or "\0" in name:
+            return False
+        above = os.path.realpath((root / name).parent)
+        if os.path.commonpath([top, above]) != top:
+            return False
+    return True
+
+
+def _code(root: Path, moves: list[Move]) -> str:
+    """This machine's mark, where it is needed; none where its secret cannot be kept."""
+    if _stays(root, moves):
+        return ""
+    with contextlib.suppress(EdgeLadderError):
+        return journal_code(_told(moves), make=True) or ""
+    return ""

@@ -88,7 +88,7 @@ def manifest_names(content: bytes) -> set[str] | None:
 def _object(content: bytes) -> dict[str, Any] | None:
     try:
         values = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return values if isinstance(values, dict) else None
 
@@ -126,7 +126,7 @@ def _foreign_in_archive(path: Path) -> str | None:
             found = {member.name.removeprefix("./"): member for member in archive}
             stored = archive.extractfile(found[MANIFEST]) if MANIFEST in found else None
             names = manifest_names(stored.read()) if stored is not None else None
-    except (tarfile.TarError, EOFError):
+    except (tarfile.TarError, EOFError, ValueError, OverflowError):
         return "no tar archive"
     if names is None:
         return "an archive without a bundle"

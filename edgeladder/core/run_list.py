@@ -87,7 +87,7 @@ def _summary(run: Path, now: float) -> RunSummary:
         return plain
     try:
         return _told(plain, read_json(run / "result.json"))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError):
         return replace(plain, state="damaged")
 
 

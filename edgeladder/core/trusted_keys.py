@@ -103,7 +103,7 @@ def parse_or_read(item: str) -> list[PublicKey]:
     item = item.strip()
     if item.startswith(f"{KEY_TYPE} "):
         return [parse_key(item, where=VARIABLE)]
-    return read_keys(Path(item).expanduser())
+    return read_keys(Path(os.path.expanduser(item)))
 
 
 def pin(keys: Iterable[PublicKey]) -> None:
@@ -121,7 +121,7 @@ def pinned_keys() -> list[PublicKey]:
     Raises:
         ConfigError: a source that is there holds no keys.
     """
-    config = Path(os.environ.get("XDG_CONFIG_HOME") or Path("~/.config").expanduser())
+    config = Path(os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config"))
     found: list[PublicKey] = []
     for path in (SYSTEM_FILE, config / "edgeladder" / "trusted_keys"):
         if os.path.lexists(path):

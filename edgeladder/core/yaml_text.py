@@ -13,6 +13,12 @@ import yaml
 
 from edgeladder.core.errors import ConfigError
 
+# what a loader raises on text that is no YAML; PyYAML itself looks at the first letter of
+# `!!int ""` (IndexError), `!!bool x` up in a table (KeyError) and takes any `!!timestamp` for one
+UNREADABLE: tuple[type[Exception], ...] = (
+    yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError,
+    RecursionError,
+)  # fmt: skip
 # libyaml's parser, where PyYAML was built with it: the same values eight times as fast
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -40,6 +46,8 @@ def parse_yaml(text: str, *, where: str) -> Any:
     """
     try:
         return yaml.load(text, Loader=_LOADER)  # noqa: S506 - safe
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+    except UNREADABLE as error:
         why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        if isinstance(error, (LookupError, AttributeError)):
+            why = "a value is not of its tag"
         raise ConfigError(f"cannot read YAML: {why}", where=where, remedy="correct it") from error

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 from edgeladder.fleet.inventory import Host, Inventory, jump_host
@@ -81,7 +81,7 @@ class Dialer:
         trusted = [ssh.import_public_key(key) for key in keys]
         options: dict[str, Any] = {}
         if host.key:
-            options["client_keys"] = [str(Path(host.key).expanduser())]
+            options["client_keys"] = [os.path.expanduser(host.key)]
         if host.user:
             options["username"] = host.user
         try:

@@ -13,6 +13,7 @@ A host's values win over its groups' (later groups over earlier ones), those ove
 from __future__ import annotations
 
 import fnmatch
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,7 +65,7 @@ RemoteFolder = Annotated[str, AfterValidator(_remote_folder)]
 
 def _beside(inventory: Path, name: str | None) -> Path | None:
     """A file that the inventory names; a relative name starts at its folder."""
-    return None if name is None else inventory.parent / Path(name).expanduser()
+    return None if name is None else inventory.parent / os.path.expanduser(name)
 
 
 class HostVars(StrictModel):
@@ -181,7 +182,7 @@ class Inventory:
         parsed = validate(InventoryFile, values, where=str(path))
         hosts = [_settle(name, entry, parsed) for name, entry in parsed.hosts.items()]
         _check_jumps(hosts, where=str(path))
-        pinned = Path(parsed.known_hosts or "known_hosts").expanduser()
+        pinned = os.path.expanduser(parsed.known_hosts or "known_hosts")
         keys = _beside(path, parsed.trusted_keys)
         trusted = read_keys(keys) if keys is not None else []
         lines = tuple(key.line for key in trusted)

@@ -15,6 +15,7 @@ from typing import get_args
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.config import MOST_VIEWS
 from edgeladder.core.errors import EdgeLadderError
+from edgeladder.core.files import real_path
 from edgeladder.runtime.cache.layout import KEY_BYTES, Layout, TapDtype
 from edgeladder.runtime.cache.prune import Wanted
 from edgeladder.runtime.cache.selection import Selection
@@ -91,7 +92,7 @@ def _users(cache: Path, runs: Path) -> _Users:
             named = {key: Path(str(request[key])) for key in ("cache", "bundle", "data")}
         except (EdgeLadderError, KeyError):  # not a run of ours, or a damaged one
             continue
-        if named["cache"].resolve() != cache.resolve():
+        if real_path(named["cache"]) != real_path(cache):
             continue
         found.bundles.append(named["bundle"])
         found.data.append(named["data"])
@@ -115,7 +116,7 @@ def _bundle(path: Path) -> Bundle | None:
 
 def _keys(places: Sequence[Path], views: int, strict: int) -> Iterator[bytes]:
     """Keys of every picture's samples; data beyond the first `strict` may be damaged."""
-    for number, place in enumerate(dict.fromkeys(path.resolve() for path in places)):
+    for number, place in enumerate(dict.fromkeys(map(real_path, places))):
         try:
             pictures = open_data(place).pictures
         except EdgeLadderError:

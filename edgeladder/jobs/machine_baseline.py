@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import os
 import sys
 from pathlib import Path
@@ -61,15 +60,19 @@ def machine_baseline(folder: Path | None = None) -> MachineBaseline:
 def remembered_baseline(folder: Path | None = None) -> MachineBaseline | None:
     """The baseline as it was measured on this machine, with these versions; None: not yet."""
     values = _remembered(baseline_path(folder)).get(_key())
+    if not isinstance(values, dict) or not all(type(item) is int for item in values.values()):
+        return None  # nothing, or nothing of ours
     try:
-        return MachineBaseline.from_json(values) if values is not None else None
+        return MachineBaseline.from_json(values)
     except TypeError:
         return None  # written by another version
 
 
 def _remembered(path: Path) -> dict[str, Any]:
+    from edgeladder.core.files import read_json
+
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
+        known = read_json(path)
     except (OSError, ValueError):
         return {}
     return known if isinstance(known, dict) else {}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeladder.core.errors import ConfigError, EdgeLadderError, IntegrityError
+from edgeladder.core.files import real_path
 from edgeladder.core.run_config import read_config
 from edgeladder.core.run_list import PINNED, pinned_run
 from edgeladder.runtime.adapter import load_adapter
@@ -59,13 +60,13 @@ def _newest(folder: Path, request: TrainRequest) -> Path | None:
         except ConfigError:  # training needs no pin; `predict` will say it
             pinned = None
         runs = [*([pinned] if pinned is not None else []), *runs]
-    data = Path(request.data).resolve()
+    data = real_path(request.data)
     for run in runs:
         try:
             trained = read_config(run / "config.yaml").request.data
         except EdgeLadderError:  # a bare adapter, or a damaged one: no candidate
             continue
-        if Path(trained).resolve() == data and run.name != Path(request.run or "").name:
+        if real_path(trained) == data and run.name != Path(request.run or "").name:
             return run
     return None
 

@@ -7,7 +7,6 @@ worker tries one provider, so that what it measures of itself is that provider's
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from edgeladder.budget import kernel_marks
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.errors import IntegrityError, StorageError
-from edgeladder.core.files import write_json
+from edgeladder.core.files import read_json, write_json
 from edgeladder.core.orders import Outcome, ProviderOrder
 from edgeladder.core.provider import PROVIDERS, Trial, Trials
 from edgeladder.core.records import from_json, to_json
@@ -77,7 +76,7 @@ def _path() -> Path:
 
 def _all() -> dict[str, Any]:
     try:
-        known = json.loads(_path().read_text(encoding="utf-8"))
+        known = read_json(_path())
     except (OSError, ValueError):
         return {}
     return known if isinstance(known, dict) else {}

@@ -17,6 +17,7 @@ import numpy as np
 from edgeladder import __version__
 from edgeladder.core import disk
 from edgeladder.core.errors import ConfigError, EdgeLadderError
+from edgeladder.core.files import storage_errors
 from edgeladder.core.inference import OUTPUTS, Compared, Deployment, Form, Port
 from edgeladder.core.ownership import require_ours
 from edgeladder.core.records import compact_json
@@ -98,6 +99,8 @@ def check_form(out: str | Path, form: Form) -> None:
         )
     _require_one_of("dtype", form.dtype, get_args(Dtype))
     _require_one_of("output", form.output, OUTPUTS)
+    with storage_errors(Path(out)):
+        str(out).encode()  # onnxruntime, which checks the file, takes no other path
     require_ours(out, "model")
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeladder.core.errors import ConfigError, DataError
-from edgeladder.core.files import write_json
+from edgeladder.core.files import real_path, write_json
 from edgeladder.core.inference import Evaluation, Skipped
 from edgeladder.core.records import from_json, to_json
 from edgeladder.runtime.cache.store import ActivationCache, sample_key
@@ -125,7 +125,7 @@ def judge_pictures(
 
 def same_place(data: str | Path | None, other: str | None) -> bool:
     """Whether two paths of pictures are one."""
-    return data is not None and other is not None and Path(data).resolve() == Path(other).resolve()
+    return data is not None and other is not None and real_path(data) == real_path(other)
 
 
 def choose_pictures(

@@ -30,6 +30,8 @@ def run_bundle(run: Path) -> Path:
     if remembered is not None:
         return remembered
     named = run_request(run).get("bundle")
+    if not isinstance(named, str):  # a damaged one, if it is there at all
+        named = None
     for path in (Path(named), run / named) if named else ():
         if path.exists():
             return path

@@ -233,7 +233,12 @@ def _open(
 
     Args:
         providers: asked before the CPU's, with their options.
+
+    Raises:
+        UnicodeEncodeError: a path that is not UTF-8, which onnxruntime does not take.
     """
+    if not isinstance(model, bytes):
+        str(model).encode()
     return onnxruntime.InferenceSession(
         model if isinstance(model, bytes) else str(model),
         options,

@@ -9,6 +9,7 @@ time; a new one is begun.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeladder.core import disk
-from edgeladder.core.errors import ConfigError, DataError
+from edgeladder.core.errors import ConfigError, DataError, StorageError
 from edgeladder.core.files import storage_errors
 from edgeladder.core.inference import Label
 from edgeladder.core.records import to_json
@@ -29,6 +30,7 @@ from edgeladder.serve.arrivals import Arrival
 FORMATS = (".csv", ".jsonl")
 COLUMNS = ("time", "path", "label", "probability", "known", "unknown", "error", "target", "size",
            "modified")  # fmt: skip
+_LARGEST = 2**63  # what the database counts to
 _FORMULA = ("=", "+", "-", "@")  # a spreadsheet would compute a cell that begins so
 
 
@@ -68,7 +70,8 @@ class Journal:
             out.parent.mkdir(parents=True, exist_ok=True)
             self._database = _database(out)
             self._descriptor = -1
-            self._open()
+            with _state_errors(out):
+                self._open()
 
     def close(self) -> None:
         """Safe to call again."""
@@ -81,7 +84,8 @@ class Journal:
         """Whether this very picture has its line."""
         key = (arrival.name, arrival.size, arrival.modified)
         asked = "SELECT 1 FROM done WHERE name = ? AND size = ? AND modified = ?"
-        return self._database.execute(asked, key).fetchone() is not None
+        with _state_errors(self.out):
+            return self._database.execute(asked, key).fetchone() is not None
 
     def add(self, entry: Entry) -> None:
         """Write a picture's line; on the disk when this returns.
@@ -89,7 +93,7 @@ class Journal:
         Raises:
             StorageError: the disk is full, or the file cannot be written; nothing is written then.
         """
-        with storage_errors(self.out):
+        with storage_errors(self.out), _state_errors(self.out):
             self._follow()
             before = os.fstat(self._descriptor).st_size
             try:
@@ -103,20 +107,24 @@ class Journal:
 
     def pass_over(self, arrival: Arrival) -> None:
         """Count a picture as done without a line."""
-        self._mark(arrival, None)
-        self._database.commit()
+        with _state_errors(self.out):
+            self._mark(arrival, None)
+            self._database.commit()
 
     def placed(self, arrival: Arrival, *, is_gone: bool) -> None:
         """A picture is where its line says; one that is gone here need not be remembered."""
         key = (arrival.name, arrival.size, arrival.modified)
         does = "DELETE FROM done" if is_gone else "UPDATE done SET target = NULL"
-        self._database.execute(f"{does} WHERE name = ? AND size = ? AND modified = ?", key)
-        self._database.commit()
+        with _state_errors(self.out):
+            self._database.execute(f"{does} WHERE name = ? AND size = ? AND modified = ?", key)
+            self._database.commit()
 
     def unplaced(self) -> list[tuple[Arrival, str]]:
         """Pictures that have a line but may not be yet where it says."""
         asked = "SELECT name, size, modified, target FROM done WHERE target IS NOT NULL LIMIT 1000"
-        return [(Arrival(*row[:3]), row[3]) for row in self._database.execute(asked).fetchall()]
+        with _state_errors(self.out):
+            rows = self._database.execute(asked).fetchall()
+        return [(Arrival(*row[:3]), row[3]) for row in rows]
 
     def _open(self) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
@@ -178,9 +186,19 @@ class Journal:
                 values = json.loads(text)
             path = str(values["path"]).removeprefix("./")
             found = Arrival(path, int(values["size"]), int(values["modified"]))
-            yield found, values["target"] or None
-        except (ValueError, KeyError, TypeError, StopIteration):
+            target = values["target"] or None
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            StopIteration,
+            csv.Error,
+            OverflowError,
+            RecursionError,
+        ):
             return  # a person's own line
+        if max(abs(found.size), abs(found.modified)) < _LARGEST and _is_text(path, target):
+            yield found, target
 
     def _line(self, entry: Entry) -> bytes:
         best = entry.labels[0] if entry.labels else None
@@ -219,7 +237,10 @@ class Journal:
         self._database.execute("INSERT OR IGNORE INTO done VALUES (?, ?, ?, ?)", row)
 
     def _position(self) -> int:
-        return int(self._database.execute("SELECT position FROM read").fetchone()[0])
+        position = self._database.execute("SELECT position FROM read").fetchone()[0]
+        if not isinstance(position, int):  # SQLite keeps any value in any column
+            raise sqlite3.DatabaseError("how far it was read is no number")
+        return position
 
     def _set_position(self, position: int) -> None:
         self._database.execute("UPDATE read SET position = ?", (position,))
@@ -229,6 +250,45 @@ class Journal:
         self._database.commit()
 
 
+def _is_text(path: str, target: Any) -> bool:
+    """Whether the database can hold both: a line may be anybody's."""
+    if target is not None and not isinstance(target, str):
+        return False
+    try:
+        (path + (target or "")).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _state_errors(out: Path) -> Iterator[None]:
+    """What goes wrong with the database later on, as what a person can act on."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        where, why = str(_state_path(out)), str(error)
+        if any(word in why for word in ("is full", "readonly", "I/O")):
+            raise StorageError(
+                f"cannot write what is done: {why}",
+                where=where,
+                remedy="free some space or choose another --out, then run the command again",
+            ) from error
+        raise _damaged(out, error) from error
+
+
+def _state_path(out: Path) -> Path:
+    return out.with_name(out.name + ".state")
+
+
+def _damaged(out: Path, error: Exception) -> DataError:
+    return DataError(
+        f"the state beside the answers is damaged ({error})",
+        where=str(_state_path(out)),
+        remedy=f"remove it: it is made again from {out.name}",
+    )
+
+
 def _cell(text: str) -> str:
     """Text of one line that no spreadsheet takes for a formula."""
     line = " ".join(text.splitlines())
@@ -236,8 +296,15 @@ def _cell(text: str) -> str:
 
 
 def _database(out: Path) -> sqlite3.Connection:
-    path = out.with_name(out.name + ".state")
-    found = sqlite3.connect(path, timeout=0.5, check_same_thread=False)
+    path = _state_path(out)
+    try:
+        found = sqlite3.connect(path, timeout=0.5, check_same_thread=False)
+    except sqlite3.Error as error:
+        raise ConfigError(
+            f"the answers cannot have their state beside them ({error})",
+            where=str(path)[:300],
+            remedy="name another --out",
+        ) from error
     try:
         found.execute("PRAGMA locking_mode = EXCLUSIVE")
         found.execute("PRAGMA journal_mode = WAL")
@@ -260,9 +327,5 @@ def _database(out: Path) -> sqlite3.Connection:
         ) from error
     except sqlite3.DatabaseError as error:
         found.close()
-        raise DataError(
-            f"the state beside the answers is damaged ({error})",
-            where=str(path),
-            remedy=f"remove it: it is made again from {out.name}",
-        ) from error
+        raise _damaged(out, error) from error
     return found

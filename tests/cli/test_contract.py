@@ -15,7 +15,13 @@ from edgeladder.cli import app as application
 from edgeladder.core import errors
 from edgeladder.core.archive import pack
 from edgeladder.core.bundle import Bundle
+from edgeladder.core.files import real_path
+from edgeladder.core.inference import Form
+from edgeladder.core.ownership import foreign_part
+from edgeladder.jobs import machine_baseline
+from edgeladder.runtime.deployment import check_form
 from edgeladder.runtime.pictures.dataset import open_data
+from edgeladder.runtime.run_folder import run_bundle
 
 Cli = Callable[..., tuple[int, dict[str, Any]]]
 NINES = "9" * 400
@@ -135,6 +141,10 @@ YAML = {
     "number": b"a: " + b"9" * 5000,
     "circle": b"a: &a [*a]\n",
     "key": b"? [a]\n: 1\n",
+    "no number": b'a: !!int ""\n',
+    "no float": b'a: !!float ""\n',
+    "no truth": b"a: !!bool x\n",
+    "no time": b"a: !!timestamp x\n",
 }
 
 
@@ -211,3 +221,59 @@ def test_no_space_and_no_leave_have_a_code_of_their_own(
     code, answer = cli("doctor")
     assert (code, answer["error"]["type"]) == (7, "StorageError")
     assert answer["error"]["where"] == str(tmp_path / "there")
+
+
+def test_a_run_whose_numbers_are_none_is_listed_as_damaged(cli: Cli, tmp_path: Path) -> None:
+    run = tmp_path / "runs/a"
+    run.mkdir(parents=True)
+    (run / "adapter.json").write_text("{}")
+    (run / "result.json").write_text(
+        '{"accuracy":{"tuned":1,"zero_shot":1,"count":1e999,"split":"test"},'
+        '"counts":{"classes":1,"train":1},"memory":{"phases":{},"budget_bytes":1}}'
+    )
+    code, answer = cli("runs", "--folder", tmp_path / "runs")
+    assert code == 0 and answer["runs"][0]["state"] == "damaged"
+
+
+def test_a_home_that_nobody_has_is_usage(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, answer = cli("--trust-key", "~nobody-of-this-name/key.pub", "runs")
+    assert code == errors.ConfigError.exit_code, answer
+    monkeypatch.setenv("EDGELADDER_TRUSTED_KEYS", "~nobody-of-this-name/key.pub")
+    assert cli("bundle", "verify", "--bundle", "nano")[0] == errors.ConfigError.exit_code
+
+
+@pytest.mark.parametrize("bundle", ["5", "[1]", "{a: 1}", "1.5", "true"])
+def test_a_run_that_names_no_bundle(tmp_path: Path, bundle: str) -> None:
+    (tmp_path / "config.yaml").write_text(f"request: {{bundle: {bundle}}}\n")
+    with pytest.raises(errors.ConfigError, match="names no bundle"):
+        run_bundle(tmp_path)
+
+
+def test_a_file_that_is_not_utf8_is_not_deployed_to(tmp_path: Path) -> None:
+    for out in (tmp_path / "a\udcffb", tmp_path / "a\udcffb/model.onnx"):
+        with pytest.raises(errors.ConfigError, match="UTF-8"):
+            check_form(out, Form())
+
+
+@pytest.mark.parametrize("told", ["[1]", "5", '{"supervisor_bytes": "x"}', '{"x": 1}', "null"])
+def test_a_remembered_baseline_of_any_kind_is_measured_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str
+) -> None:
+    monkeypatch.setattr(machine_baseline, "_key", lambda: "here")
+    (tmp_path / "baseline.json").write_text(f'{{"here": {told}}}')
+    assert machine_baseline.remembered_baseline(tmp_path) is None
+    (tmp_path / "baseline.json").write_text("[" * 100_000)
+    assert machine_baseline.remembered_baseline(tmp_path) is None
+
+
+def test_what_was_nested_too_deeply_to_be_read_is_not_ours(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("[" * 100_000)
+    assert foreign_part(tmp_path, "bundle") == "the folder is not empty and holds no bundle"
+    assert foreign_part(tmp_path, "pulled") is not None
+
+
+def test_paths_of_old_records_are_compared_whatever_they_are(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    assert real_path(tmp_path / "loop").name == "loop"
+    assert real_path("a\0b") == Path("a\0b")
+    assert real_path("a\ud800") == Path("a\ud800")

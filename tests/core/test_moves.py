@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 
 import pytest
 
 from edgeladder.core import disk
 from edgeladder.core.decisions import read_decisions, write_decisions
-from edgeladder.core.errors import ConfigError, DataError
-from edgeladder.core.moves import JOURNALS, Wanted, finish, move_pictures, undo
+from edgeladder.core.errors import ConfigError, DataError, IntegrityError
+from edgeladder.core.files import sha256_file
+from edgeladder.core.moves import JOURNALS, Journal, Move, Wanted, finish, move_pictures, undo
+from edgeladder.core.records import to_json
 from edgeladder.core.review import Duplicate, Place, Review, Suspect
 
 WANTED = [Wanted("a/1.jpg", "b"), Wanted("a/2.jpg", "b"), Wanted("c/1.jpg", "new")]
@@ -159,7 +162,8 @@ def test_a_list_decides_nothing_until_it_is_filled_in(tmp_path):
 @pytest.mark.parametrize(
     "text",
     ["", "a,b\n", "path,decision\n,b\n", "path,decision\nx,train\n", "path,decision\nx,a/b\n",
-     "path,decision\nx,b,c,d\n", 'path,decision\n"x\0",b\n'],
+     "path,decision\nx,b,c,d\n", 'path,decision\n"x\0",b\n',
+     "x" * 200_000 + "\n"],
 )  # fmt: skip
 def test_a_list_that_is_none_is_said_by_its_line(tmp_path, text):
     path = tmp_path / "d.csv"
@@ -167,3 +171,53 @@ def test_a_list_that_is_none_is_said_by_its_line(tmp_path, text):
     with pytest.raises(DataError) as found:
         read_decisions(path)
     assert "line" in (found.value.where or "")
+
+
+def hostile(data: Path, moves: list[Move], state: str = "moving", code: str = "") -> None:
+    """A journal that came with the pictures."""
+    journal = Journal(state=state, moves=moves, code=code)
+    (data / JOURNALS).mkdir(parents=True, exist_ok=True)
+    (data / JOURNALS / "000001.json").write_text(json.dumps(to_json(journal)))
+
+
+@pytest.mark.parametrize("state_of_it", ["moving", "undoing", "done"])
+@pytest.mark.parametrize("how", ["absolute", "climbing", "link"])
+def test_a_journal_that_came_with_the_pictures_moves_nothing_outside(
+    data, tmp_path, monkeypatch, state_of_it, how
+):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    home = tmp_path / "home"
+    home.mkdir()
+    (data / "out").symlink_to(home)
+    target = {"absolute": str(home / "x"), "climbing": "../home/x", "link": "out/x"}[how]
+    ends = ("a/1.jpg", target) if state_of_it == "moving" else (target, "a/1.jpg")
+    move = Move(source=ends[0], target=ends[1], sha256=sha256_file(data / "a/1.jpg"))
+    for code in ("", "0" * 64, "\ud800"):
+        hostile(data, [move], state_of_it, code)
+        with pytest.raises(IntegrityError, match="not written here"):
+            finish(data) or undo(data)
+        assert not (home / "x").exists() and (data / "a/1.jpg").exists()
+
+
+def test_what_this_machine_moved_from_elsewhere_is_taken_back(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    picture = tmp_path / "elsewhere.jpg"
+    picture.write_text("new")
+    move_pictures(data, [Wanted(str(picture), "b")])
+    assert not picture.exists() and (data / "b/elsewhere.jpg").read_text() == "new"
+    undo(data)
+    assert picture.read_text() == "new" and state(data) == BEFORE
+
+
+def test_a_journals_name_is_a_number(data):
+    (data / JOURNALS).mkdir(parents=True)
+    (data / JOURNALS / "²۳.json").write_text("{}")
+    assert len(move_pictures(data, WANTED)) == 3
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../x.jpg", "a/../../x.jpg"])
+def test_a_decision_moves_nothing_from_outside(tmp_path, name):
+    path = tmp_path / "d.csv"
+    path.write_text(f"path,decision\n{name},b\n")
+    with pytest.raises(DataError, match="leads out"):
+        read_decisions(path)

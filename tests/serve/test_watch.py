@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -295,3 +296,65 @@ def test_a_unit_that_systemd_takes(nano_run, tmp_path, capfd, monkeypatch):
         )
         complaints = [x for x in done.stderr.splitlines() if "DelegateSubgroup" not in x]
         assert (done.returncode, complaints) == (0, [])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"[" * 100_000, b'{"path":"a","size":1e999,"modified":1,"target":null}',
+     b'{"path":"a","size":' + b"9" * 30 + b',"modified":1,"target":null}',
+     b'{"path":"\\ud800","size":1,"modified":1,"target":null}',
+     b'{"path":"a","size":1,"modified":1,"target":[1]}'],
+)  # fmt: skip
+def test_a_line_of_anybodys_in_the_answers_is_passed_over(tmp_path, line):
+    out = tmp_path / "a.jsonl"
+    out.write_bytes(line + b"\n")
+    journal = Journal(out)
+    journal.add(entry("b.png"))
+    journal.close()
+    assert out.read_bytes().startswith(line) and out.read_text().count("\n") == 2
+
+
+def test_a_cell_longer_than_a_csv_may_have_is_passed_over(tmp_path):
+    out = tmp_path / "a.csv"
+    out.write_text(",".join(COLUMNS) + "\n" + "x" * 200_000 + "\n")
+    journal = Journal(out)
+    assert not journal.is_done(Arrival("x", 1, 5))
+    journal.close()
+
+
+def test_a_state_of_another_making_is_said_to_be_damaged(tmp_path):
+    import sqlite3
+
+    from edgeladder.core.errors import ConfigError, DataError
+
+    out, state = tmp_path / "a.csv", tmp_path / "a.csv.state"
+    for table in ("read (position TEXT)", "done (name TEXT, size, modified, target, more)"):
+        state.unlink(missing_ok=True)
+        with sqlite3.connect(state) as made:
+            made.execute(f"CREATE TABLE {table}")
+            if table.startswith("read"):
+                made.execute("INSERT INTO read VALUES ('far')")
+        made.close()
+        with pytest.raises(DataError, match="damaged"), contextlib.closing(Journal(out)) as made:
+            made.add(entry("a.png"))
+    state.unlink(missing_ok=True)
+    state.mkdir()
+    for path in (out, tmp_path / ("x" * 251 + ".csv")):
+        with pytest.raises(ConfigError):
+            Journal(path)
+
+
+def test_a_disk_that_is_full_for_the_state_is_said(tmp_path):
+    from edgeladder.core.errors import StorageError
+
+    journal = Journal(tmp_path / "a.csv")
+    pages = journal._database.execute("PRAGMA page_count").fetchone()[0]
+    journal._database.execute(f"PRAGMA max_page_count = {pages}")
+
+    def go_on() -> None:
+        for number in range(200):
+            journal.add(entry(f"{number}" * 60))
+
+    with pytest.raises(StorageError, match="full"):
+        go_on()
+    journal.close()

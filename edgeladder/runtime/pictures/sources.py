@@ -46,30 +46,59 @@ class FolderSource:
         self.where = str(root)
         self.names: list[str] = []
         self.folders: list[str] = []
-        self._walk("")
+        self._walk()
 
-    def _walk(self, below: str) -> None:
-        try:
-            entries = sorted(os.scandir(self.root / below), key=lambda entry: entry.name)
-        except OSError as error:
-            raise DataError(
-                f"cannot list the folder: {error.strerror}",
-                where=str(self.root / below),
-                remedy="make it readable",
-            ) from error
-        for entry in entries:
+    def _walk(self) -> None:
+        """List everything below, a folder's content where the folder stands."""
+        open_folders = [("", _identity(self.root), iter(self._entries("")))]
+        while open_folders:
+            below, _, entries = open_folders[-1]
+            entry = next(entries, None)
+            if entry is None:
+                open_folders.pop()
+                continue
             name = below + entry.name
             if entry.name.startswith((".", "__MACOSX")):
                 continue
-            if entry.is_dir():
-                self.folders.append(name)
-                self._walk(name + "/")
-            else:
+            if not _is_folder(entry):
                 self.names.append(name)
+                continue
+            found = _identity(self.root / name)
+            if found in [identity for _, identity, _ in open_folders]:
+                continue  # a link to a folder that it lies in: everything is listed already
+            self.folders.append(name)
+            open_folders.append((name + "/", found, iter(self._entries(name))))
+
+    def _entries(self, below: str) -> list[os.DirEntry[str]]:
+        try:
+            with os.scandir(self.root / below) as entries:
+                return sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            raise DataError(
+                f"cannot list the folder: {error.strerror}",
+                where=str(self.root / below)[:300],
+                remedy="make it readable",
+            ) from error
 
     def read(self, position: int, most: int | None = None) -> bytes:
         """One file's bytes."""
         return read_file(self.root / self.names[position], most)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: no folder, and nothing that can be read
+        return False
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """What tells a folder from any other, whatever it is called here."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return None  # gone meanwhile, or no leave: listing it says so
+    return status.st_dev, status.st_ino
 
 
 class FileSource:
@@ -134,7 +163,13 @@ class ZipSource:
         try:
             with zipfile.ZipFile(path) as archive:
                 self._list(archive)
-        except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
+        except (
+            zipfile.BadZipFile,
+            OSError,
+            NotImplementedError,
+            ValueError,
+            OverflowError,
+        ) as error:  # the last: sizes and places beyond 2^63
             raise DataError(
                 f"cannot read the archive: {error}",
                 where=self.where,

@@ -233,3 +233,54 @@ def test_pictures_named_one_by_one(make_folder: Make) -> None:
     (folder / "empty").mkdir()
     with pytest.raises(DataError, match="no pictures in this folder"):
         open_pictures([folder / "empty"])
+
+
+def test_links_that_go_in_circles_are_passed_over(make_folder: Make) -> None:
+    """Two links to a folder above would list its pictures 2^40 times, one to itself is nothing."""
+    folder = make_folder({"hat/0.png": None, "shirt/0.png": None})
+    for name in ("hat/a", "hat/b", "top"):
+        (folder / name).symlink_to(folder, target_is_directory=True)
+    (folder / "hat/self.png").symlink_to("self.png")
+    data = open_data(folder)
+    assert [p.path for p in data.pictures] == ["hat/0.png", "hat/self.png", "shirt/0.png"]
+    with pytest.raises(UnreadableError):
+        data.pictures[1].read()
+
+
+def test_a_linked_class_is_a_class(make_folder: Make, tmp_path: Path) -> None:
+    """Pictures on another disk, linked to."""
+    folder = make_folder({"hat/0.png": None})
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "hat/0.png").rename(tmp_path / "elsewhere/1.png")
+    (folder / "hat").rmdir()
+    for name in ("hat", "shirt"):
+        (folder / name).symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    assert [p.path for p in open_data(folder).pictures] == ["hat/1.png", "shirt/1.png"]
+
+
+def test_folders_nested_deeper_than_python_calls(make_folder: Make) -> None:
+    """A thousand folders in each other are listed like any."""
+    folder = make_folder({"hat/0.png": None})
+    deep = folder / "hat"
+    for _ in range(1200):
+        deep = deep / "a"
+        deep.mkdir()
+    (deep / "1.png").write_bytes((folder / "hat/0.png").read_bytes())
+    try:
+        assert len(open_data(folder).pictures) == 2
+    finally:  # pytest's own removal is not of this depth
+        (deep / "1.png").unlink()
+        while deep.name == "a":
+            deep.rmdir()
+            deep = deep.parent
+
+
+@pytest.mark.parametrize("field", ["file_size", "compress_size", "header_offset"])
+def test_archives_of_sizes_that_no_number_holds(tmp_path: Path, field: str) -> None:
+    """2^63 and beyond in a zip64 record: a damaged archive, whatever it claims."""
+    archive = tmp_path / "a.zip"
+    with zipfile.ZipFile(archive, "w") as out:
+        out.writestr("hat/0.png", b"x")
+        setattr(out.infolist()[0], field, 2**63 + 5)
+    with pytest.raises(DataError, match="cannot read the archive"):
+        open_data(archive)
