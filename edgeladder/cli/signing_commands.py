@@ -79,11 +79,12 @@ def verify(
 def sign_adapter(key: PrivateKey, run: options.Run = None, as_json: options.Json = False) -> Answer:
     """Sign a run's adapter, its weights verified first."""
     from edgeladder.core.signature import sign as write_signature
-    from edgeladder.runtime.adapter import load_adapter
+    from edgeladder.runtime.adapter import load_adapter, require_hashed
 
     folder = options.newest_run(run)
-    digest = load_adapter(folder, trusted=False).record.sha256
-    return _answer("adapter", folder, digest, write_signature(folder, "adapter", key))
+    record = load_adapter(folder, trusted=False).record
+    require_hashed(record, where=str(folder))
+    return _answer("adapter", folder, record.sha256, write_signature(folder, "adapter", key))
 
 
 def verify_adapter(
@@ -91,12 +92,13 @@ def verify_adapter(
 ) -> Answer:
     """Verify a run's adapter and who signed it."""
     from edgeladder.core.signature import require_trusted
-    from edgeladder.runtime.adapter import load_adapter
+    from edgeladder.runtime.adapter import load_adapter, require_hashed
 
     folder = options.newest_run(run)
     wanted = _expected(key)
     adapter = load_adapter(folder, trusted=wanted is None)
     if wanted is not None:
+        require_hashed(adapter.record, where=str(folder))
         require_trusted(folder, "adapter", wanted)
     return _answer("adapter", folder, adapter.record.sha256, _signer(folder, "adapter"))
 

@@ -33,6 +33,7 @@ from edgeladder.core.made_here import mark_made_here, require_trusted_adapter
 from edgeladder.core.prompt_tensors import PackedPrompts
 from edgeladder.core.signature import signature_path
 from edgeladder.core.tensors import TensorFile, write_tensors
+from edgeladder.core.trusted_keys import pinned_keys
 from edgeladder.runtime.prompt_storage import pack, unpack
 
 if TYPE_CHECKING:
@@ -201,12 +202,28 @@ def load_adapter(path: Path, bundle: Bundle | None = None, *, trusted: bool = Tr
     if trusted:
         require_trusted_adapter(folder)
     record = read_adapter_record(folder)
+    if trusted and pinned_keys():
+        require_hashed(record, where=str(folder))
     stored, head_arrays, known_arrays = _tensors(weights_of(folder, record))
     parameters = unpack(stored, record.prompts, record.prompt_tensors)
     adapter = Adapter(parameters, record, head_arrays, known_arrays)
     if bundle is not None:
         check_bundle(adapter, bundle, where=str(folder))
     return adapter
+
+
+def require_hashed(record: AdapterRecord, *, where: str) -> None:
+    """Refuse a record whose signature would say nothing of the weights.
+
+    Raises:
+        IntegrityError: an early version wrote it, without the hash of its weights.
+    """
+    if not record.sha256:
+        raise IntegrityError(
+            f"this {RECORD} holds no hash of the weights: a signature of it is none of theirs",
+            where=where,
+            remedy="train again; version 0.3 and later write the hash",
+        )
 
 
 def check_bundle(adapter: Adapter, bundle: Bundle, *, where: str) -> None:

@@ -236,3 +236,24 @@ def test_a_device_knows_the_adapter_that_it_wrote(
     assert main(["adapter", "verify", "--run", str(run), "--key", f"{key}.pub"]) == 0
     save_adapter(run, made)  # a signature of what lay here before would only mislead
     assert signature.verify(run, "adapter") is None
+
+
+def test_a_signed_record_without_the_hash_of_its_weights(
+    bundle_folder: Path, key: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Version 0.1 wrote such: its signature would let any weights in."""
+    bundle = Bundle.open(bundle_folder)
+    values = dict(TensorFile(bundle.path(bundle.manifest.ladder.initial)).items())
+    made = adapter_of(bundle, values, classes=["a"], class_names=["a"], templates=["{}"])
+    save_adapter(tmp_path, made)
+    told = json.loads((tmp_path / "adapter.json").read_text())
+    del told["digest"], told["sha256"]
+    (tmp_path / "adapter.json").write_text(json.dumps({**told, "schema_version": 1}))
+    assert load_adapter(tmp_path, bundle).record.classes == ["a"], "nobody is pinned"
+    for words in (["sign", "--key", str(key)], ["verify", "--key", f"{key}.pub"]):
+        signature.sign(tmp_path, "adapter", key)
+        assert main(["adapter", *words, "--run", str(tmp_path)]) == 5
+        assert "no hash of the weights" in capfd.readouterr().err
+    pin([public(key)])
+    with pytest.raises(IntegrityError, match="no hash of the weights"):
+        load_adapter(tmp_path, bundle)
