@@ -249,6 +249,10 @@ def _tensors(path: Path) -> tuple[dict[str, Array], dict[str, Array], dict[str, 
     head: dict[str, Array] = {}
     known: dict[str, Array] = {}
     for name, array in TensorFile(path, remedy=AGAIN).items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise IntegrityError(
+                f"the adapter's {name} holds NaN or infinity", where=str(path), remedy=AGAIN
+            )
         if name.startswith(_HEAD):
             head[name.removeprefix(_HEAD)] = array
         elif name.startswith(KNOWN):

@@ -21,6 +21,7 @@ from edgeladder.core.inference import AskedClasses, Label
 from edgeladder.core.passing_folder import PassingFolder
 from edgeladder.core.provider import ProviderChoice
 from edgeladder.runtime.adapter import Adapter, check_bundle, load_adapter
+from edgeladder.runtime.adapter_fit import require_fit
 from edgeladder.runtime.cache.layout import EMBEDDING, EMBEDDING_PRE, l2_normalize
 from edgeladder.runtime.class_encoder import encode_classes, grouped
 from edgeladder.runtime.heads.closed_form import head_from, of_classes, with_stored_head
@@ -175,6 +176,8 @@ class Classifier:
         self.encoder = Encoder(self.bundle, self.adapter.parameters, self.threads)
         self.formula = run.formula()
         self.known = run.known()
+        where, count = str(run.folder), len(self.classes)
+        require_fit(self.bundle.manifest, self.formula, self.known, count, where=where)
         self._work = PassingFolder()  # where hidden states wait
         self.class_embeddings = self._classes(on_batch)
         tower = TowerSizes(

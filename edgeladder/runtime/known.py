@@ -54,9 +54,9 @@ class Known:
         """What an adapter stores.
 
         Raises:
-            IntegrityError: the rows are missing.
+            IntegrityError: the rows are missing, or no rows.
         """
-        if ROWS not in arrays:
+        if ROWS not in arrays or arrays[ROWS].ndim != 2 or not arrays[ROWS].size:
             raise IntegrityError(
                 "the adapter lacks the pictures that known ones are near to",
                 remedy="train or copy the adapter again",

@@ -26,17 +26,18 @@ class Encoder:
             parameters: by name, the ladder's buffers among them.
 
         Raises:
-            IntegrityError: names or shapes are not the ladder's.
+            IntegrityError: names, shapes or types are not the ladder's.
         """
         ladder = bundle.manifest.ladder
         shapes = {r.name: tuple(r.shape) for r in ladder.parameters}
         shapes |= {r.name: tuple(r.shape) for r in ladder.buffers}
+        kinds = {r.name: r.dtype for r in ladder.buffers}
         for name, shape in shapes.items():
-            given = parameters.get(name)
-            if given is None or given.shape != shape:
-                found = "lacks it" if given is None else f"has {list(given.shape)}"
+            given, kind = parameters.get(name), kinds.get(name, "float32")
+            if given is None or given.shape != shape or given.dtype.name != kind:
+                found = "lacks it" if given is None else f"has {list(given.shape)} {given.dtype}"
                 raise IntegrityError(
-                    f"the ladder's {name} is {list(shape)}, the adapter {found}",
+                    f"the ladder's {name} is {list(shape)} {kind}, the adapter {found}",
                     where=str(bundle.folder),
                     remedy="use the bundle that the adapter was trained on",
                 )

@@ -6,18 +6,36 @@ from pathlib import Path
 from typing import Any
 
 from edgeladder.core.bundle import Bundle
-from edgeladder.core.errors import ConfigError
+from edgeladder.core.errors import ConfigError, IntegrityError
 from edgeladder.core.files import read_json
+
+# what is read of a run's request by whoever opens the run
+_KINDS = {"bundle": str, "data": str, "cache": str, "cache_dtype": str, "shots": int, "seed": int}
 
 
 def run_request(run: Path) -> dict[str, Any]:
-    """What a run was asked to do, by its config.yaml; empty for a bare adapter."""
+    """What a run was asked to do, by its config.yaml; empty for a bare adapter.
+
+    Raises:
+        ConfigError: it is not YAML.
+        IntegrityError: what is read of it is of another kind.
+    """
     from edgeladder.core.yaml_text import read_yaml  # a prediction does without
 
     config = run / "config.yaml"
     values = read_yaml(config) if config.is_file() else {}
     request = values.get("request") if isinstance(values, dict) else None
-    return dict(request) if isinstance(request, dict) else {}
+    if not isinstance(request, dict):
+        return {}
+    for key, kind in _KINDS.items():
+        found = request.get(key)
+        if found is not None and (not isinstance(found, kind) or isinstance(found, bool)):
+            raise IntegrityError(
+                f"the run's {key} is no {'text' if kind is str else 'number'}",
+                where=str(config),
+                remedy="copy the run again from where it was trained, or train again",
+            )
+    return dict(request)
 
 
 def run_bundle(run: Path) -> Path:
@@ -30,8 +48,6 @@ def run_bundle(run: Path) -> Path:
     if remembered is not None:
         return remembered
     named = run_request(run).get("bundle")
-    if not isinstance(named, str):  # a damaged one, if it is there at all
-        named = None
     for path in (Path(named), run / named) if named else ():
         if path.exists():
             return path

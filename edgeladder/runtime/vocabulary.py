@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from edgeladder.core.errors import ConfigError
+from edgeladder.core.errors import ConfigError, IntegrityError
 from edgeladder.core.inference import AskedClasses
 from edgeladder.runtime.pictures.class_names import ClassName, read_names, readable
 from edgeladder.runtime.pictures.dataset import open_data
@@ -49,8 +49,26 @@ class Vocabulary:
 
     @classmethod
     def of_run(cls, record: AdapterRecord) -> Vocabulary:
-        """The classes that a run was trained on."""
+        """The classes that a run was trained on.
+
+        Raises:
+            IntegrityError: none, or names of them that are no names.
+        """
         aliases = record.text.get("aliases") or []
+        if (
+            not record.classes
+            or len(record.class_names) != len(record.classes)
+            or not isinstance(aliases, list)
+            or not all(
+                isinstance(texts, list) and all(isinstance(text, str) for text in texts)
+                for texts in aliases
+            )
+        ):
+            raise IntegrityError(
+                "the adapter's classes and their names are not a run's",
+                where="adapter.json",
+                remedy="copy it again from the run that wrote it, or train again",
+            )
         names = [
             ClassName(name, tuple(aliases[k]) if k < len(aliases) else ())
             for k, name in enumerate(record.class_names)

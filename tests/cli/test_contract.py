@@ -21,7 +21,7 @@ from edgeladder.core.ownership import foreign_part
 from edgeladder.jobs import machine_baseline
 from edgeladder.runtime.deployment import check_form
 from edgeladder.runtime.pictures.dataset import open_data
-from edgeladder.runtime.run_folder import run_bundle
+from edgeladder.runtime.run_folder import run_bundle, run_request
 
 Cli = Callable[..., tuple[int, dict[str, Any]]]
 NINES = "9" * 400
@@ -245,8 +245,18 @@ def test_a_home_that_nobody_has_is_usage(cli: Cli, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("bundle", ["5", "[1]", "{a: 1}", "1.5", "true"])
 def test_a_run_that_names_no_bundle(tmp_path: Path, bundle: str) -> None:
     (tmp_path / "config.yaml").write_text(f"request: {{bundle: {bundle}}}\n")
+    with pytest.raises(errors.IntegrityError, match="bundle is no text"):
+        run_bundle(tmp_path)
+    (tmp_path / "config.yaml").write_text("request: {}\n")
     with pytest.raises(errors.ConfigError, match="names no bundle"):
         run_bundle(tmp_path)
+
+
+@pytest.mark.parametrize("told", ["shots: x", "seed: [1]", "data: 5", "cache: {}", "seed: true"])
+def test_a_run_whose_request_is_of_another_kind(tmp_path: Path, told: str) -> None:
+    (tmp_path / "config.yaml").write_text(f"request: {{{told}}}\n")
+    with pytest.raises(errors.IntegrityError, match=f"{told.split(':')[0]} is no"):
+        run_request(tmp_path)
 
 
 def test_a_file_that_is_not_utf8_is_not_deployed_to(tmp_path: Path) -> None:

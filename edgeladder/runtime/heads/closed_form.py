@@ -194,7 +194,7 @@ def head_from(arrays: Mapping[str, Array], record: HeadRecord) -> Head:
     """The head that `head_arrays` took apart; support rows are at unit length again.
 
     Raises:
-        IntegrityError: arrays are missing.
+        IntegrityError: arrays are missing, or of other dimensions.
     """
     try:
         if not isinstance(record, BlendRecord):
@@ -208,6 +208,10 @@ def head_from(arrays: Mapping[str, Array], record: HeadRecord) -> Head:
     except KeyError as error:
         raise IntegrityError(
             f"the adapter's head lacks {error}", remedy="train or copy the adapter again"
+        ) from error
+    except (ValueError, TypeError, IndexError) as error:  # arrays of other dimensions
+        raise IntegrityError(
+            f"the adapter's head is none: {error}", remedy="train or copy the adapter again"
         ) from error
 
 
