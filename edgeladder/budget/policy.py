@@ -46,6 +46,8 @@ IMAGE_BATCH = 1  # pictures at a time, where the plan does not say
 TEXT_BATCH = 4  # prompts at a time, where the plan does not say
 PREDICT_GROUP = 32  # pictures decoded before the segments open: they wait as bytes in memory
 PREDICT_TEXT_GROUP = 256  # prompts per opening of the text segments
+# of pictures, looked up while planning: more are for a worker that tells how far it is
+LOOKED_UP_BYTES = 256_000_000
 EXACT_PIXELS = 4096 * 4096  # larger pictures are decoded at a lower resolution anyway
 FEWEST_PIXELS = 2_000_000  # decoded in full whatever the budget: what cheap cameras make
 

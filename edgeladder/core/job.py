@@ -38,6 +38,21 @@ class Counts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PrecomputeResult:
+    """What the cache was given."""
+
+    new: int  # samples (pictures and views) computed now
+    reused: int
+    text_new: int  # classes
+    text_reused: int
+    skipped_inputs: list[dict[str, str]]  # path and reason
+    seconds: float  # pictures only
+    text_seconds: float
+    images_per_second: float
+    provider: ProviderChoice = ProviderChoice()  # that ran the image tower
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """A request with everything decided."""
 
@@ -56,6 +71,7 @@ class Job:
     profile: Profile
     plan: Plan
     counts: Counts
+    filled: PrecomputeResult | None = None  # the cache held everything: nothing to precompute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,21 +89,6 @@ class PhaseOrder:
     job: Job
     sizes: PhasePlan = field(default_factory=PhasePlan)
     avoid: tuple[str, ...] = ()  # precompute: pictures that ended its workers
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrecomputeResult:
-    """What the cache was given."""
-
-    new: int  # samples (pictures and views) computed now
-    reused: int
-    text_new: int  # classes
-    text_reused: int
-    skipped_inputs: list[dict[str, str]]  # path and reason
-    seconds: float  # pictures only
-    text_seconds: float
-    images_per_second: float
-    provider: ProviderChoice = ProviderChoice()  # that ran the image tower
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,6 +37,7 @@ from edgeladder.core.trusted_keys import pinned_keys
 from edgeladder.core.yaml_config import load_device, load_profile, override, says_ladder
 from edgeladder.jobs.cache_space import cache_space, check_space
 from edgeladder.jobs.machine_baseline import machine_baseline
+from edgeladder.jobs.precompute_phase import already_filled
 from edgeladder.jobs.previous_run import with_previous
 from edgeladder.jobs.run_directory import RunDirectory
 from edgeladder.runtime import engine as engines
@@ -92,6 +93,8 @@ def prepare(order: PlanOrder, control: Control) -> tuple[Outcome, Job]:
         if pinned_keys():
             device_secret(make=True)  # now, and not after the training that it marks
         _write_run(run, job, device, dataset)
+    if order.command == "train":
+        job = replace(job, filled=already_filled(job, bundle, dataset, control))
     return "done", job
 
 

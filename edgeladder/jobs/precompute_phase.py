@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING
 
 from edgeladder.budget import policy
 from edgeladder.core.bundle import Bundle
+from edgeladder.core.errors import Interrupted
 from edgeladder.core.events import Decoding, Progress
-from edgeladder.core.job import PhaseOrder, PrecomputeResult
+from edgeladder.core.job import Job, PhaseOrder, PrecomputeResult
 from edgeladder.core.orders import Outcome
 from edgeladder.core.plan import PhasePlan
 from edgeladder.core.provider import ProviderChoice
 from edgeladder.core.trim import trim_heap
 from edgeladder.jobs.run_directory import RunDirectory
-from edgeladder.runtime.pictures.dataset import open_data, split
-from edgeladder.runtime.towers.fill_cache import PrecomputeSizes, Wanted, precompute
+from edgeladder.runtime.pictures.dataset import Dataset, open_data, split
+from edgeladder.runtime.towers.fill_cache import PrecomputeResult as Filled
+from edgeladder.runtime.towers.fill_cache import PrecomputeSizes, Wanted, looked_up, precompute
 from edgeladder.runtime.towers.runner import TowerSizes
 
 if TYPE_CHECKING:
@@ -38,8 +40,7 @@ def fill(order: PhaseOrder, control: Control) -> tuple[Outcome, PrecomputeResult
     bundle = Bundle.reopen(request.bundle)
     dataset = open_data(request.data)
     train, test = split(dataset, request.shots, job.seed)
-    # the plan's, unless memory ran out with it
-    chosen = job.plan.provider if order.sizes.provider else _on_the_cpu(job.plan.provider)
+    chosen = _chosen(job, order.sizes)
     leave: list[str] = []
     told_at = 0.0
 
@@ -73,10 +74,44 @@ def fill(order: PhaseOrder, control: Control) -> tuple[Outcome, PrecomputeResult
         )
     except _LeaveError:
         return ("stop" if "stop" in leave else "restart"), None
-    if request.run:
-        run = RunDirectory(request.run)
-        result.selection.save(run.selection)
-    return "done", PrecomputeResult(
+    return "done", _kept(job, result, chosen)
+
+
+def already_filled(
+    job: Job, bundle: Bundle, dataset: Dataset, control: Control
+) -> PrecomputeResult | None:
+    """The phase's result where the cache holds everything and no worker is needed for it.
+
+    Writes the run's selection of samples then. None: a worker has to look, and to compute.
+
+    Raises:
+        Interrupted: the order to stop came.
+    """
+    request = job.request
+    chosen = _chosen(job, job.plan.phases["precompute"])
+    train, test = split(dataset, request.shots, job.seed)
+
+    def obey() -> None:
+        if "stop" in control.take():
+            raise Interrupted("stopped while planning")
+
+    result = looked_up(
+        bundle,
+        dataset,
+        request.cache,
+        Wanted(train, test, request.views or 0, request.cache_dtype),
+        chosen.arithmetic,
+        most_bytes=policy.LOOKED_UP_BYTES,
+        obey=obey,
+    )
+    return None if result is None else _kept(job, result, chosen)
+
+
+def _kept(job: Job, result: Filled, chosen: ProviderChoice) -> PrecomputeResult:
+    """The result as it crosses to the supervisor; the selection goes into the run's folder."""
+    if job.request.run:
+        result.selection.save(RunDirectory(job.request.run).selection)
+    return PrecomputeResult(
         new=result.new,
         reused=result.reused,
         text_new=result.text_new,
@@ -87,6 +122,11 @@ def fill(order: PhaseOrder, control: Control) -> tuple[Outcome, PrecomputeResult
         images_per_second=round(result.images_per_second, 3),
         provider=chosen,
     )
+
+
+def _chosen(job: Job, sizes: PhasePlan) -> ProviderChoice:
+    """The plan's provider, unless memory ran out with it."""
+    return job.plan.provider if sizes.provider else _on_the_cpu(job.plan.provider)
 
 
 def _on_the_cpu(planned: ProviderChoice) -> ProviderChoice:

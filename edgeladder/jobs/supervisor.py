@@ -200,7 +200,10 @@ class Supervisor:
         )
         if self.surrounding is not None:
             self.record({"kind": "surrounding", **to_json(self.surrounding)})
-        filled = self.phase("precompute", job, PrecomputeResult)
+        filled = job.filled or self.phase("precompute", job, PrecomputeResult)
+        if job.filled is not None:
+            self._told_filled(filled)
+            job = replace(job, filled=None)  # no worker after this asks
         trained = self.phase("train", job, TrainResult)
         evaluated = self.phase("evaluate", job, EvaluateResult)
         result = self._result(job, filled, trained, evaluated)
@@ -305,6 +308,13 @@ class Supervisor:
         self._evidence(values)
         if self.metrics is not None:
             self.metrics(values)
+
+    def _told_filled(self, filled: PrecomputeResult) -> None:
+        """Planning found the cache full: no worker was needed for it."""
+        self.progress("precompute", 0, None, "")
+        words = f"{filled.reused} cached, nothing new"
+        self.progress("precompute", filled.reused, filled.reused, words)
+        self.record({"kind": "cached", "reused": filled.reused, "text": filled.text_reused})
 
     def _told_request(self) -> TrainRequest:
         baseline = None

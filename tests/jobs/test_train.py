@@ -98,6 +98,12 @@ def test_a_run_from_pictures_to_accuracy(ask):
     assert json.loads((folder / "result.json").read_text())["accuracy"] == result["accuracy"]
     again = supervisor.train(ask("second"), None)
     assert again.cache.new == 0 and same(adapter(request), adapter(ask("second")))
+    # planning found everything in the cache: no worker was started for it
+    assert set(again.memory.phases) == {"train", "evaluate"} and again.cache.reused
+    second = Path(ask("second").run)
+    assert "precompute: begins" not in (second / "worker.log").read_text()
+    kept = [(run / "selection.safetensors").read_bytes() for run in (folder, second)]
+    assert kept[0] == kept[1]
 
 
 def test_resumed_after_sigterm_and_kill_nine_equals_uninterrupted(ask, tmp_path):

@@ -16,7 +16,7 @@ from edgeladder.core.yaml_config import library
 ROOT = Path(__file__).parents[2]
 BASE = {
     "numpy", "onnxruntime", "pillow", "psutil", "pydantic", "pyyaml", "rich",
-    "safetensors", "tokenizers", "typer",
+    "tokenizers", "typer",
 }  # fmt: skip
 
 

@@ -7,6 +7,8 @@ at any moment keeps every group before it.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,12 +21,14 @@ from edgeladder.core.bundle import Side
 from edgeladder.core.errors import DataError
 from edgeladder.runtime.cache.layout import TapDtype
 from edgeladder.runtime.cache.selection import Selection, stack_keys
-from edgeladder.runtime.cache.store import ActivationCache
+from edgeladder.runtime.cache.store import ActivationCache, sample_key
 from edgeladder.runtime.cache.working_folder import remove_working_folder, working_folder
 from edgeladder.runtime.pictures.dataset import Dataset, Picture
 from edgeladder.runtime.pictures.decode import EXACT_PIXELS
 from edgeladder.runtime.pictures.decode_watch import DecodeWatch
-from edgeladder.runtime.towers.class_run import ClassRun
+from edgeladder.runtime.pictures.sources import UnreadableError
+from edgeladder.runtime.pictures.views import VERSION
+from edgeladder.runtime.towers.class_run import ClassRun, prompts_key
 from edgeladder.runtime.towers.picture_run import PictureGuard, PictureRun, Progress, spell_skipped
 from edgeladder.runtime.towers.runner import TowerSizes
 from edgeladder.runtime.towers.tokens import DEFAULT_TEMPLATES, class_prompts
@@ -138,6 +142,57 @@ def precompute(
         text_reused=texts.reused,
         skipped=images.skipped,
         seconds=ended - between,
+        text_seconds=between - started,
+    )
+
+
+def looked_up(
+    bundle: Bundle,
+    dataset: Dataset,
+    cache_folder: str | Path,
+    wanted: Wanted,
+    arithmetic: str,
+    *,
+    most_bytes: int,
+    obey: Callable[[], None] = lambda: None,
+) -> PrecomputeResult | None:
+    """What `precompute` would answer where the cache holds all of it; None where it may not.
+
+    Args:
+        arithmetic: of the provider whose results are wanted; empty: the CPU's.
+        most_bytes: of pictures that are read for it; where there are more, nothing is known.
+        obey: called between pictures; may raise to stop.
+    """
+    started = time.perf_counter()
+    folder, dtype = Path(cache_folder), wanted.dtype
+    templates = list(dataset.templates or DEFAULT_TEMPLATES)
+    text_keys = [prompts_key(texts) for texts in class_prompts(dataset.names, templates)]
+    with contextlib.closing(ActivationCache.open(folder, bundle, "text", dtype)) as store:
+        if any(key not in store for key in text_keys):
+            return None
+    between = time.perf_counter()
+    keys: list[list[bytes]] = []
+    store = ActivationCache.open(folder, bundle, "image", dtype, arithmetic=arithmetic)
+    with contextlib.closing(store):
+        pictures = [(picture, wanted.views) for picture in wanted.train]
+        for picture, views in (*pictures, *((picture, 0) for picture in wanted.test)):
+            obey()
+            try:
+                content = picture.read(most_bytes)
+            except UnreadableError:
+                return None
+            most_bytes -= len(content)
+            digest = hashlib.sha256(content).digest()
+            keys.append([sample_key(digest, view, VERSION) for view in range(views + 1)])
+            if most_bytes < 0 or any(key not in store for key in keys[-1]):
+                return None
+    selection = _selection(dataset, wanted, templates, text_keys, [], keys)
+    selection.arithmetic = arithmetic
+    return PrecomputeResult(
+        selection=selection,
+        reused=sum(map(len, keys)),
+        text_reused=len(text_keys),
+        seconds=time.perf_counter() - between,
         text_seconds=between - started,
     )
 

@@ -23,6 +23,7 @@ from edgeladder.runtime.towers.fill_cache import (
     PrecomputeResult,
     PrecomputeSizes,
     Wanted,
+    looked_up,
     precompute,
 )
 from edgeladder.runtime.towers.runner import TowerSizes
@@ -75,6 +76,30 @@ def test_first_run_computes_second_run_reuses(
     third = fill(tiny, folder, cache)
     assert (third.new, third.reused) == (1, 27)
     assert not list(cache.glob("work-*"))
+
+
+def test_what_is_cached_is_looked_up_without_a_tower(
+    tiny: TinyBundle, make_folder: Make, tmp_path: Path
+) -> None:
+    folder, cache = make_folder(FILES), tmp_path / "cache"
+    data = open_data(folder)
+    wanted = Wanted(*split(data, None, 0), 2)
+
+    def look(most_bytes: int = 1_000_000) -> PrecomputeResult | None:
+        return looked_up(tiny, data, cache, wanted, "", most_bytes=most_bytes)
+
+    assert look() is None and not cache.exists()
+    fill(tiny, folder, cache, views=1)
+    assert look() is None  # the second view is missing
+    filled, found = fill(tiny, folder, cache, views=2), look()
+    assert found is not None
+    assert (found.new, found.reused, found.text_reused, found.skipped) == (0, 63, 3, [])
+    for name in ("train_keys", "train_labels", "test_keys", "test_labels", "text_keys"):
+        expected = getattr(filled.selection, name)
+        np.testing.assert_array_equal(getattr(found.selection, name), expected)
+    assert look(most_bytes=1000) is None  # too many pictures to read for it
+    (folder / "train/hat/0.png").write_bytes(b"not a picture")
+    assert look() is None
 
 
 def test_inputs_are_what_the_towers_give(
