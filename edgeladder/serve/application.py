@@ -26,6 +26,7 @@ from starlette.types import Message, Receive, Scope, Send
 from edgeladder.core.errors import EdgeLadderError
 from edgeladder.core.events import Ready
 from edgeladder.core.inference import Prediction, Predictions
+from edgeladder.core.printable import one_line
 from edgeladder.core.records import to_json
 from edgeladder.jobs.service import BusyError, Service, WorkerEndedError
 from edgeladder.serve.doors import HEADERS, Doors
@@ -149,7 +150,7 @@ class Application:
             cause.remedy = "send a smaller picture, or this one again"
             raise cause from None
         except EdgeLadderError as error:  # its words name this machine's paths: they are in the log
-            print(f"not answered: {error}", file=sys.stderr, flush=True)
+            print(one_line(f"not answered: {error}"), file=sys.stderr, flush=True)
             raise ReplyError(
                 503, "the service has ended", remedy="start it again", kind="EdgeLadderError"
             ) from None

@@ -31,6 +31,7 @@ DEFAULT_TEMPLATES = (
     "a photo of the large {}.",
     "a photo of the small {}.",
 )
+LONGEST_PROMPT = 2000  # characters: a tower reads 77 tokens, and one endless word takes minutes
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -40,7 +41,7 @@ def class_prompts(
     """For each class its name and aliases in every template.
 
     Raises:
-        DataError: a template without exactly one {}.
+        DataError: a template without exactly one {}, or a prompt longer than any that is read.
     """
     templates = DEFAULT_TEMPLATES if templates is None else templates
     for template in templates:
@@ -51,6 +52,15 @@ def class_prompts(
                 remedy="write it like `a photo of a {}.`",
             )
     described = [readable(name) if isinstance(name, str) else name for name in names]
+    longest = max(map(len, templates), default=0)
+    for item in described:
+        for text in item.all:
+            if len(text) + longest > LONGEST_PROMPT:
+                raise DataError(
+                    f"a name of {len(text):,} characters: {text[:40]!r}...",
+                    where="class names",
+                    remedy=f"with its template at most {LONGEST_PROMPT:,}; a few words are best",
+                )
     return [
         [template.replace("{}", text) for text in item.all for template in templates]
         for item in described

@@ -53,3 +53,11 @@ def test_from_bundle(tmp_path: Path) -> None:
     bundle.manifest.tokenizer.kind = "morse"
     with pytest.raises(ConfigError, match="unknown kind of tokenizer 'morse'"):
         Tokenizer.from_bundle(bundle)
+
+
+def test_a_name_without_end_is_refused_before_it_is_read():
+    """Its pairs were merged for more than a minute."""
+    with pytest.raises(DataError, match="100,000 characters"):
+        class_prompts(["a" * 100_000])
+    with pytest.raises(DataError, match="characters"):
+        class_prompts(["hat"], ["{}" + "a" * 5000])
