@@ -7,7 +7,7 @@ EXAMPLES = {
     "watch": "edgeladder watch incoming --run runs/first --budget 300MB",
     "demo": "edgeladder demo --budget 160MB",
     "export": "edgeladder export --model ViT-B/16 --dtype int8 --out bundle",
-    "precompute": "edgeladder precompute --data pictures --budget 160MB",
+    "precompute": "edgeladder precompute --data pictures --budget 200MB",
     "plan": "edgeladder plan --data pictures --device raspberry-pi-5 --budget 160MB",
     "train": "edgeladder train --data pictures --budget 160MB --shots 16 --run runs/first",
     "evaluate": "edgeladder evaluate --run runs/first --data more-pictures --split test",

@@ -210,7 +210,8 @@ def test_the_report_knows_the_events_that_jobs_record_and_no_others():
     emitted = set(re.findall(r'"kind": "(\w+)"', written)) | set(
         re.findall(r'MemoryAction\(\s*kind="(\w+)"', written)
     )
-    elsewhere = {"start", "step", "checkpoint", "phase", "result"}  # shown in other ways, or at all
+    # shown in other ways, or at all
+    elsewhere = {"start", "step", "checkpoint", "phase", "result", "cached"}
     assert elsewhere < emitted
     assert set(EVENT_KINDS) == emitted - elsewhere
 
