@@ -23,7 +23,7 @@ from edgeladder.core.sizes import format_size
 from edgeladder.runtime import exact_sums
 
 _NEEDED_PACKAGES = (
-    "numpy", "pillow", "psutil", "pydantic", "pyyaml", "rich", "safetensors", "tokenizers", "typer",
+    "numpy", "pillow", "psutil", "pydantic", "pyyaml", "rich", "tokenizers", "typer",
 )  # fmt: skip
 _LEAST_DISK_BYTES = 500_000_000  # cache of some thousand pictures, a run and its checkpoints
 
