@@ -14,6 +14,8 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
+import edgeladder
+
 settings.register_profile("suite", deadline=None)  # a busy machine is no failure
 settings.load_profile("suite")
 
@@ -82,3 +84,16 @@ def browser():
     found = Browser()
     yield found
     found.close()
+
+
+def own_program(folder: Path) -> dict[str, str]:
+    """Put an `edgeladder` of this environment into `folder`; the environment with it in PATH."""
+    folder.mkdir(parents=True, exist_ok=True)
+    program = folder / "edgeladder"
+    program.write_text(f"#!{sys.executable}\nfrom edgeladder.cli.app import run\nrun()\n")
+    program.chmod(0o755)
+    return {
+        **os.environ,
+        "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(Path(edgeladder.__file__).parents[1]),
+    }

@@ -7,18 +7,16 @@ process that stays is run elsewhere: `ELSEWHERE` says in which test.
 from __future__ import annotations
 
 import csv
-import os
 import re
 import shutil
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 
-import edgeladder
 from edgeladder.core.shipped import DEMO_PICTURES, NANO_BUNDLE
+from tests.conftest import own_program
 from tests.jobs.test_walk import few_pictures
 from tests.tools.test_shown_commands import PAGES, ROOT, placeholder, typed
 
@@ -62,14 +60,8 @@ class Place:
 
     def __init__(self, folder: Path, bundle: Path):
         self.folder = folder
-        program = folder / "bin" / "edgeladder"
-        program.parent.mkdir()
-        program.write_text(f"#!{sys.executable}\nfrom edgeladder.cli.app import run\nrun()\n")
-        program.chmod(0o755)
         self.environment = {
-            **os.environ,
-            "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": str(Path(edgeladder.__file__).parents[1]),
+            **own_program(folder / "bin"),
             "HOME": str(folder),
             "XDG_CACHE_HOME": str(folder / "user-cache"),
         }

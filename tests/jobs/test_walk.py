@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
-import edgeladder
 from edgeladder.core.shipped import DEMO_PICTURES
+from tests.conftest import own_program
 from tests.tools.test_shown_commands import typed
 
 ROOT = Path(__file__).parents[2]  # the guides stand beside the tests, not beside the package
@@ -28,15 +26,7 @@ def few_pictures(folder: Path) -> None:
 
 def test_the_first_page_can_be_walked(tmp_path):
     few_pictures(tmp_path / "data")
-    program = tmp_path / "bin" / "edgeladder"
-    program.parent.mkdir()
-    program.write_text(f"#!{sys.executable}\nfrom edgeladder.cli.app import run\nrun()\n")
-    program.chmod(0o755)
-    environment = {
-        **os.environ,
-        "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(Path(edgeladder.__file__).parents[1]),
-    }
+    environment = own_program(tmp_path / "bin")
     lines = [x for x in typed(ROOT / "docs/start.md") if x.split()[1] not in _ELSEWHERE]
     assert len(lines) > 10
     for line in lines:

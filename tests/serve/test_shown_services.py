@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import stat
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.serve.conftest import ROOT as SOURCE
+from tests.conftest import own_program
 from tests.serve.conftest import Running
 from tests.serve.test_watch import rows, until
 from tests.tools.test_shown_commands import PAGES, ROOT, placeholder, typed, words
@@ -50,13 +48,9 @@ def test_it_runs_as_shown(place, pictures, page, line):
         pytest.importorskip("av", reason="needs the extra [camera]")
     shown = moved(line, place)
     if "--print-unit" in line:
-        program = place / "edgeladder"
-        program.write_text(f"#!{sys.executable}\nfrom edgeladder.cli.app import run\nrun()\n")
-        program.chmod(0o755)
-        environment = {**os.environ, "PYTHONPATH": SOURCE, "PATH": f"{place}:{os.environ['PATH']}"}
         first = shown.partition("|")[0]  # what follows needs systemd and its administrator
         done = subprocess.run(
-            ["bash", "-c", first], env=environment, capture_output=True, text=True
+            ["bash", "-c", first], env=own_program(place / "bin"), capture_output=True, text=True
         )
         assert done.returncode == 0 and "ExecStart=" in done.stdout, done.stderr
         return
