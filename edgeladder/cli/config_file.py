@@ -15,10 +15,11 @@ at the top. Nothing is read, and no YAML imported, where there is no such file.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgeladder.cli.lazy import LAZY
 from edgeladder.core.errors import ConfigError
 from edgeladder.core.spelling import nearest
 
@@ -66,7 +67,8 @@ def defaults(root: Any, words: Sequence[str], everything: Any) -> dict[str, Any]
     known = _options(command)
     own = values.get(" ".join(names))
     shared = {key: value for key, value in values.items() if not isinstance(value, dict)}
-    _check(values, shared, known, everything, path)
+    lazy = [name for name in LAZY if name not in names[:1]]
+    _check(values, shared, known, (everything, lazy), path)
     if own is not None and not isinstance(own, dict):
         raise ConfigError(f"{' '.join(names)} is no section", where=str(path), remedy=_REMEDY)
     chosen = {key: value for key, value in shared.items() if key in known}
@@ -112,32 +114,46 @@ def _check(
     values: Mapping[Any, Any],
     shared: Mapping[Any, Any],
     known: Mapping[str, str],
-    everything: Any,
+    others: tuple[Any, Collection[str]],
     path: Path,
 ) -> None:
-    """Refuse keys that mean nothing to any command."""
+    """Refuse keys that mean nothing to any command; `others`: all, and which not to load."""
     strange = [str(key) for key in shared if key not in known]
     strange += [str(key) for key in values if key not in shared]
     if not strange:
         return
-    commands = dict(_all(everything(), ()))
-    options = {name for command in commands.values() for name in _options(command)}
+    everything, lazy = others
+    light = everything()
+    commands = dict(_all(light, (), lazy))
     for key in strange:
         section = isinstance(values.get(key), dict)
-        if key not in (commands if section else options):
+        if section and key.split(" ")[0] in lazy:
+            continue  # judged by those commands themselves: they need not be loaded for others
+        if key in (commands if section else _every_option(commands)):
+            continue
+        commands = dict(_all(light, ()))
+        known_there = commands if section else _every_option(commands)
+        if key not in known_there:
             what = "command" if section else "option"
-            guess = nearest(key, commands if section else options)
+            guess = nearest(key, known_there)
             raise ConfigError(
                 f"there is no {what} {key!r}{_or(guess)}", where=str(path), remedy=_REMEDY
             )
 
 
-def _all(command: Any, names: tuple[str, ...]) -> list[tuple[str, Any]]:
-    """Every command by its words."""
+def _every_option(commands: Mapping[str, Any]) -> set[str]:
+    return {name for command in commands.values() for name in _options(command)}
+
+
+def _all(
+    command: Any, names: tuple[str, ...], without: Collection[str] = ()
+) -> list[tuple[str, Any]]:
+    """Every command by its words, but for some of the first ones."""
     found = [(" ".join(names), command)] if names else []
     if hasattr(command, "list_commands"):
         for name in command.list_commands(None):
-            found += _all(command.get_command(None, name), (*names, name))
+            if names or name not in without:
+                found += _all(command.get_command(None, name), (*names, name))
     return found
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from edgeladder.cli import app as application
 from edgeladder.core.errors import ConfigError
 from edgeladder.core.request import TrainRequest
+from edgeladder.jobs.child import with_package
 
 
 @pytest.fixture
@@ -104,6 +108,31 @@ def test_a_group_and_its_commands_have_sections_of_their_own(tmp_path, monkeypat
     assert application.main(["runs", "--json"]) == 0
     assert [item["name"] for item in json.loads(capfd.readouterr().out)["runs"]] == ["one"]
     assert application.main(["runs", "unpin", "--json"]) == 0
+
+
+SECTIONS = "train: {shots: 4}\nfleet push: {bundle: here}\n"
+
+
+def test_sections_of_other_commands_load_none_of_them(tmp_path):
+    """What fleets import (numpy, asyncio) is 40 MB more beside every worker of a budget."""
+    (tmp_path / "edgeladder.yaml").write_text(SECTIONS)
+    code = (
+        "import sys; from edgeladder.cli.app import main\n"
+        "code = main(['condense', '--run', 'none'])\n"
+        "print(code, sorted({'numpy', 'edgeladder.fleet', 'asyncio'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=with_package(dict(os.environ)),
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.split("\n")[-2] == "2 []"
+
+
+def test_a_lazy_groups_own_sections_are_judged_by_it(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    Path("edgeladder.yaml").write_text("fleet psh: {bundle: here}\n")
+    assert application.main(["fleet", "status", "--inventory", "boxes.yaml"]) == 2
+    assert "there is no command 'fleet psh', did you mean 'fleet push'?" in capfd.readouterr().err
 
 
 def test_without_a_file_no_yaml_is_read(tmp_path, monkeypatch):
