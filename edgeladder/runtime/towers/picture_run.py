@@ -1,8 +1,14 @@
-"""One pass over pictures: hash, look up, decode what is missing, run the image tower, cache."""
+"""One pass over pictures: hash, look up, decode what is missing, run the image tower, cache.
+
+Where the plan keeps the whole tower open it counts a picture's decoding beside it, so the next
+pictures are decoded while the tower works on those before. Segment by segment there is one or the
+other. The samples, their order and their bits are the same.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +26,14 @@ from edgeladder.runtime.pictures.sources import UnreadableError
 from edgeladder.runtime.pictures.views import VERSION, view_square
 from edgeladder.runtime.towers.runner import TowerRunner, TowerSizes
 from edgeladder.runtime.towers.spill import SpillFile
+from edgeladder.runtime.towers.tower_lane import TowerLane
 
 if TYPE_CHECKING:
     from edgeladder.core.bundle import Bundle
 
 SKIPPED_SHARE = 0.05  # more unreadable pictures than this is an error
 _NAMED = 20  # skipped pictures spelt out in an error
+_HANDED = 32  # samples that a whole tower is given at a time: it starts early, and seldom waits
 
 Progress = Callable[[int, int, str], None]  # done, total, what
 
@@ -46,17 +54,21 @@ class PictureGuard:
     watch: DecodeWatch = field(default_factory=DecodeWatch)
 
 
-class _Squares:
-    """Decoded pictures of one group, as the image tower's samples."""
+class _Group:
+    """Decoded pictures, as the image tower's samples."""
 
     def __init__(self, path: Path, preprocess: Any):
         self._spill = SpillFile(path)
         self._preprocess = preprocess
-        self.count = 0
+        self.keys: list[bytes] = []
 
-    def append(self, square: np.ndarray) -> None:
+    @property
+    def count(self) -> int:
+        return len(self.keys)
+
+    def append(self, key: bytes, square: np.ndarray) -> None:
         self._spill.append(square[None])
-        self.count += 1
+        self.keys.append(key)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         return normalize(self._spill.read(start, stop), self._preprocess)
@@ -86,9 +98,14 @@ class PictureRun:
         self._on_group = on_group or (lambda: None)
         self._cache = cache
         self._runner = TowerRunner(bundle, "image", sizes, workdir)
-        self._group: _Squares | None = None
-        self._group_keys: list[bytes] = []
-        self._done = 0.0
+        self._beside = sizes.whole  # decoding beside the tower: the plan has room for both
+        self._lane = TowerLane()
+        self._cache_lock = threading.Lock()  # the tower's thread writes what this one looks up
+        self._group: _Group | None = None  # that pictures are added to
+        self._at_work: _Group | None = None  # that the tower has
+        self._unwritten = 0  # samples since the last flush
+        self._done = self._passed = 0.0  # samples that needed no tower, and that passed it
+        self._told = 0
         self._total = 0
         self._progress: Progress | None = None
 
@@ -107,7 +124,10 @@ class PictureRun:
                     if len(self.skipped) > allowed:
                         raise self._too_many([item for item, _ in wanted], number, where)
                 self._run_group()
+                self._await_tower()
+                self._flush()
             finally:
+                self._lane.stop()
                 self._discard()
                 self._runner.close()
         if progress is not None and self._total:
@@ -198,39 +218,95 @@ class PictureRun:
         return sample_key(digest, view, VERSION, scale=scale)
 
     def _has(self, key: bytes) -> bool:
-        return key in self._cache or key in self._group_keys
+        groups = (self._group, self._at_work)
+        if any(group is not None and key in group.keys for group in groups):
+            return True
+        with self._cache_lock:
+            return key in self._cache
 
     def _add(self, key: bytes, square: np.ndarray) -> None:
         if self._group is None:
-            self._group = _Squares(self._workdir / "pixels.spill", self._preprocess)
-        self._group.append(square)
-        self._group_keys.append(key)
-        if len(self._group_keys) >= self._sizes.group:
+            self._group = _Group(self._workdir / "pixels.spill", self._preprocess)
+        self._group.append(key, square)
+        if self._group.count >= self._full():
             self._run_group()
 
+    def _full(self) -> int:
+        """Samples of a group; whole batches of a whole tower."""
+        batch = self._sizes.batch
+        handed = max(1, _HANDED // batch) * batch
+        return min(handed, self._sizes.group) if self._beside else self._sizes.group
+
     def _run_group(self) -> None:
+        """Give the tower the group; beside it, once it is done with the group before."""
         if self._group is None:
             return
+        self._await_tower()
+        group = self._at_work = self._group
+        self._group = None
+        if self._beside:
+            self._lane.start(lambda: self._pass_tower(group))
+            return
         self._guard.watch.over()
-        keys = self._group_keys
+        self._pass_tower(group)
+        self._finish()
+
+    def _pass_tower(self, group: _Group) -> None:
+        """A group through the tower into the cache; perhaps in the tower's own thread."""
 
         def sink(start: int, outputs: dict[str, np.ndarray]) -> None:
             count = len(outputs[EMBEDDING])
-            self._cache.put(keys[start : start + count], outputs)
+            with self._cache_lock:
+                self._cache.put(group.keys[start : start + count], outputs)
 
-        self._runner.run(self._group, sink, lambda done: self._tick(done, "backbone"))
-        self._cache.flush()
-        self.new += len(keys)
-        self._discard()
-        self._on_group()
+        def passed(samples: float) -> None:
+            self._passed += samples
+            if self._beside:
+                self._lane.go_on()
+            else:
+                self._tell("backbone")
+
+        self._runner.run(group, sink, passed)
+
+    def _await_tower(self) -> None:
+        """Until the tower is done with its group."""
+        if self._at_work is None:
+            return
+        self._guard.watch.over()  # what a wait ends in is no picture's doing
+        self._lane.wait(lambda: self._tell("backbone"))
+        self._finish()
+
+    def _finish(self) -> None:
+        """A group has passed the tower: let it go, and now and then write what came of them."""
+        assert self._at_work is not None
+        self._unwritten += self._at_work.count
+        self._at_work.discard()
+        self._at_work = None
+        if self._unwritten >= self._sizes.group:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._unwritten:
+            self._cache.flush()
+            self.new += self._unwritten
+            self._unwritten = 0
+            self._on_group()
 
     def _discard(self) -> None:
-        if self._group is not None:
-            self._group.discard()
-        self._group, self._group_keys = None, []
+        for group in (self._group, self._at_work):
+            if group is not None:
+                group.discard()
+        self._group = self._at_work = None
 
     def _tick(self, samples: float, note: str) -> None:
         self._done += samples
-        done = round(self._done)
-        if self._progress is not None and samples and done < self._total:
+        self._tell(note)
+
+    def _tell(self, note: str) -> None:
+        """Say how far it is, where that is news; orders are heard in here."""
+        done = round(self._done + self._passed)
+        if self._progress is None or done == self._told:
+            return
+        self._told = done
+        if done < self._total:
             self._progress(done, self._total, note)  # the last word is `_summary`

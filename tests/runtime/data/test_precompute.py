@@ -33,6 +33,7 @@ Make = Callable[..., Path]
 SIZES = PrecomputeSizes(
     image=TowerSizes(group=5, batch=2, threads=1), text=TowerSizes(group=6, batch=4, threads=1)
 )
+WHOLE = PrecomputeSizes(image=TowerSizes(group=5, batch=2, threads=1, whole=True), text=SIZES.text)
 FILES = {
     f"{part}/{name}/{index}.png": None
     for part, count in (("train", 6), ("test", 3))
@@ -329,7 +330,10 @@ class StopError(Exception):
     """Raised by a test's on_group."""
 
 
-def test_a_stop_keeps_every_group(tiny: TinyBundle, make_folder: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sizes", [SIZES, WHOLE], ids=["streamed", "beside-decoding"])
+def test_a_stop_keeps_every_group(
+    tiny: TinyBundle, make_folder: Make, tmp_path: Path, sizes: PrecomputeSizes
+) -> None:
     """The supervisor's stop comes between groups; the next run goes on from there."""
     folder, groups = make_folder(FILES), 0
 
@@ -340,14 +344,19 @@ def test_a_stop_keeps_every_group(tiny: TinyBundle, make_folder: Make, tmp_path:
             raise StopError
 
     with pytest.raises(StopError):
-        fill(tiny, folder, tmp_path / "cache", on_group=stop)
+        fill(tiny, folder, tmp_path / "cache", on_group=stop, sizes=sizes)
     assert not list((tmp_path / "cache").glob("work-*"))
     again = fill(tiny, folder, tmp_path / "cache")
     assert again.text_reused == 3 and again.reused == 15 and again.new == 12
 
 
+@pytest.mark.parametrize("sizes", [SIZES, WHOLE], ids=["streamed", "beside-decoding"])
 def test_no_space_in_the_middle(
-    tiny: TinyBundle, make_folder: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: TinyBundle,
+    make_folder: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sizes: PrecomputeSizes,
 ) -> None:
     """The disk fills up at the third group: a StorageError; the two before it are kept."""
     from edgeladder.runtime.cache import store as module
@@ -364,7 +373,7 @@ def test_no_space_in_the_middle(
     folder = make_folder(FILES)
     monkeypatch.setattr(module, "write_shard", write)
     with pytest.raises(StorageError):
-        fill(tiny, folder, tmp_path / "cache")
+        fill(tiny, folder, tmp_path / "cache", sizes=sizes)
     assert not list((tmp_path / "cache").glob("work-*"))
     monkeypatch.setattr(module, "write_shard", real)
     again = fill(tiny, folder, tmp_path / "cache")
