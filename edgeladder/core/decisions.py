@@ -13,6 +13,7 @@ from pathlib import Path
 from edgeladder.core.errors import DataError
 from edgeladder.core.files import write_text
 from edgeladder.core.moves import Wanted
+from edgeladder.core.plain_files import LARGEST_RECORD_BYTES, read_plain_text
 from edgeladder.core.review import Review
 
 COLUMNS = ("path", "label", "suggested", "decision")
@@ -46,8 +47,8 @@ def read_decisions(path: Path) -> list[Wanted]:
         DataError: not such a list, by its line.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_plain_text(path, most=LARGEST_RECORD_BYTES, encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
         raise DataError(
             f"cannot read the decisions: {error}",
             where=str(path),

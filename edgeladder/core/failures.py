@@ -10,6 +10,7 @@ import errno
 import os
 
 from edgeladder.core.errors import ConfigError, DataError, EdgeLadderError, StorageError
+from edgeladder.core.plain_files import NotPlainError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
@@ -39,6 +40,8 @@ def known_failure(error: BaseException, *, where: str | None = None) -> EdgeLadd
         return DataError(
             "folders or values that are nested too deeply", where=where, remedy="make them flatter"
         )
+    if isinstance(error, NotPlainError):
+        return ConfigError(str(error), where=where, remedy="name a plain file")
     if isinstance(error, ValueError) and "null byte" in str(error):
         return ConfigError(
             "a path with a NUL character in it", where=where, remedy="name another path"

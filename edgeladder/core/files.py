@@ -12,6 +12,7 @@ from typing import Any
 from edgeladder.core import disk
 from edgeladder.core.failures import known_failure
 from edgeladder.core.ownership import Kind, require_ours
+from edgeladder.core.plain_files import open_plain, read_plain
 from edgeladder.core.printable import json_text
 
 _HASH_BLOCK_BYTES = 1 << 20
@@ -19,11 +20,11 @@ _NEW, _OLD = ".new", ".old"  # ends of names, after the process id, while a fold
 
 
 def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file, read in 1 MiB blocks so that memory does not grow with it."""
+    """Hex SHA-256 of a plain file, read in 1 MiB blocks so that memory does not grow with it."""
     import hashlib  # here, because OpenSSL costs the waiting supervisor 5 MB
 
     digest = hashlib.sha256()
-    with open(path, "rb") as stream:
+    with open_plain(path) as stream:
         while block := stream.read(_HASH_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
@@ -162,9 +163,9 @@ def read_json(path: Path) -> Any:
     """Parse a JSON file (UTF-8).
 
     Raises:
-        ValueError: not JSON, or nested deeper than the parser goes.
+        ValueError: not JSON, nested deeper than the parser goes, no plain file, or above 256 MiB.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(read_plain(path).decode("utf-8"))
     except RecursionError:
         raise ValueError("nested too deeply") from None

@@ -24,6 +24,7 @@ from edgeladder.core import disk
 from edgeladder.core.errors import ConfigError, IntegrityError
 from edgeladder.core.failures import known_failure
 from edgeladder.core.files import read_json, write_json
+from edgeladder.core.plain_files import LARGEST_KEYS_BYTES, read_plain
 from edgeladder.core.records import from_json, to_json
 from edgeladder.core.trusted_keys import PublicKey, parse_key, pinned_keys
 
@@ -165,7 +166,7 @@ _AGAIN = "copy it again from where it was signed, or sign it anew"
 
 
 def _message(folder: Path, kind: Kind) -> bytes:
-    return f"edgeladder {kind} 1\0".encode() + (folder / SIGNED[kind]).read_bytes()
+    return f"edgeladder {kind} 1\0".encode() + read_plain(folder / SIGNED[kind])
 
 
 def _library(name: str) -> Any:
@@ -190,7 +191,7 @@ def _public_half(private: Any) -> PublicKey:
 def _private_key(path: Path) -> Any:
     try:
         status = path.stat()
-        content = path.read_bytes() if stat.S_ISREG(status.st_mode) else b""
+        content = read_plain(path, most=LARGEST_KEYS_BYTES)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"cannot read the key: {error}",

@@ -26,6 +26,7 @@ import numpy as np
 from edgeladder.core import disk
 from edgeladder.core.errors import IntegrityError
 from edgeladder.core.files import replacing
+from edgeladder.core.plain_files import NotPlainError, open_plain
 
 Array = np.ndarray
 
@@ -140,7 +141,7 @@ def is_intact(path: Path) -> bool:
     that cannot be read.
     """
     try:
-        with open(path, "rb", buffering=0) as stream:
+        with open_plain(path) as stream:
             block = stream.read(_BLOCK_BYTES)
             expected = stored_checksum(block)
             if expected is None:
@@ -148,7 +149,7 @@ def is_intact(path: Path) -> bool:
             checksum = zlib.crc32(with_checksum(block, 0))
             while block := stream.read(_BLOCK_BYTES):
                 checksum = zlib.crc32(block, checksum)
-    except OSError:
+    except (OSError, NotPlainError):
         return False
     return expected == checksum
 
@@ -186,7 +187,7 @@ def read_header(path: Path) -> Header:
     Raises:
         ValueError: not a whole safetensors file, or a type that numpy lacks.
     """
-    with open(path, "rb") as stream:
+    with open_plain(path) as stream:
         size = os.fstat(stream.fileno()).st_size
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or not 0 < length <= min(_HEADER_LIMIT_BYTES, size - 8):

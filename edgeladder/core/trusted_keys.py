@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeladder.core.errors import ConfigError
+from edgeladder.core.plain_files import LARGEST_KEYS_BYTES, read_plain_text
 
 VARIABLE = "EDGELADDER_TRUSTED_KEYS"
 SYSTEM_FILE = Path("/etc/edgeladder/trusted_keys")
@@ -75,7 +76,7 @@ def read_keys(path: Path) -> list[PublicKey]:
         ConfigError: unreadable, no key in it, or a line that is none.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_plain_text(path, most=LARGEST_KEYS_BYTES).splitlines()
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"cannot read trusted keys: {error}", where=str(path), remedy="name a .pub file"

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from edgeladder.core.errors import ConfigError
+from edgeladder.core.plain_files import read_plain_text
 
 # what a loader raises on text that is no YAML; PyYAML itself looks at the first letter of
 # `!!int ""` (IndexError), `!!bool x` up in a table (KeyError) and takes any `!!timestamp` for one
@@ -27,10 +28,10 @@ def read_yaml(path: Path) -> Any:
     """Parse a YAML file.
 
     Raises:
-        ConfigError: unreadable, or not YAML.
+        ConfigError: unreadable, no plain file, above 16 MiB, or not YAML.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_plain_text(path)
     except (OSError, ValueError) as error:  # absent, unreadable, not UTF-8, a NUL in its path
         raise ConfigError(
             f"cannot read YAML: {error}", where=str(path)[:300], remedy="correct the file"

@@ -19,6 +19,7 @@ from pathlib import Path
 import yaml
 
 from edgeladder.core.errors import ConfigError
+from edgeladder.core.plain_files import read_plain_text
 from edgeladder.core.yaml_text import UNREADABLE
 
 _TAKEN = {
@@ -50,7 +51,7 @@ def looks_like(path: Path) -> bool:
     if path.suffix not in (".yaml", ".yml"):
         return True  # hosts, hosts.ini: Ansible's habit; ours is always YAML by name
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Tolerant)
+        values = yaml.load(read_plain_text(path), Loader=_Tolerant)
     except UNREADABLE:
         return False  # the YAML reader says what is wrong
     return (

@@ -17,6 +17,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from edgeladder.core.errors import ConfigError
 from edgeladder.core.event_file import EventFile
 from edgeladder.core.files import storage_errors
 from edgeladder.core.locks import Tell, take_lock
+from edgeladder.core.plain_files import open_plain
 
 METRICS = "metrics.jsonl"
 
@@ -69,7 +71,7 @@ class MetricsLog:
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
     """Records of a metrics file; half a line from a power cut is passed over."""
-    with open(path, encoding="utf-8", errors="replace") as stream:
+    with TextIOWrapper(open_plain(path), encoding="utf-8", errors="replace") as stream:
         for line in stream:
             try:
                 record = json.loads(line)

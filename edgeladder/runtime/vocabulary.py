@@ -15,6 +15,7 @@ from edgeladder.core.errors import ConfigError, IntegrityError
 from edgeladder.core.inference import AskedClasses
 from edgeladder.runtime.pictures.class_names import ClassName, read_names, readable
 from edgeladder.runtime.pictures.dataset import open_data
+from edgeladder.runtime.pictures.tables import listing
 from edgeladder.runtime.towers.tokens import class_prompts
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def _read(told: str) -> tuple[list[str], Mapping[str, ClassName], list[str] | No
     if path.suffix.lower() in (".yaml", ".yml"):
         if not path.is_file():
             raise ConfigError("there is no such file", where=f"{_OPTION} {told}", remedy=_REMEDY)
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = listing(path)
         names, templates = read_names(text, where=str(path))
         return list(names), names, templates
     if told.strip() and "," not in told and path.exists():

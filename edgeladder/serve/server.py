@@ -15,6 +15,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from edgeladder.core.errors import ConfigError, Interrupted
 from edgeladder.core.inference import InferenceRequest
 from edgeladder.core.memory_record import MemoryResult
+from edgeladder.core.plain_files import NotPlainError, open_plain
 from edgeladder.jobs.service import Service
 from edgeladder.serve.application import Application
 from edgeladder.serve.doors import Doors
@@ -139,6 +140,8 @@ def _outward_address() -> str:
 def _config(application: Application, address: Address, limits: Limits) -> uvicorn.Config:
     _Protocol.head_seconds, _Protocol.most = limits.head_seconds, 2 * limits.connections
     try:
+        for path in filter(None, (address.certificate, address.key)):
+            open_plain(path).close()  # the TLS library would wait for a pipe
         config = uvicorn.Config(
             application,
             http=_Protocol,
@@ -158,9 +161,10 @@ def _config(application: Application, address: Address, limits: Limits) -> uvico
             ssl_keyfile=address.key,
         )
         config.load()
-    except OSError as error:  # ssl's errors are
+    except (OSError, NotPlainError) as error:  # ssl's errors are of the first kind
         raise ConfigError(
-            f"the certificate or its key cannot be used: {error.strerror or error}",
+            "the certificate or its key cannot be used: "
+            f"{getattr(error, 'strerror', None) or error}",
             where=address.certificate,
             remedy="name PEM files with --certificate and --key",
         ) from error

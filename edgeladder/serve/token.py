@@ -10,6 +10,7 @@ from pathlib import Path
 from edgeladder.core import disk
 from edgeladder.core.errors import ConfigError
 from edgeladder.core.files import storage_errors
+from edgeladder.core.plain_files import LARGEST_KEYS_BYTES, read_plain_text
 
 _RANDOM_BYTES = 24  # 192 bits: no number of tries finds it
 _LEAST_CHARACTERS = 16
@@ -33,7 +34,9 @@ def token_from(path: Path) -> str:
             disk.write_new(path, (new_token() + "\n").encode(), 0o600)
     if stat.S_IMODE(path.stat().st_mode) & 0o077:
         raise ConfigError("others can read this token", where=str(path), remedy=f"chmod 600 {path}")
-    return checked(path.read_text(encoding="utf-8", errors="replace").strip(), str(path))
+    with storage_errors(path):
+        text = read_plain_text(path, most=LARGEST_KEYS_BYTES, errors="replace")
+    return checked(text.strip(), str(path))
 
 
 def checked(token: str, where: str) -> str:

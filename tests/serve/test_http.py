@@ -295,6 +295,12 @@ def test_what_is_wrong_is_said_before_the_start(nano_run, tmp_path, capfd, monke
     assert "not a token" in refused(capfd, *run, "--token-file", str(loose))
     assert "cannot listen" in refused(capfd, "--run", str(nano_run), "--host", "192.0.2.7")
     assert "certificate" in refused(capfd, *run, "--certificate", str(loose))
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe, 0o600)
+    signal.alarm(60)  # ends the tests rather than wait for ever
+    assert "pipe" in refused(capfd, *run, "--certificate", str(pipe))
+    assert "pipe" in refused(capfd, *run, "--token-file", str(pipe))
+    signal.alarm(0)
     assert "no run" in refused(capfd, "--run", str(tmp_path / "nowhere"))
     monkeypatch.setenv("EDGELADDER_TOKEN", "x\ny")
     assert "not a token" in refused(capfd, *run)

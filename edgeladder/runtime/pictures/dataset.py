@@ -33,7 +33,7 @@ from edgeladder.runtime.pictures.sources import (
     UnreadableError,
     ZipSource,
 )
-from edgeladder.runtime.pictures.tables import SUFFIXES, encodable, read_rows
+from edgeladder.runtime.pictures.tables import SUFFIXES, encodable, listing, read_rows
 
 SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 UNLABELLED = "unlabelled"  # a folder of pictures for `suggest` beside the classes: none of them
@@ -228,10 +228,10 @@ def _arrange(source: FolderSource | ZipSource, *, names_beside: list[Path]) -> D
     prefix = _wrapper(source)
     pictures: list[Picture] = []
     ignored: list[str] = []
-    listing = ""
+    found = ""
     for position, name in enumerate(source.names):
         if name == prefix + FILE and isinstance(source, ZipSource):
-            listing = _listing(source, position)
+            found = _member(source, position)
         parts = name[len(prefix) :].split("/")
         if parts[0] == UNLABELLED:
             continue
@@ -245,13 +245,13 @@ def _arrange(source: FolderSource | ZipSource, *, names_beside: list[Path]) -> D
     classes = _check_classes(source, prefix, pictures)
     where = f"{source.where}: {FILE}"
     for path in names_beside:
-        if not listing and path.is_file():
-            listing, where = path.read_text(encoding="utf-8", errors="replace"), str(path)
-    names, templates = parse_names(listing, classes, where=where)
+        if not found and path.is_file():
+            found, where = listing(path), str(path)
+    names, templates = parse_names(found, classes, where=where)
     return Dataset(source.where, classes, pictures, names, templates, ignored)
 
 
-def _listing(source: ZipSource, position: int) -> str:
+def _member(source: ZipSource, position: int) -> str:
     """The text of an archive's own classes.yaml."""
     try:
         return source.read(position).decode("utf-8", "replace")
@@ -324,8 +324,7 @@ def _table(path: Path) -> Dataset:
     beside = [path.with_name(f"{path.stem}.{FILE}"), path.with_name(FILE)]
     for names_file in beside:
         if names_file.is_file():
-            listing = names_file.read_text(encoding="utf-8", errors="replace")
-            names, templates = parse_names(listing, classes, where=str(names_file))
+            names, templates = parse_names(listing(names_file), classes, where=str(names_file))
             return Dataset(str(path), classes, pictures, names, templates)
     return Dataset(str(path), classes, pictures, [readable(name) for name in classes])
 

@@ -9,6 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edgeladder.core.errors import DataError
+from edgeladder.core.plain_files import (
+    LARGEST_RECORD_BYTES,
+    LARGEST_TEXT_BYTES,
+    read_plain_text,
+)
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 
@@ -19,7 +24,7 @@ def read_rows(path: Path) -> list[tuple[str, str, str]]:
     Raises:
         DataError: a row without path or label, by its line number; an empty list.
     """
-    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    text = listing(path, encoding="utf-8-sig", most=LARGEST_RECORD_BYTES)
     rows = _json_rows(text, path) if path.suffix.lower() in SUFFIXES[2:] else _csv_rows(text, path)
     if not rows:
         raise DataError("the list is empty", where=str(path), remedy="give path,label a line")
@@ -31,6 +36,20 @@ def read_rows(path: Path) -> list[tuple[str, str, str]]:
                 remedy="write it in UTF-8, without NUL characters",
             )
     return rows
+
+
+def listing(path: Path, *, encoding: str = "utf-8", most: int = LARGEST_TEXT_BYTES) -> str:
+    """The text of a file beside or instead of pictures; what is not of its encoding is replaced.
+
+    Raises:
+        DataError: unreadable, no plain file, or larger than `most` bytes.
+    """
+    try:
+        return read_plain_text(path, most=most, encoding=encoding, errors="replace")
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"cannot read the list: {error}", where=str(path), remedy="name a plain text file"
+        ) from error
 
 
 def encodable(text: str) -> bool:
