@@ -56,6 +56,10 @@ def check(
     named = options.shipped_or(bundle)
     options.require(bundle=named, pictures=data)
     require_page(page)
+    if decisions is not None:
+        from edgeladder.core.decisions import require_undecided
+
+        require_undecided(decisions)
     request = InferenceRequest(
         command="check",
         bundle=str(named),

@@ -10,10 +10,10 @@ import csv
 import io
 from pathlib import Path
 
-from edgeladder.core.errors import DataError
+from edgeladder.core.errors import ConfigError, DataError
 from edgeladder.core.files import write_text
 from edgeladder.core.moves import Wanted
-from edgeladder.core.plain_files import LARGEST_RECORD_BYTES, read_plain_text
+from edgeladder.core.plain_files import LARGEST_RECORD_BYTES, open_plain, read_plain_text
 from edgeladder.core.review import Review
 
 COLUMNS = ("path", "label", "suggested", "decision")
@@ -22,12 +22,36 @@ SET_ASIDE = ".edgeladder/set-aside"
 _SPLITS = ("train", "validation", "val", "test")
 
 
+def require_undecided(path: Path) -> None:
+    """Refuse to write a list over anything but an earlier one that nobody has filled in.
+
+    Raises:
+        ConfigError: there is another file, or one with a person's decisions; nothing was touched.
+    """
+    if not path.exists():
+        return
+    try:
+        foreign = bool(read_decisions(path))
+        with open_plain(path) as stream:
+            foreign = foreign or stream.readline().strip() != ",".join(COLUMNS).encode()
+    except (DataError, OSError, ValueError):
+        foreign = True
+    if foreign:
+        raise ConfigError(
+            "--decisions names a file with decisions in it, or one that `check` did not write",
+            where=str(path),
+            remedy="choose another --decisions, or move away what is there",
+        )
+
+
 def write_decisions(path: Path, found: Review) -> None:
     """Write the list with no decision in it: suspects, then pictures that are in two classes.
 
     Raises:
+        ConfigError: what is there is not such a list, or somebody has filled it in.
         StorageError: the disk is full.
     """
+    require_undecided(path)  # again: looking through the pictures took its time
     rows = {item.path: (item.label, item.suggested) for item in found.suspects}
     for group in found.duplicates:
         if group.across_classes:

@@ -127,6 +127,10 @@ class Journal:
         return [(Arrival(*row[:3]), row[3]) for row in rows]
 
     def _open(self) -> None:
+        if self.out.exists() and not self.out.is_file():  # nothing is read back from a pipe
+            raise ConfigError(
+                "no plain file to write lines to", where=str(self.out), remedy="name another --out"
+            )
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         self._descriptor = os.open(self.out, flags, 0o644)
         size = os.fstat(self._descriptor).st_size

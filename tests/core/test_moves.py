@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -157,6 +158,23 @@ def test_a_list_decides_nothing_until_it_is_filled_in(tmp_path):
         Wanted("train/a/1,\n.jpg", "train/b"),
         Wanted("train/b/x.jpg", ".edgeladder/set-aside/train/b"),
     ]
+
+
+def test_a_list_replaces_an_empty_one_of_its_own_and_nothing_else(tmp_path):
+    path = tmp_path / "d.csv"
+    write_decisions(path, a_review())
+    empty = path.read_bytes()
+    write_decisions(path, a_review())
+    filled = empty.replace(b",a,b,\n", b",a,b,b\n")
+    os.mkfifo(tmp_path / "pipe")
+    for content in (filled, b"path,label\na.jpg,a\n", b"", b"path,decision\na,\n", b"\xff"):
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match="--decisions"):
+            write_decisions(path, a_review())
+        assert path.read_bytes() == content
+    for place in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(ConfigError, match="--decisions"):
+            write_decisions(place, a_review())
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,16 @@ def test_a_line_that_does_not_fit_is_not_half_there(tmp_path, monkeypatch):
     journal.close()
 
 
+@pytest.mark.parametrize("there", ["/dev/null", "pipe", "/"])
+def test_answers_go_into_plain_files_only(tmp_path, there):
+    from edgeladder.core.errors import ConfigError
+
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "a.csv").symlink_to(tmp_path / there)
+    with pytest.raises(ConfigError, match="no plain file"):
+        Journal(tmp_path / "a.csv")
+
+
 def test_a_file_of_another_making_is_not_written_to(tmp_path):
     from edgeladder.core.errors import DataError
 

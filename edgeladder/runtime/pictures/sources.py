@@ -12,6 +12,7 @@ import struct
 import zipfile
 import zlib
 from array import array
+from collections import Counter
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +21,7 @@ from edgeladder.core.errors import DataError
 _LOCAL_HEADER_BYTES = 30
 _LOCAL_SIGNATURE = b"PK\x03\x04"
 _ENCRYPTED = 0x1
+_MOST_WAYS = 100  # to one folder over links; two links in each of 40 folders would be 2^40
 _LARGEST_PICTURE_BYTES = 256 << 20  # a file beyond this is no picture a small box should open
 
 
@@ -49,7 +51,12 @@ class FolderSource:
         self._walk()
 
     def _walk(self) -> None:
-        """List everything below, a folder's content where the folder stands."""
+        """List everything below, a folder's content where the folder stands.
+
+        Raises:
+            DataError: a folder cannot be listed, or links lead to one in more ways than 100.
+        """
+        ways: Counter[tuple[int, int] | None] = Counter()
         open_folders = [("", _identity(self.root), iter(self._entries("")))]
         while open_folders:
             below, _, entries = open_folders[-1]
@@ -66,6 +73,13 @@ class FolderSource:
             found = _identity(self.root / name)
             if found in [identity for _, identity, _ in open_folders]:
                 continue  # a link to a folder that it lies in: everything is listed already
+            ways[found] += 1
+            if ways[found] > _MOST_WAYS:
+                raise DataError(
+                    f"links lead to one and the same folder in more than {_MOST_WAYS} ways",
+                    where=str(self.root / name)[:300],
+                    remedy="remove links: its pictures would be listed each time",
+                )
             self.folders.append(name)
             open_folders.append((name + "/", found, iter(self._entries(name))))
 

@@ -258,6 +258,30 @@ def test_a_linked_class_is_a_class(make_folder: Make, tmp_path: Path) -> None:
     assert [p.path for p in open_data(folder).pictures] == ["hat/1.png", "shirt/1.png"]
 
 
+def test_links_that_multiply_pictures_are_refused(make_folder: Make, tmp_path: Path) -> None:
+    """Two links in each of forty folders to the next: no circle, and 2^40 pictures."""
+    folder = make_folder({"hat/0.png": None, "shirt/0.png": None})
+    places = [tmp_path / f"beside{number}" for number in range(40)]
+    for place, following in zip([folder / "hat", *places], places, strict=False):
+        following.mkdir()
+        for name in ("a", "b"):
+            (place / name).symlink_to(following, target_is_directory=True)
+    with pytest.raises(DataError, match="in more than 100 ways") as caught:
+        open_data(folder)
+    assert "remove links" in str(caught.value)
+
+
+def test_a_folder_that_is_linked_to_by_many_classes_is_in_each(
+    make_folder: Make, tmp_path: Path
+) -> None:
+    folder = make_folder({f"class{number}/0.png": None for number in range(90)})
+    (tmp_path / "shared").mkdir()
+    (folder / "class0/0.png").rename(tmp_path / "shared/1.png")
+    for number in range(90):
+        (folder / f"class{number}/more").symlink_to(tmp_path / "shared", target_is_directory=True)
+    assert len(open_data(folder).pictures) == 89 + 90
+
+
 def test_folders_nested_deeper_than_python_calls(make_folder: Make) -> None:
     """A thousand folders in each other are listed like any."""
     folder = make_folder({"hat/0.png": None})
