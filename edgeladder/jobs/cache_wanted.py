@@ -21,12 +21,12 @@ from edgeladder.runtime.cache.prune import Wanted
 from edgeladder.runtime.cache.selection import Selection
 from edgeladder.runtime.cache.store import sample_key
 from edgeladder.runtime.pictures.dataset import open_data
+from edgeladder.runtime.pictures.reduction import SCALES
 from edgeladder.runtime.pictures.sources import UnreadableError
 from edgeladder.runtime.pictures.views import VERSION
 from edgeladder.runtime.run_folder import run_request
 
 _DTYPES: tuple[TapDtype, ...] = get_args(TapDtype)
-_SCALES = (1, 2, 4, 8)  # by which a JPEG may have been reduced to fit a budget
 
 
 @dataclass
@@ -129,5 +129,5 @@ def _keys(places: Sequence[Path], views: int, strict: int) -> Iterator[bytes]:
             except UnreadableError:
                 continue
             for view in range(views + 1):
-                for scale in _SCALES:
+                for scale in SCALES:
                     yield sample_key(digest, view, VERSION, scale=scale)

@@ -22,6 +22,7 @@ from edgeladder.runtime.cache.store import ActivationCache, sample_key
 from edgeladder.runtime.classifier import Classifier, InferenceSizes
 from edgeladder.runtime.logits import Activations
 from edgeladder.runtime.pictures.dataset import SPLITS, Dataset, Picture, open_data, split
+from edgeladder.runtime.pictures.reduction import large_scale
 from edgeladder.runtime.pictures.sources import UnreadableError
 from edgeladder.runtime.run_folder import run_request
 from edgeladder.runtime.scoring import Score
@@ -193,7 +194,7 @@ def _judge_batch(
     for row in rows[: len(pictures) - rows.start]:
         try:
             content = classifier.read(pictures[row])
-            place = _find(store, content)
+            place = _find(store, content, classifier.bundle.manifest.preprocess.size)
             if place is not None:
                 places[row] = place
             else:
@@ -213,13 +214,17 @@ def _judge_batch(
     return batch
 
 
-def _find(store: ActivationCache | None, content: bytes) -> int | None:
+def _find(store: ActivationCache | None, content: bytes, side: int) -> int | None:
     """A picture's place in the cache; None where it is not there."""
     if store is None:
         return None
-    key = sample_key(hashlib.sha256(content).digest())
-    place = int(store.find(np.frombuffer(key, np.uint8)[None])[0])
-    return place if place >= 0 else None
+    digest = hashlib.sha256(content).digest()
+    for scale in dict.fromkeys((1, large_scale(content, side))):
+        key = sample_key(digest, scale=scale)
+        place = int(store.find(np.frombuffer(key, np.uint8)[None])[0])
+        if place >= 0:
+            return place
+    return None
 
 
 def _from_cache(

@@ -25,6 +25,7 @@ from edgeladder.runtime.evaluation import (
     same_place,
 )
 from edgeladder.runtime.pictures.dataset import open_data
+from edgeladder.runtime.pictures.reduction import SCALES
 from edgeladder.runtime.pictures.sources import UnreadableError
 from edgeladder.runtime.run_folder import run_request
 
@@ -86,7 +87,7 @@ def judge_each(
                 label=picture.label,
                 predicted=classifier.classes[int(labels[row])],
                 probability=round(float(chances[row]), 6),
-                trained_on=sample_key(content) in trained,
+                trained_on=any(sample_key(content, scale=scale) in trained for scale in SCALES),
             )
         )
     return Judgements(

@@ -61,8 +61,8 @@ def sample_key(content_digest: bytes, view: int = 0, version: str = "", *, scale
     """A sample's key: its content's SHA-256, and the view with its augmentation's version.
 
     Args:
-        scale: by what a picture's sides were divided to decode it within a budget: it gives
-            slightly other activations than the whole one, and is never taken for it.
+        scale: by what a picture's sides were divided while it was decoded: it gives slightly
+            other activations than the whole one, and is never taken for it.
     """
     if scale > 1:
         content_digest += f"1:{scale} ".encode()

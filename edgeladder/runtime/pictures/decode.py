@@ -1,5 +1,6 @@
 """Picture bytes -> the square the tower sees, exactly as open_clip's evaluation transform does.
 
+But for large JPEGs, which libjpeg reduces on the way (`reduction`).
 Two steps, so that a picture can wait on disk as 8-bit pixels: `decode_square` (open, rotate,
 resize, crop) and `normalize` (scale, mean, deviation). What open_clip leaves undefined or to
 chance (palettes, 16-bit, EXIF rotation, pictures that would fill the memory) is settled here.
@@ -19,13 +20,13 @@ import numpy as np
 from PIL import Image
 
 from edgeladder.runtime.pictures.decode_cost import WIDEST_RESIZED_PIXELS, decode_bytes
+from edgeladder.runtime.pictures.reduction import FEWEST_SIDES, SCALES, large_scale
 from edgeladder.runtime.pictures.sources import UnreadableError
 
 if TYPE_CHECKING:
     from edgeladder.core.manifest import PreprocessRecord
 
 EXACT_PIXELS = 4096 * 4096  # 67 MB decoded; beyond it a JPEG is decoded at 1/2, 1/4 or 1/8
-_SMALLEST_DRAFT = 4  # times the tower's square: a reduced decode keeps at least that many pixels
 RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
@@ -141,7 +142,7 @@ def open_picture(
 def decoding_scale(
     content: bytes, size: int, *, max_pixels: int, max_bytes: int | None, view: bool
 ) -> int:
-    """1, or by what `open_picture` divides a JPEG's sides within these limits.
+    """1, or by what `open_picture` divides a JPEG's sides: it is large, or memory is short.
 
     Raises:
         UnreadableError: not a picture, or too large to decode.
@@ -213,13 +214,13 @@ def _format(content: bytes) -> str | None:
 
 
 def _scale(image: Image.Image, content: bytes, size: int, limits: _Limits) -> int:
-    """By what a JPEG's sides are divided to fit the limits; refuses what cannot be made to."""
-    full, scale = image.size, 1
+    """By what a JPEG's sides are divided: because it is large, and until it fits the limits."""
+    full, scale = image.size, large_scale(content, size)
     needed = partial(decode_bytes, image, content, side=size, view=limits.view)
     reducible = image.format in ("JPEG", "MPO")
     while not _fits(full, scale, needed, limits):
         scale *= 2
-        if not reducible or scale > 8 or min(full) < _SMALLEST_DRAFT * size * scale:
+        if not reducible or scale > SCALES[-1] or min(full) < FEWEST_SIDES * size * scale:
             break
     else:
         return scale

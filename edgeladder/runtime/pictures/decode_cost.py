@@ -8,6 +8,7 @@ are the highest that `tests/runtime/data/test_decode_cost.py` lets stand against
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -88,23 +89,42 @@ def _strip(image: Any, channels: int) -> int:
 
 def several_scans(content: bytes) -> bool:
     """Whether a JPEG's coefficients come in more than one scan: progressive or not interleaved."""
-    place, components = 2, 0
-    while place + 4 <= len(content):
-        if content[place] != 0xFF:
-            return True  # lost: count the worse
-        marker = content[place + 1]
-        if marker == 0xFF or marker in _BARE:
-            place += 1 if marker == 0xFF else 2
-            continue
-        length = int.from_bytes(content[place + 2 : place + 4], "big")
+    components = 0
+    for marker, place in _segments(content):
         if marker in _FRAMES:
             if marker not in (0xC0, 0xC1, 0xC9):  # baseline, extended; the same, arithmetic
                 return True
             components = content[place + 9] if place + 9 < len(content) else 0
         elif marker == 0xDA:
             return place + 4 < len(content) and content[place + 4] < components
-        place += 2 + length
-    return True
+    return True  # lost: count the worse
+
+
+def jpeg_frame(content: bytes) -> tuple[int, int] | None:
+    """A JPEG's width and height by its frame header; None where there is none, or no JPEG."""
+    if not content.startswith(b"\xff\xd8\xff"):
+        return None
+    for marker, place in _segments(content):
+        if marker in _FRAMES:
+            if place + 9 > len(content):
+                return None
+            height, width = (
+                int.from_bytes(content[place + at : place + at + 2], "big") for at in (5, 7)
+            )
+            return (width, height) if width and height else None
+    return None
+
+
+def _segments(content: bytes) -> Iterator[tuple[int, int]]:
+    """A JPEG's markers with a length, each with its place, until what is not one."""
+    place = 2
+    while place + 4 <= len(content) and content[place] == 0xFF:
+        marker = content[place + 1]
+        if marker == 0xFF or marker in _BARE:
+            place += 1 if marker == 0xFF else 2
+            continue
+        yield marker, place
+        place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
 
 
 def _resized(size: tuple[int, int], side: int) -> int:

@@ -26,6 +26,7 @@ from edgeladder.runtime.cache.working_folder import remove_working_folder, worki
 from edgeladder.runtime.pictures.dataset import Dataset, Picture
 from edgeladder.runtime.pictures.decode import EXACT_PIXELS
 from edgeladder.runtime.pictures.decode_watch import DecodeWatch
+from edgeladder.runtime.pictures.reduction import large_scale
 from edgeladder.runtime.pictures.sources import UnreadableError
 from edgeladder.runtime.pictures.views import VERSION
 from edgeladder.runtime.towers.class_run import ClassRun, prompts_key
@@ -182,10 +183,10 @@ def looked_up(
             except UnreadableError:
                 return None
             most_bytes -= len(content)
-            digest = hashlib.sha256(content).digest()
-            keys.append([sample_key(digest, view, VERSION) for view in range(views + 1)])
-            if most_bytes < 0 or any(key not in store for key in keys[-1]):
+            found = _cached_keys(store, content, bundle.manifest.preprocess.size, views)
+            if most_bytes < 0 or found is None:
                 return None
+            keys.append(found)
     selection = _selection(dataset, wanted, templates, text_keys, [], keys)
     selection.arithmetic = arithmetic
     return PrecomputeResult(
@@ -195,6 +196,21 @@ def looked_up(
         seconds=time.perf_counter() - between,
         text_seconds=between - started,
     )
+
+
+def _cached_keys(
+    store: ActivationCache, content: bytes, side: int, views: int
+) -> list[bytes] | None:
+    """Keys of a picture's views 0..n, as `PictureRun` finds them; None where one is not there."""
+    digest, found = hashlib.sha256(content).digest(), []
+    scales = dict.fromkeys((1, large_scale(content, side)))
+    for view in range(views + 1):
+        keys = (sample_key(digest, view, VERSION, scale=scale) for scale in scales)
+        key = next((key for key in keys if key in store), None)
+        if key is None:
+            return None
+        found.append(key)
+    return found
 
 
 def writable_store(

@@ -22,6 +22,7 @@ from edgeladder.runtime.cache.store import ActivationCache, sample_key
 from edgeladder.runtime.pictures.dataset import Picture
 from edgeladder.runtime.pictures.decode import EXACT_PIXELS, decoding_scale, normalize
 from edgeladder.runtime.pictures.decode_watch import DecodeWatch
+from edgeladder.runtime.pictures.reduction import large_scale
 from edgeladder.runtime.pictures.sources import UnreadableError
 from edgeladder.runtime.pictures.views import VERSION, view_square
 from edgeladder.runtime.towers.runner import TowerRunner, TowerSizes
@@ -61,14 +62,12 @@ class _Group:
         self._spill = SpillFile(path)
         self._preprocess = preprocess
         self.keys: list[bytes] = []
-
-    @property
-    def count(self) -> int:
-        return len(self.keys)
+        self.count = 0
 
     def append(self, key: bytes, square: np.ndarray) -> None:
         self._spill.append(square[None])
         self.keys.append(key)
+        self.count += 1
 
     def read(self, start: int, stop: int) -> np.ndarray:
         return normalize(self._spill.read(start, stop), self._preprocess)
@@ -199,14 +198,15 @@ class PictureRun:
         )
 
     def _key(self, content: bytes, digest: bytes, view: int) -> bytes:
-        """Of the whole picture where that is there or fits; else of what the budget makes of it.
+        """Of the picture as it is decoded where it fits, or is cached; else as the budget makes it.
 
         Raises:
             UnreadableError: not a picture, or too large for the budget at any scale.
         """
-        whole = sample_key(digest, view, VERSION)
-        if self._has(whole):
-            return whole
+        for scale in dict.fromkeys((1, large_scale(content, self._preprocess.size))):
+            key = sample_key(digest, view, VERSION, scale=scale)
+            if self._has(key):
+                return key
         guard, size = self._guard, self._preprocess.size
         scale = decoding_scale(
             content,

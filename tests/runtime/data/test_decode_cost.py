@@ -19,6 +19,7 @@ from PIL import Image, features
 from edgeladder.core.manifest import PreprocessRecord
 from edgeladder.runtime.pictures.decode import decode_square
 from edgeladder.runtime.pictures.decode_cost import decode_bytes, several_scans
+from edgeladder.runtime.pictures.reduction import large_scale
 from edgeladder.runtime.pictures.sources import UnreadableError
 
 SIDE = 224
@@ -113,7 +114,9 @@ def formats() -> dict[str, bytes]:
 
 def needed(content: bytes, *, view: bool) -> int:
     with Image.open(io.BytesIO(content)) as image:
-        return decode_bytes(image, content, image.size, side=SIDE, view=view)
+        scale = large_scale(content, SIDE)
+        size = (-(-image.width // scale), -(-image.height // scale))
+        return decode_bytes(image, content, size, side=SIDE, view=view)
 
 
 def test_no_format_takes_more_than_its_header_says(tmp_path: Path) -> None:
