@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from conftest import encode, noise
 from PIL import Image
-from test_precompute import fill
 from tiny_tower import TinyBundle
 
 from edgeladder.core.manifest import PreprocessRecord
@@ -19,6 +18,7 @@ from edgeladder.runtime.pictures.decode import decode_square, square_of
 from edgeladder.runtime.pictures.decode_cost import jpeg_frame
 from edgeladder.runtime.pictures.reduction import large_scale
 from edgeladder.runtime.towers.fill_cache import Wanted, looked_up
+from tests.runtime.data.test_precompute import fill
 
 SIDE = 224
 

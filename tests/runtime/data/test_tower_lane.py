@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import encode, noise
-from test_precompute import FILES, SIZES, WHOLE, Make, fill
 from tiny_tower import TinyBundle
 
 from edgeladder.core.errors import DataError, IntegrityError
 from edgeladder.runtime.towers import picture_run
 from edgeladder.runtime.towers.runner import TowerRunner
 from edgeladder.runtime.towers.tower_lane import TowerLane
+from tests.runtime.data.test_precompute import FILES, SIZES, WHOLE, Make, fill
 
 _PATIENCE = 30.0  # seconds until a test gives up
 
