@@ -8,8 +8,10 @@ from edgeladder.budget.policy import FEWEST_HEAD_PICTURES
 from edgeladder.budget.workload import Workload
 
 _WINDOW = 64  # pictures read at a time
+_KNOWN_BLOCK = 128  # known pictures compared with all others at a time
 _AT_ONCE = 0.85
 _CODE = 29_000_000  # of numpy and its linear algebra, float32 too, and its threads' buffers
+_COMPARING_CODE = 6_000_000  # the same of comparing known pictures, where no head was fitted
 _FULL = ("kernel", "blend")  # these read every tap; gda and proker the final embedding alone
 
 
@@ -64,8 +66,8 @@ def answer_bytes(workload: Workload, pictures: int) -> tuple[float, float]:
     """Bytes while temperature and known pictures are fitted, and of what is kept until it is saved.
 
     Held-out logits of the head's pictures are there in float64, three times more while they are
-    divided; known pictures' rows in fp16 and twice in float32, with every cosine of two of them
-    three times.
+    divided. Known pictures' rows are kept in fp16; all features of a window are there while they
+    are gathered, and then rows in float32 and cosines of a block with all others.
     """
     held = 32.0 * pictures * workload.classes
     count = workload.known_pictures
@@ -76,7 +78,10 @@ def answer_bytes(workload: Workload, pictures: int) -> tuple[float, float]:
     # as `runtime.known` reads them: before the projection, else the last tap and the embedding
     width = widths[-1] if manifest.ladder.image_inputs else widths[-1] + widths[0]
     kept = 2.0 * count * width
-    return max(held, 5.0 * kept + 12.0 * count**2), kept
+    gathering = 10.0 * sum(widths) * min(count, _WINDOW)
+    comparing = 12.0 * _KNOWN_BLOCK * width + 8.0 * _KNOWN_BLOCK * count
+    stays = kept if workload.head_pictures and workload.head != "none" else kept + _COMPARING_CODE
+    return max(held, kept + max(gathering, comparing)), stays
 
 
 def _widths(workload: Workload, *, every: bool = False) -> list[int]:

@@ -13,7 +13,13 @@ from typing import Any
 
 from edgeladder.budget.costs import COSTS
 from edgeladder.budget.head_costs import answer_bytes, head_bytes, head_pictures
-from edgeladder.budget.policy import CHUNKS, EVALUATE_CHUNKS, KEEP_BYTES
+from edgeladder.budget.policy import (
+    CHUNKS,
+    EVALUATE_CHUNK,
+    EVALUATE_CHUNKS,
+    EVALUATE_WINDOW,
+    KEEP_BYTES,
+)
 from edgeladder.budget.windows import Windows
 from edgeladder.budget.workload import (
     Asked,
@@ -26,6 +32,8 @@ from edgeladder.budget.workload import (
 )
 from edgeladder.core.plan import MachineBaseline, PhasePlan
 
+_COUNT_BYTES = 3  # of a pair of classes: a count of 16 bits, and of 8 before it grew
+_CLASS_RECORD = 1_200  # of a class's accuracies and intervals, as Python's dict
 _EVALUATED = ("encode_image", "encode_text")
 
 
@@ -121,8 +129,9 @@ def _train_phase(
     text_taps = classes * tap_bytes(manifest, "text")
     # one side's window at a time where chunked, both at once where not
     inputs = max(image_taps, text_taps) if windows else image_taps + text_taps
-    # embeddings and their gradients stay whole even where taps come in windows
-    embeddings = 4 * 4 * width * (workload.batch + workload.classes)
+    # as read, as tuned and as gradient; of classes in windows all are there only as tuned
+    # embeddings, whose place their gradient takes
+    embeddings = 4 * width * (4 * workload.batch + (1 if windows else 4) * workload.classes)
     logits = 4 * 4 * workload.batch * workload.classes
     used = windows.graphs(hold) if windows else (mode,)
     activation = activation_bytes(workload, used, images, classes)
@@ -199,8 +208,8 @@ def evaluate_phases(
             "baseline": baseline.settled_bytes + COSTS.hot_code,
             "graphs": graph_bytes(workload, _EVALUATED) + 2 * COSTS.session,
             "parameters": 8.0 * count,
-            "inputs": chunk * max(tap_bytes(manifest, "image"), tap_bytes(manifest, "text"))
-            + 8 * manifest.model.embedding_dim * workload.classes,
+            "inputs": chunk * max(tap_bytes(manifest, "image"), tap_bytes(manifest, "text")),
+            "classes": _judged_classes_bytes(workload),
             "activations": activation_bytes(workload, _EVALUATED, chunk, chunk),
             "cache": COSTS.cache_reader + _places_bytes(workload),
             "heap": COSTS.heap,
@@ -213,6 +222,19 @@ def evaluate_phases(
         parts["head"] = max(judging, fitting - later, judging + answering - later, 0.0)
         _add_start(parts, baseline, COSTS.evaluate_start)
         yield phase_of(parts, chunk=chunk, head_pictures=pictures or None)
+
+
+def _judged_classes_bytes(workload: Workload) -> float:
+    """What an evaluation holds of all classes: tuned embeddings, and the larger of two moments.
+
+    While the temperature is fitted, logits of a window of pictures four times; while pictures are
+    judged, those of a chunk, who was taken for whom, and what is said of each class.
+    """
+    classes, width = float(workload.classes), int(workload.manifest.model.embedding_dim)
+    logits = 16 * classes
+    fitting = logits * min(workload.pictures, EVALUATE_WINDOW)
+    judging = logits * EVALUATE_CHUNK + _COUNT_BYTES * classes**2 + _CLASS_RECORD * classes
+    return 4 * width * classes + max(fitting, judging)
 
 
 def _add_start(parts: dict[str, float], baseline: MachineBaseline, more: float = 0.0) -> None:

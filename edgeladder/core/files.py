@@ -13,7 +13,7 @@ from edgeladder.core import disk
 from edgeladder.core.failures import known_failure
 from edgeladder.core.ownership import Kind, require_ours
 from edgeladder.core.plain_files import open_plain, read_plain
-from edgeladder.core.printable import json_text
+from edgeladder.core.printable import json_parts
 
 _HASH_BLOCK_BYTES = 1 << 20
 _NEW, _OLD = ".new", ".old"  # ends of names, after the process id, while a folder is built
@@ -90,7 +90,10 @@ def write_text(path: Path, content: str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write readable JSON atomically, keys in the order given."""
-    write_text(path, json_text(content) + "\n")
+    with replacing(path) as temporary, disk.create(temporary) as stream:
+        for part in json_parts(content):
+            stream.write(part.encode("utf-8"))
+        stream.write(b"\n")
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 # C0 without tab and newline, DEL and C1, direction marks, line separators, surrogates, tags
@@ -19,6 +20,7 @@ _STEERS = (
 )
 _TEXT = re.compile(f"[{_STEERS}]")
 _LINE = re.compile(f"[{_STEERS}\t\n]")
+_PART = 1 << 16  # characters of JSON made at a time
 
 
 def printable(text: object) -> str:
@@ -38,6 +40,19 @@ def json_text(values: Any, *, indent: int | None = 2, allow_nan: bool = True) ->
     character itself: nothing is lost.
     """
     return printable(json.dumps(values, indent=indent, ensure_ascii=False, allow_nan=allow_nan))
+
+
+def json_parts(values: Any) -> Iterator[str]:
+    """What `json_text` gives, a part at a time: a long one is never in memory whole."""
+    encoder = json.JSONEncoder(indent=2, ensure_ascii=False)
+    waiting, held = list[str](), 0
+    for token in encoder.iterencode(values):
+        waiting.append(token)
+        held += len(token)
+        if held >= _PART:
+            yield printable("".join(waiting))
+            waiting, held = [], 0
+    yield printable("".join(waiting))
 
 
 def _escape(match: re.Match[str]) -> str:

@@ -71,6 +71,7 @@ def score(order: PhaseOrder, control: Control) -> tuple[Outcome, EvaluateResult 
     told_known: KnownRecord | None = None
     if job.profile.head.known:
         told_known, adapter.known_arrays = known_pictures(reader, chunk=chunk, seed=job.seed)
+        release_startup_memory()  # what comparing pictures took: it is not needed again
     calibration = calibrate(left_out, engine, reader, logits, chunk=chunk, seed=job.seed)
     del left_out
     logits = logits.at(calibration.temperature)
@@ -86,7 +87,14 @@ def score(order: PhaseOrder, control: Control) -> tuple[Outcome, EvaluateResult 
 
     notable = Notable(selection.classes)
     evaluation = evaluate_cached(
-        engine, logits, told(), selection.classes, split=side, chunk=chunk, watch=notable.add
+        engine,
+        logits,
+        told(),
+        selection.classes,
+        split=side,
+        chunk=chunk,
+        watch=notable.add,
+        to_write=True,
     )
     write_json(run.folder / "evaluation.json", {**evaluation, "pictures": notable.to_json()})
     return "done", EvaluateResult(

@@ -77,8 +77,12 @@ def from_held_out(logits: Array, labels: Array, expected: float) -> CalibrationR
 
 
 def from_spread(logits: Array) -> CalibrationRecord:
-    """A temperature of logits (n, C) of the pictures they were fitted on: these say their scale."""
-    spread = float((logits - logits.mean(axis=1, keepdims=True)).std())
+    """A temperature of logits (n, C) of the pictures they were fitted on: these say their scale.
+
+    They are of no use afterwards: of many classes even one copy is large.
+    """
+    logits -= logits.mean(axis=1, keepdims=True)
+    spread = float(logits.std())
     return CalibrationRecord(temperature=max(SPREAD * spread, _LEAST))
 
 

@@ -15,7 +15,7 @@ fewer strangers found.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -39,6 +39,7 @@ REFUSED = 0.05  # of known pictures, at most
 _COUNTED = 60  # scores: of fewer, 5 % are too few to count off, and their spread must say
 _QUANTILE = 1.6448536269514722  # of the normal distribution: 95 % lie below
 _FIRST = (6.313752, 2.919986, 2.353363, 2.131847)  # Student's t for 1 to 4 degrees of freedom
+_BLOCK = 128  # rows that are compared at a time
 ROWS = "support"  # the array's name in an adapter
 
 
@@ -110,21 +111,49 @@ def fit_known(batches: Iterable[StepInputs], *, chunk: int = 64) -> tuple[KnownR
             extra = {name: rows[window] for name, rows in inputs.image_extra.items()}
             features = Activations(given.taps, given.embedding, extra).features()
             parts.append(_unit(features, reads).astype(np.float16))
-    rows = np.concatenate(parts)
-    scores = left_out_scores(_unit_rows(rows), NEIGHBOURS)
+    rows = _joined(parts)
+    scores = left_out_scores(rows, NEIGHBOURS, _unit_rows)
     threshold = choose_threshold(scores)
     return KnownRecord(
         threshold=threshold, neighbours=NEIGHBOURS, reads=reads, pictures=len(scores)
     ), rows
 
 
-def left_out_scores(rows: Array, neighbours: int) -> Array:
-    """Every unit row's score among the others, (n,); none of a single row."""
-    if len(rows) < 2:
+def _joined(parts: list[Array]) -> Array:
+    """Parts under one another, each let go once it is copied: they are as large as the whole."""
+    rows = np.empty((sum(map(len, parts)), parts[0].shape[1]), parts[0].dtype)
+    stop = len(rows)
+    while parts:
+        part = parts.pop()
+        rows[stop - len(part) : stop] = part
+        stop -= len(part)
+    return rows
+
+
+def left_out_scores(
+    rows: Array, neighbours: int, read: Callable[[Array], Array] = lambda stored: stored
+) -> Array:
+    """Every unit row's score among the others, (n,); none of a single row.
+
+    Args:
+        rows: (n, W).
+        neighbours: whose mean it is.
+        read: makes unit rows of some of them, which are wide: all at once are more than the rest.
+    """
+    count = len(rows)
+    if count < 2:
         return np.zeros(0)
-    likeness = rows @ rows.T
-    likeness[np.diag_indices_from(likeness)] = -np.inf
-    return nearest(likeness, min(neighbours, len(rows) - 1))
+    scores = []
+    for start in range(0, count, _BLOCK):
+        own = read(rows[start : start + _BLOCK])
+        likeness = np.empty((len(own), count), own.dtype)
+        for other in range(0, count, _BLOCK):
+            window = slice(other, other + _BLOCK)
+            likeness[:, window] = own @ (own if other == start else read(rows[window])).T
+        places = np.arange(len(own))
+        likeness[places, start + places] = -np.inf
+        scores.append(nearest(likeness, min(neighbours, count - 1)))
+    return np.concatenate(scores)
 
 
 def choose_threshold(scores: Array, share: float = REFUSED) -> float:

@@ -32,9 +32,11 @@ import numpy as np
 
 if TYPE_CHECKING:
     from edgeladder.core.manifest import ModelRecord
-    from edgeladder.runtime.engine.protocol import StepInputs
+    from edgeladder.runtime.engine.protocol import Rows, StepInputs
 
 Array = np.ndarray
+
+_CLASS_WINDOW = 256  # classes whose stored embeddings are read at a time
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Activations:
 class ClassEmbeddings:
     """Every class as CLIP and as the ladder embed it, (C, D) at unit length each."""
 
-    zero_shot: Array
+    zero_shot: Rows  # an array, or read from the cache a window at a time
     tuned: Array
 
 
@@ -125,9 +127,15 @@ class ClassLogits:
         """The same, brought to scale by a temperature."""
         return replace(self, temperature=temperature)
 
-    def similarity(self, pictures: Array, classes: Array) -> Array:
+    def similarity(self, pictures: Array, classes: Rows) -> Array:
         """Logits (n, C) of picture embeddings (n, D) against class embeddings (C, D)."""
-        return np.asarray(self.scale * (pictures @ classes.T) + self.bias)
+        if isinstance(classes, np.ndarray):
+            return np.asarray(self.scale * (pictures @ classes.T) + self.bias)
+        logits = np.empty((len(pictures), len(classes)), np.float32)
+        for start in range(0, len(classes), _CLASS_WINDOW):
+            window = slice(start, start + _CLASS_WINDOW)
+            logits[:, window] = self.similarity(pictures, classes[window])
+        return logits
 
     def tuned(self, encoder: PictureEncoder, given: Activations, classes: Array) -> Array:
         """The ladder's own logits (n, C) against tuned class embeddings (C, D)."""
@@ -185,12 +193,11 @@ def windows(
 
 def class_embeddings(encoder: ClassEncoder, inputs: StepInputs, chunk: int) -> ClassEmbeddings:
     """Every class of a batch's inputs, encoded `chunk` at a time."""
-    count = len(inputs.text_embedding)
-    tuned = [
-        encoder.encode_text(
-            inputs.text_taps(start, min(start + chunk, count)),
-            inputs.text_embedding[start : start + chunk],
+    given = inputs.text_embedding
+    tuned = np.empty(given.shape, np.float32)
+    for start in range(0, len(given), chunk):
+        window = slice(start, min(start + chunk, len(given)))
+        tuned[window] = encoder.encode_text(
+            inputs.text_taps(window.start, window.stop), given[window]
         )
-        for start in range(0, count, chunk)
-    ]
-    return ClassEmbeddings(inputs.text_embedding, np.concatenate(tuned))
+    return ClassEmbeddings(given, tuned)

@@ -6,7 +6,7 @@ budget.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 Watch = Callable[[Array, Array, Array], None]
+_COUNTS = (np.uint8, np.uint16, np.uint32, np.int64)  # of the matrix, as its largest count grows
 
 
 class Score:
@@ -29,18 +30,33 @@ class Score:
     def __init__(self, classes: Sequence[str]):
         self.classes = list(classes)
         size = len(self.classes)
-        self.confusion = np.zeros((size, size), np.int64)  # true, predicted
+        self.confusion: Array = np.zeros((size, size), _COUNTS[0])  # true, predicted
+        self._most = 0  # an upper bound of its counts
         self.zero_shot_hits = np.zeros(size, np.int64)
         self.calibration = Calibration()
 
     def add(self, labels: Array, tuned: Array, zero_shot: Array) -> None:
         """Count one batch: labels (n,), logits (n, C) twice."""
+        self._make_room(len(labels))
         np.add.at(self.confusion, (labels, tuned.argmax(axis=1)), 1)
         self.calibration.add(labels, tuned)
         np.add.at(self.zero_shot_hits, labels[zero_shot.argmax(axis=1) == labels], 1)
 
-    def to_dict(self, split: str) -> dict[str, Any]:
-        """The `evaluate` JSON; classes without pictures have accuracy None."""
+    def _make_room(self, more: int) -> None:
+        """Widen the counts where so many further ones could overflow one of them."""
+        self._most += more
+        if self._most > np.iinfo(self.confusion.dtype).max:
+            self._most = int(self.confusion.max(initial=0)) + more
+            kind = next(kind for kind in _COUNTS if np.iinfo(kind).max >= self._most)
+            self.confusion = self.confusion.astype(kind)
+
+    def to_dict(self, split: str, *, to_write: bool = False) -> dict[str, Any]:
+        """The `evaluate` JSON; classes without pictures have accuracy None.
+
+        Args:
+            split: named in it.
+            to_write: its confusion is not lists yet, and becomes them row by row as it is written.
+        """
         totals = self.confusion.sum(axis=1)
         hits = np.diag(self.confusion)
         count = int(totals.sum())
@@ -68,8 +84,26 @@ class Score:
                 }
                 for k, name in enumerate(self.classes)
             },
-            "confusion": self.confusion.tolist(),
+            "confusion": _Rows(self.confusion) if to_write else self.confusion.tolist(),
         }
+
+
+class _Rows(list[list[int]]):
+    """A matrix as JSON writes it, one row in memory at a time.
+
+    Of a thousand classes the lists are a million numbers, and their text as much again. A list by
+    name alone, because that is what `json` asks for.
+    """
+
+    def __init__(self, matrix: Array):
+        super().__init__()
+        self._matrix = matrix
+
+    def __len__(self) -> int:
+        return len(self._matrix)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (row.tolist() for row in self._matrix)
 
 
 def evaluate_cached(
@@ -81,6 +115,7 @@ def evaluate_cached(
     split: str = "test",
     chunk: int = 64,
     watch: Watch | None = None,
+    to_write: bool = False,
 ) -> dict[str, Any]:
     """Accuracy over cached pictures.
 
@@ -92,6 +127,7 @@ def evaluate_cached(
         split: named in the result.
         chunk: pictures or classes encoded at a time.
         watch: told labels (n,) and logits (n, C), tuned and zero-shot, in the order of pictures.
+        to_write: as `Score.to_dict` has it.
 
     Returns:
         The `evaluate` JSON of the design: `accuracy`, `zero_shot_accuracy`, `count`, `split`,
@@ -109,4 +145,4 @@ def evaluate_cached(
             score.add(labels, tuned, zero_shot)
             if watch is not None:
                 watch(labels, tuned, zero_shot)
-    return score.to_dict(split)
+    return score.to_dict(split, to_write=to_write)

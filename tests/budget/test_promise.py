@@ -44,6 +44,8 @@ ROWS: list[tuple[str, dict[str, Any], float]] = [
     ("evaluate", {"head": "blend", "pictures": 300}, 93.9),
     ("evaluate", {"head": "blend", "pictures": 600}, 126.0),
     ("evaluate", {"head": "kernel", "pictures": 600}, 100.0),
+    ("evaluate", {"pictures": 1000, "known": 600}, 78.5),
+    ("evaluate", {"pictures": 1000, "known": 1000, "classes": 1000}, 84.9),
     ("train", {"mode": "fused", "moments": "fp32", "arena": True}, 119.6),
     ("train", {"mode": "fused", "moments": "fp32", "arena": False}, 110.3),
     ("train", {"mode": "recompute", "moments": "fp32", "arena": False}, 107.1),
@@ -79,12 +81,13 @@ def test_a_plan_is_an_upper_bound_and_no_loose_one(
     pictures = sizes.get("pictures", 16 if few else 500)
     workload = Workload(
         manifest=nano.manifest,
-        classes={"precompute": 2, "train": 400, "evaluate": 10}[phase],
+        classes=sizes.get("classes", {"precompute": 2, "train": 400, "evaluate": 10}[phase]),
         pictures=pictures,
         batch=64 if phase == "train" else 32,
         moments=sizes.get("moments", "auto"),
         head=sizes.get("head", "none"),
         head_pictures=pictures,
+        known_pictures=sizes.get("known", 0),
         files={name: record.size for name, record in nano.manifest.files.items()},
     )
     if few:

@@ -60,7 +60,7 @@ def support_of(task: Task) -> Support:
     return Support(
         task.support.embedding,
         task.support.labels,
-        task.text.embedding,
+        task.text.embedding[:],
         task.bundle.manifest.model.logit_scale,
         task.shots,
         task.support.extra.get("image_embedding_pre"),

@@ -11,6 +11,7 @@ from typing import Any
 
 from edgeladder.budget import meter
 from edgeladder.budget.planner import plan
+from edgeladder.budget.policy import known_pictures
 from edgeladder.budget.tower_costs import precompute_phases
 from edgeladder.budget.workload import Asked, Workload
 from edgeladder.core.bundle import Bundle
@@ -128,6 +129,11 @@ class Phases:
             average=bool(config.get("average")),
             head=config.get("head", "none"),
             head_pictures=config.get("pictures", 0),
+            known_pictures=known_pictures(
+                bundle.manifest.profile.head.known,
+                config.get("pictures", 16),
+                config.get("classes", 2),
+            ),
             files={name: record.size for name, record in bundle.manifest.files.items()},
         )
 

@@ -193,7 +193,7 @@ def load_pool(
     kept = [picture.path for picture in train if picture.path not in skipped]
     count = len(result.selection.text_keys)
     text = Activations(
-        reader.text.embedding,
+        reader.text.embedding[:],
         np.arange(count),
         [tap.astype(np.float16) for tap in reader.text.taps(0, count)],
         {},

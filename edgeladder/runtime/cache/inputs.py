@@ -1,12 +1,14 @@
 """What a training step reads from the cache, in windows.
 
-Labels, embeddings and places of the chosen samples are held; taps are read when the engine asks
-for them, a window at a time. So memory grows with the window, not with pictures or classes.
+Labels, places and pictures' embeddings of the chosen samples are held; taps and class embeddings
+are read when the engine asks for them, a window at a time. So memory grows with the window, not
+with pictures or classes.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,8 +24,24 @@ if TYPE_CHECKING:
     from edgeladder.core.bundle import Bundle
     from edgeladder.core.manifest import TapGroup
     from edgeladder.runtime.cache.selection import Selection
+    from edgeladder.runtime.engine.protocol import Rows
 
 KEEP_BYTES = 8 << 20  # of decoded text taps, the same in every step
+
+
+class StoredRows:
+    """Embeddings (n, D) of a cache's samples, read when a window of them is asked for."""
+
+    def __init__(self, cache: ActivationCache, locations: np.ndarray):
+        self._cache = cache
+        self._locations = locations
+        self.shape = (len(locations), *cache.layout.embedding.shape)
+
+    def __len__(self) -> int:
+        return len(self._locations)
+
+    def __getitem__(self, window: slice, /) -> np.ndarray:
+        return self._cache.embeddings(self._locations[window])
 
 
 class TextInputs:
@@ -34,9 +52,22 @@ class TextInputs:
         self._groups = groups
         self._locations = locate(cache, keys)
         self.keep_bytes = keep
-        self.embedding = cache.embeddings(self._locations)  # (C, D)
+        self._rows = StoredRows(cache, self._locations)
+        self._whole: np.ndarray | None = None
         self._kept: dict[tuple[int, int], list[np.ndarray]] = {}
         self._kept_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._locations)
+
+    @property
+    def embedding(self) -> Rows:
+        """(C, D): held where there is room to keep class activations, else read in windows."""
+        if 4 * math.prod(self._rows.shape) > self.keep_bytes:
+            return self._rows
+        if self._whole is None:
+            self._whole = self._rows[:]
+        return self._whole
 
     def taps(self, start: int, stop: int) -> list[np.ndarray]:
         """(L, T, n, W) per text group, classes start to stop; kept while room is left."""
@@ -52,7 +83,7 @@ class TextInputs:
 
     def trim(self) -> None:
         """Drop what is kept; it can be read again."""
-        self._kept, self._kept_bytes = {}, 0
+        self._kept, self._kept_bytes, self._whole = {}, 0, None
 
 
 class CacheInputs:
@@ -73,7 +104,7 @@ class CacheInputs:
         self._text = text
         self.labels = labels.astype(np.int64)
         self.image_embedding = cache.embeddings(locations)
-        self.text_embedding = text.embedding
+        self.text_embedding: Rows = text.embedding
         self.image_extra = {name: _extra(cache, name, locations) for name in extra}
 
     def image_taps(self, start: int, stop: int) -> list[np.ndarray]:
@@ -173,7 +204,7 @@ class CacheBatches:
     def __init__(self, reader: CacheReader, sampler: Sampler):
         self.reader = reader
         self.sampler = sampler
-        self.classes = len(reader.text.embedding)
+        self.classes = len(reader.text)
 
     @property
     def steps_per_epoch(self) -> int:

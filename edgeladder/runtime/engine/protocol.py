@@ -29,17 +29,34 @@ class StepResult:
     gradient_norm: float  # global, before clipping
 
 
+class Rows(Protocol):
+    """(n, D) float32 rows of which only a window need be in memory; an array is one, too."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, D)."""
+
+    def __len__(self) -> int:
+        """n."""
+
+    def __getitem__(self, window: slice, /) -> np.ndarray:
+        """A window's rows, C-contiguous. Not to be written to."""
+
+
 class StepInputs(Protocol):
     """One batch of pictures against all classes, read from the cache.
 
-    B pictures, C classes, D embedding width; taps come in windows so that memory depends on the
-    chunk and not on B or C.
+    B pictures, C classes, D embedding width; taps and class embeddings come in windows so that
+    memory depends on the chunk and not on B or C.
     """
 
     labels: np.ndarray  # (B,) int64
     image_embedding: np.ndarray  # (B, D) float32, L2-normalised
-    text_embedding: np.ndarray  # (C, D) float32, L2-normalised
     image_extra: dict[str, np.ndarray]  # (B, W) float32 each, named in manifest.ladder
+
+    @property
+    def text_embedding(self) -> Rows:
+        """(C, D) float32, L2-normalised."""
 
     def image_taps(self, start: int, stop: int) -> list[np.ndarray]:
         """One (L, T, n, W) float32 array per image tap group, pictures start to stop."""

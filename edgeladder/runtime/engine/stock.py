@@ -11,6 +11,7 @@ import numpy as np
 
 from edgeladder.core.errors import ConfigError
 from edgeladder.core.initial import initial_values
+from edgeladder.runtime.engine.in_place import may_overwrite
 from edgeladder.runtime.engine.optimizer_step import Layout, Optimizer
 from edgeladder.runtime.engine.protocol import StepInputs, StepPlan, StepResult
 from edgeladder.runtime.engine.targets import soft_targets
@@ -57,6 +58,7 @@ class StockEngine:
         self._graphs = graphs
         self._sessions: dict[str, Bound] = {}
         self._loss = np.zeros((), np.float32)
+        self._text = np.empty((0, 0), np.float32)  # kept: made anew each step it tears the heap
         self._chunk = plan.chunk if plan.mode == "chunked" else None
         # onnxruntime's own values per picture or class, where the bundle has graphs to hold them
         self._residual_bytes = {
@@ -126,7 +128,7 @@ class StockEngine:
         bound = self._session("recompute" if self.plan.mode == "recompute" else "fused")
         count, classes = targets.shape
         arrays = {"targets": targets, "image_embedding": inputs.image_embedding}
-        arrays["text_embedding"] = inputs.text_embedding
+        arrays["text_embedding"] = inputs.text_embedding[:]
         arrays.update(inputs.image_extra)
         arrays.update(zip(self.groups["image"], inputs.image_taps(0, count), strict=True))
         arrays.update(zip(self.groups["text"], inputs.text_taps(0, classes), strict=True))
@@ -136,9 +138,9 @@ class StockEngine:
 
     def _chunked(self, inputs: StepInputs, targets: np.ndarray, chunk: int) -> None:
         """Encode, loss by embedding, re-encode and go backward: exact, memory set by the chunk."""
-        tuned = {
-            side: np.empty_like(getattr(inputs, f"{side}_embedding")) for side in ("image", "text")
-        }
+        if len(self._text) != len(inputs.text_embedding):
+            self._text = np.empty(inputs.text_embedding.shape, np.float32)
+        tuned = {"image": np.empty_like(inputs.image_embedding), "text": self._text}
         held: dict[tuple[str, int], dict[str, Any]] = {}
         # a smaller chunk is asked for when memory is short: nothing is held then
         room: float = self.plan.hold_bytes if chunk == self.plan.chunk else 0
@@ -157,7 +159,12 @@ class StockEngine:
                 bound.run()
             bound.release(arrays)
             arrays.clear()
-        gradients = {f"{side}_gradient": np.empty_like(tuned[side]) for side in tuned}
+        # of many classes either is large, and the one is not read any more when the other is made
+        in_place = may_overwrite(self._graphs["loss"], "text", "text_gradient")
+        gradients = {
+            "image_gradient": np.empty_like(tuned["image"]),
+            "text_gradient": tuned["text"] if in_place else np.empty_like(tuned["text"]),
+        }
         bound = self._session("loss")
         bound.bind_inputs({**tuned, "targets": targets})
         bound.bind_outputs(gradients)

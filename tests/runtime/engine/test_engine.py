@@ -10,8 +10,9 @@ import pytest
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.config import LossConfig, TrainConfig
 from edgeladder.core.errors import ConfigError
-from edgeladder.runtime.engine import Engine, StepPlan, installed_engines, open_engine
+from edgeladder.runtime.engine import Engine, StepPlan, installed_engines, open_engine, stock
 from edgeladder.runtime.engine.golden import perturbed, replay
+from edgeladder.runtime.engine.in_place import may_overwrite
 from tests.runtime.engine.problem import problem
 
 TRAIN = TrainConfig(learning_rate=1e-3)
@@ -54,6 +55,28 @@ def test_ways_of_a_step_agree(bundle, way):
         assert difference <= 1e-5 * np.linalg.norm(expected) + 1e-9, name
     first, second = losses(reference, bundle, 10), losses(other, bundle, 10)
     np.testing.assert_allclose(second, first, rtol=1e-4)
+
+
+def test_the_gradient_of_class_embeddings_takes_their_place(bundle, monkeypatch):
+    """Bit for bit what an array of its own gives, over many windows of classes and two steps."""
+    found = []
+    for in_place in (True, False):
+        if not in_place:
+            monkeypatch.setattr(stock, "may_overwrite", lambda *_: False)
+        engine = opened(bundle, PLANS["chunk 2"])
+        curve = [
+            engine.step(problem(bundle, classes=31, seed=seed), 1e-3).loss for seed in range(2)
+        ]
+        found.append((curve, engine.state()["parameters"].copy()))
+    assert found[0][0] == found[1][0]
+    np.testing.assert_array_equal(found[0][1], found[1][1])
+
+
+def test_only_what_is_not_read_any_more_may_be_overwritten(bundle):
+    loss = bundle.path(bundle.manifest.ladder.graphs["loss"].file)
+    assert may_overwrite(loss, "text", "text_gradient")
+    assert not may_overwrite(loss, "image", "image_gradient")  # the classes' gradient reads it
+    assert not may_overwrite(loss, "text", "no such output")
 
 
 @pytest.mark.parametrize("name", installed_engines())

@@ -66,6 +66,22 @@ def test_a_score_is_the_mean_cosine_to_the_nearest(projected):
         assert found[row] == pytest.approx(np.mean(sorted(near)[-3:]), abs=2e-3)
 
 
+def test_held_out_scores_of_blocks_are_those_of_all_at_once():
+    rows = RANDOM.normal(size=(300, 32)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    likeness = rows @ rows.T
+    likeness[np.diag_indices_from(likeness)] = -np.inf
+    expected = np.sort(likeness, axis=1)[:, -NEIGHBOURS:].mean(axis=1)
+    seen: list[int] = []
+
+    def read(stored: np.ndarray) -> np.ndarray:
+        seen.append(len(stored))
+        return stored
+
+    np.testing.assert_allclose(left_out_scores(rows, NEIGHBOURS, read), expected, rtol=1e-5)
+    assert max(seen) <= 128
+
+
 def test_held_out_scores_leave_the_picture_itself_out():
     rows = RANDOM.normal(size=(6, 4))
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)

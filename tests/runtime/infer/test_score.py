@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import tracemalloc
+
 import numpy as np
 import pytest
 
+from edgeladder.core.files import write_json
+from edgeladder.core.printable import json_parts, json_text
 from edgeladder.runtime.logits import Activations, ClassLogits
 from edgeladder.runtime.scoring import Score, evaluate_cached
 
@@ -89,6 +94,50 @@ def test_no_pictures_is_no_accuracy_rather_than_an_error():
     score.add(np.array([0]), np.eye(3)[:1], np.eye(3)[:1])
     per_class = score.to_dict("test")["per_class"]
     assert [c["accuracy"] for c in per_class.values()] == [1.0, None, None]
+
+
+def test_counts_grow_beyond_a_byte_and_are_written_row_by_row():
+    score = Score(NAMES)
+    for _ in range(3):
+        score.add(np.full(200, 2), np.tile(np.eye(3)[1], (200, 1)), np.tile(np.eye(3)[2], (200, 1)))
+    assert score.confusion.dtype == np.uint16
+    lists, rows = (score.to_dict("test", to_write=late) for late in (False, True))
+    assert lists["confusion"] == [[0, 0, 0], [0, 0, 0], [0, 600, 0]]
+    assert lists["per_class"]["dress"]["count"] == 600
+    assert lists["zero_shot_accuracy"] == 1.0 and lists["accuracy"] == 0.0
+    assert "".join(json_parts(rows)) == json_text(lists)
+
+
+def test_a_thousand_classes_are_written_without_a_million_lists(tmp_path):
+    score = Score([f"{k}" for k in range(1000)])
+    score.add(np.arange(8), np.zeros((8, 1000)), np.zeros((8, 1000)))
+    tracemalloc.start()
+    write_json(tmp_path / "evaluation.json", score.to_dict("test", to_write=True))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4e6  # 76 MB as lists and text
+    assert len(json.loads((tmp_path / "evaluation.json").read_text())["confusion"][999]) == 1000
+
+
+def test_classes_read_in_windows_give_the_same_logits():
+    random = np.random.default_rng(0)
+    pictures, classes = (random.normal(size=(n, 64)).astype(np.float32) for n in (5, 600))
+
+    class Stored:
+        shape = classes.shape
+        most = 0
+
+        def __len__(self):
+            return len(classes)
+
+        def __getitem__(self, window):
+            self.most = max(self.most, len(classes[window]))
+            return classes[window]
+
+    stored = Stored()
+    found = LOGITS.similarity(pictures, stored)
+    np.testing.assert_allclose(found, LOGITS.similarity(pictures, classes), rtol=1e-5, atol=1e-4)
+    assert found.dtype == np.float32 and stored.most == 256
 
 
 def test_head_features_flatten_taps_picture_by_picture():
