@@ -42,6 +42,10 @@ def known_failure(error: BaseException, *, where: str | None = None) -> EdgeLadd
         )
     if isinstance(error, NotPlainError):
         return ConfigError(str(error), where=where, remedy="name a plain file")
+    if isinstance(error, ValueError) and "has an empty name" in str(error):  # `.`, `/`
+        return ConfigError(
+            "a folder where a file's name is needed", where=where, remedy="name a file"
+        )
     if isinstance(error, ValueError) and "null byte" in str(error):
         return ConfigError(
             "a path with a NUL character in it", where=where, remedy="name another path"

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from edgeladder.core.adapter_record import KNOWN, AdapterRecord, read_adapter_record
-from edgeladder.core.errors import IntegrityError
+from edgeladder.core.errors import ConfigError, IntegrityError
 from edgeladder.core.files import sha256_file
 from edgeladder.core.records import compact_json
 from edgeladder.core.tensors import TensorEntry, read_header, read_values
 from edgeladder.fleet.averaging import ADAPTER, AggregateResult, Averaging, Contribution, Start
 
+Check = Callable[[Path], None]
 _BLOCK_VALUES = 1 << 20  # float64 values held at a time, over all boxes
 MOST_PICTURES = 10_000_000  # a terabyte of photographs: no box has more
 LARGEST_VALUE = 1e6  # of a parameter; trained ladders stay below a thousand
@@ -50,13 +53,18 @@ def admit(
     start: Start,
     bundle_digest: str | None,
     result: AggregateResult,
+    check: Check = lambda path: None,
 ) -> list[Member]:
     """The adapters that may be averaged; `result` is told the others' reasons, and distances.
 
+    Args:
+        check: raises ValueError where a file's tensors are not those of the bundle's ladder.
+
     Raises:
         IntegrityError: different bundles or classes and no `bundle_digest` to tell which are right.
+        ConfigError: the start is not of a training.
     """
-    members = _open(contributions, averaging, result, bundle_digest)
+    members = _open(contributions, averaging, result, bundle_digest, check)
     if not members:
         return []
     result.distances.update(_distances(members, start))
@@ -68,13 +76,14 @@ def _open(
     averaging: Averaging,
     result: AggregateResult,
     bundle_digest: str | None,
+    check: Check,
 ) -> list[Member]:
     """The adapters that belong together; the others are refused, each with its reason."""
     found = {c.name: _read_metadata(c, averaging, result) for c in contributions}
     known = {name: record for name, record in found.items() if record is not None}
     _refuse_mixed(known, result, bundle_digest)
     kept = [c for c in contributions if c.name not in result.refused]
-    members = [Member(c, known[c.name], _read_tensors(c, result)) for c in kept]
+    members = [Member(c, known[c.name], _read_tensors(c, result, check)) for c in kept]
     members = [member for member in members if member.name not in result.refused]
     return _refuse_odd_tensors(members, result)
 
@@ -92,6 +101,8 @@ def _read_metadata(
         result.refused[contribution.name] = "no adapter there"
     except IntegrityError as error:
         result.refused[contribution.name] = error.message
+    except (OSError, ValueError) as error:  # a folder, a pipe, not readable
+        result.refused[contribution.name] = str(error)
     else:
         return record
     return None
@@ -108,13 +119,16 @@ def _check_pictures(pictures: float, record: AdapterRecord, shots: int | None) -
 
 
 def _identity(record: AdapterRecord) -> str:
-    return compact_json([record.bundle_digest, record.ladder_digest, record.model, record.classes])
+    # what the classes are called decides the answers as much as their order does
+    words = [record.class_names, record.templates, record.text.get("aliases")]
+    kind = [record.bundle_digest, record.ladder_digest, record.model, record.classes]
+    return compact_json([*kind, *words])
 
 
 def _refuse_mixed(
     known: dict[str, AdapterRecord], result: AggregateResult, bundle_digest: str | None
 ) -> None:
-    """Refuse adapters of another bundle, and of other classes than most have."""
+    """Refuse adapters of another bundle, and of other classes or names than most have."""
     if bundle_digest is not None:
         others = [name for name, found in known.items() if found.bundle_digest != bundle_digest]
         result.refused.update({name: "of another bundle" for name in others})
@@ -133,9 +147,12 @@ def _refuse_mixed(
     result.refused.update({name: "of other classes" for name in differing})
 
 
-def _read_tensors(contribution: Contribution, result: AggregateResult) -> dict[str, TensorEntry]:
+def _read_tensors(
+    contribution: Contribution, result: AggregateResult, check: Check
+) -> dict[str, TensorEntry]:
     path = contribution.folder / ADAPTER
     try:
+        check(path)
         # features of a box's pictures are its own, as many as it has: no part of an average
         header = {
             name: tensor
@@ -168,7 +185,8 @@ def _refuse_odd_tensors(members: list[Member], result: AggregateResult) -> list[
         tensors = sorted(member.tensors.items())
         parts = [(name, str(tensor.dtype), tensor.shape) for name, tensor in tensors]
         exact = [member.values(name).tobytes() for name, tensor in tensors if not tensor.is_float]
-        return str(parts) + hashlib.sha256(b"".join(exact)).hexdigest()
+        told = (member.metadata.prompts, member.metadata.prompt_tensors)  # how they are read
+        return str((parts, told)) + hashlib.sha256(b"".join(exact)).hexdigest()
 
     signatures = {member.name: signature(member) for member in members}
     common = Counter(signatures.values()).most_common(1)
@@ -196,9 +214,12 @@ def _distances(members: list[Member], start: Start) -> dict[str, float]:
     """How far each is from the start, L2.
 
     Where that is not known, from the median; of two, both as far from it, from zero.
+
+    Raises:
+        ConfigError: the start is no file of tensors, or not of a training.
     """
     squares = np.zeros(len(members))
-    origin = read_header(start.file).entries if start.file is not None else {}
+    origin = _origin(start)
     for name, tensor in members[0].tensors.items():
         if not tensor.is_float:
             continue
@@ -207,6 +228,8 @@ def _distances(members: list[Member], start: Start) -> dict[str, float]:
             block = stack(members, name, first, last)
             if start.file is not None and known is not None and known.shape == tensor.shape:
                 centre = read_values(start.file, known, first, last).astype(np.float64)
+                if not np.abs(centre).max(initial=0.0) <= LARGEST_VALUE:
+                    raise _no_start(start.file, f"{name} holds what no training gives")
             elif (known is None and name in start.zeros) or (
                 start.file is None and len(members) == 2
             ):
@@ -215,6 +238,23 @@ def _distances(members: list[Member], start: Start) -> dict[str, float]:
                 centre = np.median(block, axis=0)
             squares += ((block - centre) ** 2).sum(axis=1)
     return {m.name: float(d) for m, d in zip(members, np.sqrt(squares), strict=True)}
+
+
+def _origin(start: Start) -> dict[str, TensorEntry]:
+    if start.file is None:
+        return {}
+    try:
+        return read_header(start.file).entries
+    except (OSError, ValueError) as error:
+        raise _no_start(start.file, str(error)) from error
+
+
+def _no_start(file: Path, why: str) -> ConfigError:
+    return ConfigError(
+        f"this is nothing that boxes began from: {why}",
+        where=str(file),
+        remedy="name an adapter's folder or its adapter.safetensors with --start, or leave it out",
+    )
 
 
 def _refuse_far(members: list[Member], result: AggregateResult, bound: float) -> list[Member]:

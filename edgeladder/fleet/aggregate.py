@@ -24,7 +24,7 @@ from edgeladder.core.files import building, sha256_file, write_json
 from edgeladder.core.ownership import require_ours
 from edgeladder.core.records import to_json
 from edgeladder.core.tensors import write_tensors
-from edgeladder.fleet.admission import Member, admit, blocks, stack
+from edgeladder.fleet.admission import Check, Member, admit, blocks, stack
 from edgeladder.fleet.averaging import (
     ADAPTER,
     BY_PICTURES,
@@ -38,6 +38,7 @@ from edgeladder.fleet.averaging import (
 )
 
 _MOST_WEIGHT = 0.5  # of one box, from two boxes on
+_TEMPERATURES_DIFFER = 10.0  # times
 
 
 class TooFew(DataError):
@@ -56,6 +57,7 @@ def aggregate(
     start: Start = FROM_MEDIAN,
     bundle_digest: str | None = None,
     minimum: int = 1,
+    check: Check = lambda path: None,
 ) -> AggregateResult:
     """Average adapters into the folder `out` (adapter.safetensors, adapter.json, aggregate.json).
 
@@ -65,6 +67,7 @@ def aggregate(
         start: what the distances are measured from.
         bundle_digest: the bundle the adapters must be of; None: they must agree.
         minimum: adapters that must remain for an average to be written.
+        check: raises ValueError where a file's tensors are not those of the bundle's ladder.
 
     Raises:
         ConfigError: nothing to average, or a box is there twice.
@@ -79,7 +82,7 @@ def aggregate(
         raise ConfigError(f"{twice[0]!r} is there twice", remedy="name every box once")
     require_ours(out, "average")
     result = AggregateResult(averaging.method)
-    members = admit(contributions, averaging, start, bundle_digest, result)
+    members = admit(contributions, averaging, start, bundle_digest, result, check)
     if len(members) < max(1, minimum):
         why = "; ".join(f"{name}: {reason}" for name, reason in result.refused.items())
         raise TooFew(
@@ -120,10 +123,17 @@ def _write(
 
 
 def _calibration(members: list[Member]) -> CalibrationRecord | None:
-    """The middle temperature of ladders alone, which no single box moves far; else none."""
+    """The middle temperature of ladders alone, which no single box moves far; else none.
+
+    Between two in the middle that differ tenfold nobody can tell which is a box's invention.
+    """
     told = [member.metadata for member in members]
     found = [one.calibration.temperature for one in told if one.calibration and not one.head]
     if len(found) < len(told):
+        return None
+    ordered = sorted(found)
+    low, high = ordered[(len(found) - 1) // 2], ordered[len(found) // 2]
+    if not high <= _TEMPERATURES_DIFFER * low < np.inf:
         return None
     middle = float(np.median(found))
     return CalibrationRecord(temperature=middle, ladder_temperature=middle)

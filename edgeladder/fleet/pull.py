@@ -181,6 +181,8 @@ def check_adapter(path: Path, manifest: Manifest | None) -> None:
             raise ValueError(f"tensor {name!r} is not of this bundle's ladder")
         if list(tensor.shape) != shape:
             raise ValueError(f"tensor {name!r} is {list(tensor.shape)}, should be {shape}")
+        if name in expected and not tensor.is_float:
+            raise ValueError(f"tensor {name!r} is {tensor.dtype}, should be of floats")
     missing = sorted(set(expected) - set(header) - stored)
     if missing:
         raise ValueError(f"tensor {missing[0]!r} is missing")

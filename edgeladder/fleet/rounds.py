@@ -32,7 +32,7 @@ from edgeladder.fleet.averaging import (
 from edgeladder.fleet.box.records import TrainOptions
 from edgeladder.fleet.host_pool import HostPool, LiveHosts
 from edgeladder.fleet.outcomes import FleetOutcome, HostError, HostResult, failed
-from edgeladder.fleet.pull import pull
+from edgeladder.fleet.pull import check_adapter, pull
 from edgeladder.fleet.pulled import (
     REFUSED,
     PulledResult,
@@ -139,6 +139,7 @@ def aggregate_job(
             start=Start(start) if start else origin,
             bundle_digest=bundle.digest,
             minimum=minimum,
+            check=lambda path: check_adapter(path, bundle.manifest),
         )
     except TooFew as few:
         write_json(out / job / REFUSED, few.result.refused)

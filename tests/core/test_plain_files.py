@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from edgeladder.cli.app import main
 from edgeladder.cli.export_command import class_names
 from edgeladder.core import plain_files
 from edgeladder.core.decisions import read_decisions
@@ -147,6 +148,14 @@ def test_a_pipe_that_takes_the_files_place_is_not_waited_for(
 def test_one_that_nobody_caught_is_an_error_of_usage() -> None:
     found = known_failure(NotPlainError("a pipe where a plain file is needed"))
     assert isinstance(found, ConfigError)
+
+
+@pytest.mark.parametrize("out", [".", "/", ""])
+def test_a_folder_where_a_file_is_written_is_an_error_of_usage(out: str) -> None:
+    with pytest.raises(ValueError, match="empty name") as caught:
+        Path(out).with_name("key.pub")
+    assert isinstance(known_failure(caught.value), ConfigError)
+    assert main(["bundle", "keygen", "--out", out, "--json"]) == 2
 
 
 def test_files_of_other_encodings_are_errors_of_ours(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -276,6 +277,86 @@ def test_mixed_classes_without_a_majority(tmp_path: Path) -> None:
     made = [adapter(tmp_path, "a", values), adapter(tmp_path, "b", values, classes=["x"])]
     with pytest.raises(IntegrityError):
         aggregate(made, tmp_path / "out", bundle_digest="d")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"class_names": ["cat", "dog"]},
+        {"templates": ["no {}"]},
+        {"text": {"aliases": [["b"], ["a"]]}},
+    ],
+)
+def test_no_box_renames_the_classes_of_the_others(tmp_path: Path, words: dict[str, Any]) -> None:
+    """The first box's words were the average's, whatever the others said."""
+    names = {"classes": ["a", "b"], "class_names": ["dog", "cat"]}
+    values = {"w": np.ones(2, np.float32)}
+    odd = adapter(tmp_path, "odd", values, **{**names, **words})
+    made = [odd, *(adapter(tmp_path, name, values, **names) for name in "xy")]
+    result = aggregate(made, tmp_path / "out", bundle_digest="d")
+    assert result.refused == {"odd": "of other classes"}
+    assert read_adapter_record(tmp_path / "out").class_names == ["dog", "cat"]
+    with pytest.raises(IntegrityError, match="mixed bundles or classes"):
+        aggregate(made[:2], tmp_path / "two", bundle_digest="d")
+
+
+@pytest.mark.parametrize("odd", [1e9, 1e-9, float("inf")])
+def test_a_temperature_that_one_of_two_made_up_is_in_no_average(tmp_path: Path, odd: float) -> None:
+    values = {"w": np.ones(2, np.float32)}
+    made = [
+        adapter(tmp_path, str(t), values, head=None, calibration=CalibrationRecord(temperature=t))
+        for t in (2.0, odd, 3.0)
+    ]
+    aggregate(made[:2], tmp_path / "two")
+    assert read_adapter_record(tmp_path / "two").calibration is None
+    aggregate(made, tmp_path / "three")
+    found = read_adapter_record(tmp_path / "three").calibration
+    assert found is not None and found.temperature in (2.0, 3.0)
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "closed"])
+def test_what_is_no_file_costs_its_box_alone(tmp_path: Path, kind: str) -> None:
+    made, _ = boxes(tmp_path, 3)
+    weights = made[0].folder / "adapter.safetensors"
+    weights.unlink()
+    if kind == "folder":
+        weights.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(weights)
+    else:
+        weights.symlink_to(weights.name)
+    result = aggregate(made, tmp_path / "out")
+    assert set(result.refused) == {"box0"} and set(result.weights) == {"box1", "box2"}
+
+
+def test_the_first_of_two_does_not_say_what_tensors_there_are(tmp_path: Path) -> None:
+    good = {"w": np.ones(2, np.float32)}
+    made = [
+        adapter(tmp_path, "odd", {"w": np.ones(3, np.float32)}),
+        adapter(tmp_path, "good", good),
+    ]
+
+    def check(path: Path) -> None:
+        if load_file(path)["w"].shape != (2,):
+            raise ValueError("not the ladder's")
+
+    result = aggregate(made, tmp_path / "out", check=check)
+    assert result.refused == {"odd": "not the ladder's"} and result.weights == {"good": 1.0}
+
+
+@pytest.mark.parametrize("content", [b"", b"junk" * 9, "nan", "folder"])
+def test_a_start_that_is_none_is_said(tmp_path: Path, content: bytes | str) -> None:
+    made, _ = boxes(tmp_path, 3)
+    start = tmp_path / "start"
+    if isinstance(content, bytes):
+        start.write_bytes(content)
+    elif content == "nan":
+        save_file({"w": np.full((7, 5), np.nan, np.float32)}, str(start))
+    else:
+        start.mkdir()
+    with pytest.raises(ConfigError, match="nothing that boxes began from"):
+        aggregate(made, tmp_path / "out", start=Start(start))
+    assert not (tmp_path / "out").exists()
 
 
 def test_nothing_left(tmp_path: Path) -> None:

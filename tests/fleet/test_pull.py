@@ -215,3 +215,5 @@ def test_prompts_may_be_stored_smaller_but_never_larger(bundle: Bundle, tmp_path
         check(np.zeros(values[name].size * 4 + 1, np.uint8))
     with pytest.raises(ValueError, match="not of this bundle's ladder"):
         check(np.zeros(3, np.uint8), "packed:picture")
+    with pytest.raises(ValueError, match="should be of floats"):
+        check(values[name].astype(np.int64), name)
