@@ -20,11 +20,17 @@ from edgeladder.core.errors import ConfigError, IntegrityError
 from edgeladder.core.files import sha256_file
 from edgeladder.core.records import compact_json
 from edgeladder.core.tensors import TensorEntry, read_header, read_values
-from edgeladder.fleet.averaging import ADAPTER, AggregateResult, Averaging, Contribution, Start
+from edgeladder.fleet.averaging import (
+    ADAPTER,
+    MOST_PICTURES,
+    AggregateResult,
+    Averaging,
+    Contribution,
+    Start,
+)
 
 Check = Callable[[Path], None]
 _BLOCK_VALUES = 1 << 20  # float64 values held at a time, over all boxes
-MOST_PICTURES = 10_000_000  # a terabyte of photographs: no box has more
 LARGEST_VALUE = 1e6  # of a parameter; trained ladders stay below a thousand
 
 

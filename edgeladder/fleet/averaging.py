@@ -12,6 +12,7 @@ from edgeladder.core.records import read_record
 
 ADAPTER = "adapter.safetensors"
 RESULT = "aggregate.json"
+MOST_PICTURES = 10_000_000  # a terabyte of photographs: no box has more
 Method = Literal["mean", "trimmed", "median"]
 # For trainings whose adapters are to be averaged: a closed-form head is fitted to one box's own
 # features, and cannot be; nor do features of its pictures leave a box for that. The whole section,

@@ -12,17 +12,28 @@ from edgeladder.core.sizes import format_size
 from edgeladder.fleet.outcomes import FleetOutcome, HostResult
 from edgeladder.fleet.remote_jobs import Progress
 
+_WIDEST_CELL = 200  # characters; every row is as wide as the widest cell of any box
+_LONGEST_WORDS = 2000  # of one message
 _LINE_SECONDS = 10.0  # between plain lines about one host
 
 
-def clean(text: object) -> str:
-    """A box's words without control characters: they may not steer the terminal."""
-    return one_line(text)
+def clean(text: object, most: int | None = None) -> str:
+    """A box's words without control characters: they may not steer the terminal.
+
+    Args:
+        most: characters; what is longer is cut off.
+    """
+    said = str(text)
+    cut = most is not None and len(said) > most
+    return one_line(f"{said[:most]}..." if cut else said)
 
 
 def grid(header: list[str], rows: Iterable[list[Any]]) -> str:
     """Columns of text, as wide as their widest cell."""
-    cells = [header, *([clean("-" if item is None else item) for item in row] for row in rows)]
+    cells = [
+        header,
+        *([clean("-" if item is None else item, _WIDEST_CELL) for item in row] for row in rows),
+    ]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     lines = (
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -40,9 +51,9 @@ def outcome_text(outcome: FleetOutcome, columns: dict[str, Callable[[HostResult]
     lines = [grid(["host", "state", *columns], rows)]
     for result in outcome.results:
         if result.error:
-            lines.append(f"{result.host}: {clean(result.error['message'])}")
+            lines.append(f"{result.host}: {clean(result.error['message'], _LONGEST_WORDS)}")
             if result.error.get("remedy"):
-                lines.append(f"  help: {clean(result.error['remedy'])}")
+                lines.append(f"  help: {clean(result.error['remedy'], _LONGEST_WORDS)}")
     return "\n".join(lines)
 
 
@@ -75,7 +86,7 @@ def size(name: str) -> Callable[[HostResult], Any]:
 
 def say(text: str) -> None:
     """One line of talk on stderr."""
-    print(clean(text), file=sys.stderr, flush=True)
+    print(clean(text, _LONGEST_WORDS), file=sys.stderr, flush=True)
 
 
 def told(result: HostResult) -> None:
@@ -128,7 +139,7 @@ class Watch:
 
             table = Table(*_COLUMNS)
             for progress in known.values():
-                table.add_row(*(Text(clean(cell)) for cell in _row(progress)))
+                table.add_row(*(Text(clean(cell, _WIDEST_CELL)) for cell in _row(progress)))
             self._live.update(table)
             return
         now = time.monotonic()

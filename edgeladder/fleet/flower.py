@@ -32,9 +32,8 @@ from edgeladder.core.initial import initial_values
 from edgeladder.core.ownership import require_ours
 from edgeladder.core.records import to_json
 from edgeladder.core.tensors import TensorFile
-from edgeladder.fleet.admission import MOST_PICTURES
 from edgeladder.fleet.aggregate import bounded_weights
-from edgeladder.fleet.averaging import HEADLESS
+from edgeladder.fleet.averaging import HEADLESS, MOST_PICTURES
 from edgeladder.runtime.adapter import adapter_of, save_adapter
 
 client_app = ClientApp()

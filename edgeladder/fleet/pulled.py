@@ -16,6 +16,7 @@ from edgeladder.core import disk
 from edgeladder.core.files import read_json, write_json
 from edgeladder.core.ownership import PULL_RECORD, require_ours
 from edgeladder.core.records import read_record, to_json
+from edgeladder.fleet.averaging import MOST_PICTURES
 from edgeladder.fleet.box.records import FileRecord
 from edgeladder.fleet.outcomes import FleetOutcome
 
@@ -57,7 +58,7 @@ class PulledResult:
     tuned: float | None = None
     zero_shot: float | None = None
     train_count: float | None = None  # pictures it was trained on
-    test_count: int | None = None  # pictures it was evaluated on
+    test_count: int | None = None  # pictures it was evaluated on; never more than a box can have
     steps: float | None = None
     budget_bytes: float | None = None
     peak_bytes: float | None = None  # of all phases
@@ -101,7 +102,7 @@ def _number(value: object) -> float | None:
 
 def _count(value: object) -> int | None:
     number = _number(value)
-    return int(number) if number is not None and number >= 0 else None
+    return int(number) if number is not None and 0 <= number <= MOST_PICTURES else None
 
 
 def _share(value: object) -> float | None:

@@ -24,6 +24,7 @@ Answer = TypeVar("Answer")
 ANSWER_LIMIT_BYTES = 8 << 20  # of one answer's line: a box may not fill the controller's memory
 BLOCK_BYTES = 1 << 17
 _COMPLAINT_BYTES = 2048
+_LONGEST_WORDS = 2000  # characters of a box's reasons, which are shown and kept
 _SILENCES = 10  # for a whole call, besides what its bytes take at the slowest rate
 _SLOWEST_BYTES_PER_SECOND = 2048.0
 
@@ -241,9 +242,12 @@ def _answer(kind: type[Answer], values: dict[str, object], host: Host) -> Answer
         refusal = from_json(Refusal, values)
     except (ValueError, RecursionError) as error:
         raise HostError(
-            f"the box's answer is not the agent's: {error}", kind="integrity", where=host.name
+            f"the box's answer is not the agent's: {str(error)[:_LONGEST_WORDS]}",
+            kind="integrity",
+            where=host.name,
         ) from None
     remedy = refusal.remedy
     if refusal.kind == "disk" and remedy is None:
         remedy = "free some space on the box, or `edgeladder fleet push --prune`"
-    raise HostError(refusal.message, kind=refusal.kind, where=host.name, remedy=remedy)
+    message, remedy = refusal.message[:_LONGEST_WORDS], remedy and remedy[:_LONGEST_WORDS]
+    raise HostError(message, kind=refusal.kind[:_LONGEST_WORDS], where=host.name, remedy=remedy)

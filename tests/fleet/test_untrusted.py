@@ -15,6 +15,7 @@ from edgeladder.core.printable import printable
 from edgeladder.fleet import console, pull, remote_jobs, transport
 from edgeladder.fleet.box.records import (
     HaveAnswer,
+    InstallTask,
     JobState,
     OutputsAnswer,
     ProbeAnswer,
@@ -234,6 +235,30 @@ def test_a_boxes_words_steer_no_terminal(capfd: pytest.CaptureFixture[str]) -> N
     said = capfd.readouterr().err + text
     assert printable(said) == said
     assert "\nhost-b done" not in said, "nor does it forge a line"
+
+
+TASK = InstallTask("python3")
+
+
+def test_a_boxs_long_words_fill_neither_memory_nor_screen() -> None:
+    """Each row is padded to the widest cell: a megabyte of one box was a megabyte of every row."""
+    long = "x" * 1_000_000
+    refusal = line({"is": "Refusal", "kind": long, "message": long, "remedy": long})
+    probe = line({"is": long})
+    boxes = pool({"a": [refusal], "b": [probe]})
+    outcome = run(
+        boxes.each("status", lambda box: remote_jobs.start(box, remote_jobs.Job("j", TASK)))
+    )
+    assert outcome.failed == ["a", "b"]
+    assert len(json.dumps(outcome.to_dict())) < 20_000
+    outcome.results += [HostResult(str(n), "done", {"model": long}) for n in range(9)]
+    assert len(console.outcome_text(outcome, {"model": console.fact("model")})) < 20_000
+
+
+def test_no_box_was_evaluated_on_more_pictures_than_there_can_be(tmp_path: Path) -> None:
+    """One that claims 2^62 would alone be the fleet's accuracy."""
+    (tmp_path / "result.json").write_text(json.dumps({"accuracy": 1.0, "count": 2**62}))
+    assert PulledResult.read(tmp_path).test_count is None
 
 
 def test_a_page_of_a_box_is_the_controllers_own(tmp_path: Path) -> None:
