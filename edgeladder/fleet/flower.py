@@ -32,6 +32,7 @@ from edgeladder.core.initial import initial_values
 from edgeladder.core.ownership import require_ours
 from edgeladder.core.records import to_json
 from edgeladder.core.tensors import TensorFile
+from edgeladder.fleet.admission import LARGEST_VALUE
 from edgeladder.fleet.aggregate import bounded_weights
 from edgeladder.fleet.averaging import HEADLESS, MOST_PICTURES
 from edgeladder.runtime.adapter import adapter_of, save_adapter
@@ -39,6 +40,8 @@ from edgeladder.runtime.adapter import adapter_of, save_adapter
 client_app = ClientApp()
 server_app = ServerApp()
 _log = logging.getLogger(__name__)
+_SHARES = ("zero-shot", "tuned")
+_METRICS = {"num-examples", *_SHARES}
 _RUN = "import sys; from edgeladder.cli.app import run; run()"
 
 
@@ -94,8 +97,8 @@ def train(message: Message, context: Context) -> Message:
 class BoundedFedAvg(FedAvg):
     """FedAvg that believes no node more than `fleet rounds` believes a box.
 
-    Nodes that claim impossible counts, or send other tensors than were sent, or values that are not
-    finite, are left out; no count weighs more than half.
+    Nodes that claim impossible counts, or send other tensors than were sent, other metrics, or
+    values that no training gives, are left out; no count weighs more than half.
     """
 
     def __init__(self, shapes: dict[str, tuple[int, ...]], **options: Any):
@@ -128,20 +131,27 @@ class BoundedFedAvg(FedAvg):
 
     def _refused(self, content: RecordDict) -> str | None:
         """Why a node's reply is left out; None: it is not."""
-        if len(content.array_records) != 1 or len(content.metric_records) != 1:
+        if list(content.array_records) != ["arrays"] or list(content.metric_records) != ["metrics"]:
             return "not one record of tensors and one of metrics"
-        count = _metrics(content).get(self.weighted_by_key)
+        metrics = _metrics(content)
+        if set(metrics) != _METRICS:  # FedAvg ends the whole round where one differs
+            return "other metrics than were asked for"
+        count = metrics.get(self.weighted_by_key)
         if not isinstance(count, (int, float)) or not 0 < count <= MOST_PICTURES:
             return f"{str(count)[:40]} is no number of pictures"
+        if not all(
+            isinstance(metrics[name], float) and 0 <= metrics[name] <= 1 for name in _SHARES
+        ):
+            return "accuracies that are none"
         try:
             values = _values(next(iter(content.array_records.values())))
         except (ValueError, TypeError, EOFError, OSError) as error:
             return f"unreadable tensors: {str(error)[:100]}"
         if {name: value.shape for name, value in values.items()} != self.shapes:
             return "other tensors than were sent"
-        if not all(value.dtype.kind == "f" and np.isfinite(value).all()
+        if not all(value.dtype.kind == "f" and np.abs(value).max(initial=0.0) <= LARGEST_VALUE
                    for value in values.values()):  # fmt: skip
-            return "values that are not finite"
+            return "values that no training gives"
         return None
 
 

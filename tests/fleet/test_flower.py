@@ -214,10 +214,13 @@ def test_no_node_outweighs_the_others_or_brings_nonsense() -> None:
     flwr_app = pytest.importorskip("flwr.app")
     from edgeladder.fleet import flower
 
-    def reply(values: Any, count: float, name: str = "up") -> Any:
+    def reply(
+        values: Any, count: float, name: str = "up", record: str = "arrays", **more: Any
+    ) -> Any:
+        metrics = {"num-examples": count, "zero-shot": 0.5, "tuned": 0.5, **more}
         content = flwr_app.RecordDict({
-            "arrays": flower._record({name: np.asarray(values, np.float32)}),
-            "metrics": flwr_app.MetricRecord({"num-examples": count}),
+            record: flower._record({name: np.asarray(values, np.float32)}),
+            "metrics": flwr_app.MetricRecord(metrics),
         })  # fmt: skip
         metadata = SimpleNamespace(src_node_id=1)
         return SimpleNamespace(content=content, metadata=metadata, has_error=lambda: False)
@@ -227,7 +230,9 @@ def test_no_node_outweighs_the_others_or_brings_nonsense() -> None:
     nonsense = [
         reply([9, 9], 1e300), reply([9, 9], -1), reply([9, 9], float("nan")),
         reply([np.nan, 9], 10), reply([np.inf, 9], 10), reply([9, 9, 9], 10),
-        reply([9, 9], 10, name="../up"),
+        reply([9, 9], 10, name="../up"), reply([3e38, 9], 10), reply([9, 9], 10, record="other"),
+        reply([9, 9], 10, more=1), reply([9, 9], 10, tuned=float("nan")),
+        reply([9, 9], 10, tuned=[0.5]),
     ]  # fmt: skip
     arrays, _ = strategy.aggregate_train(1, [*nonsense, *honest, reply([1, 1], 1_000_000)])
     assert arrays["up"].numpy().tolist() == pytest.approx([0.5, 0.5]), "no more than a half"
