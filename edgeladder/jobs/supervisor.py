@@ -15,52 +15,39 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+from typing import Literal, NoReturn
 
-from edgeladder.budget import kernel_marks, meter, policy
-from edgeladder.budget.limits import MemoryLimit
+from edgeladder.budget import meter, policy
 from edgeladder.budget.surroundings import surrounding
 from edgeladder.core import disk, errors
 from edgeladder.core.cache_use import share_cache
-from edgeladder.core.command_line import resume_command
-from edgeladder.core.errors import BudgetError, EdgeLadderError, Interrupted
+from edgeladder.core.errors import EdgeLadderError
 from edgeladder.core.files import write_json
 from edgeladder.core.job import (
     EvaluateResult,
     Job,
-    PhaseOrder,
     PlanOrder,
     PrecomputeResult,
     TrainResult,
 )
-from edgeladder.core.memory_record import MemoryAction, MemoryResult, PhaseMemory
-from edgeladder.core.orders import BaselineOrder, FreeOrder, ProviderOrder
+from edgeladder.core.memory_record import MemoryResult
+from edgeladder.core.orders import BaselineOrder, ProviderOrder
 from edgeladder.core.ownership import require_ours
-from edgeladder.core.plan import MachineBaseline, PhasePlan, Plan, Surrounding
+from edgeladder.core.plan import MachineBaseline, Plan
 from edgeladder.core.progress import NORMAL
 from edgeladder.core.provider import ProviderChoice, offered
 from edgeladder.core.records import from_json, to_json
 from edgeladder.core.request import TrainRequest
 from edgeladder.core.result import CacheUse, RunResult, Seconds, Throughput
 from edgeladder.core.user_cache import baseline_path
-from edgeladder.jobs.attempt import Attempt
-from edgeladder.jobs.blame import Blame
 from edgeladder.jobs.child import with_package
 from edgeladder.jobs.finished import drop_checkpoints, finished_result
-from edgeladder.jobs.interrupts import Interrupts
+from edgeladder.jobs.phase_runner import PhaseRunner, Progress, Record
 from edgeladder.jobs.providers import Trying, chosen_provider
 from edgeladder.jobs.run_directory import MetricsLog, RunDirectory, new_run_folder
-from edgeladder.jobs.worker_limit import open_worker_limit
-
-if TYPE_CHECKING:
-    from edgeladder.core.orders import Order
-
-Progress = Callable[..., None]  # (phase, done, total, note, used_bytes, budget_bytes)
-Record = Callable[[dict[str, Any]], None]
-Result = TypeVar("Result")
 
 
 def train(
@@ -123,8 +110,8 @@ def become(
     os.execve(sys.executable, arguments, with_package(os.environ))
 
 
-class Supervisor:
-    """Runs phases for one request; holds the run's lock, its log and the signal handlers."""
+class Supervisor(PhaseRunner):
+    """Runs the phases of one request; holds the run's lock, its log and the signal handlers."""
 
     def __init__(
         self,
@@ -134,25 +121,15 @@ class Supervisor:
         *,
         keep_run: bool = True,
     ):
-        self.request = request
-        self.progress = progress or (lambda *event: None)
-        self._evidence: Record = record or (lambda values: None)
-        self.run: RunDirectory | None = None
+        run = None
         if keep_run:
             if request.resume and not request.run:
                 raise errors.ConfigError("nothing to resume", remedy="name the run: --resume RUN")
             folder = Path(request.run) if request.run else new_run_folder(Path("runs"))
-            self.request = replace(request, run=str(folder))
-            self.run = RunDirectory(folder)
-        self.budget_bytes = request.budget_bytes or 0
-        self.metrics: MetricsLog | None = None
-        self.measured: dict[str, int] = {}
-        self.layer: str | None = None
-        self.surrounding: Surrounding | None = None  # known once a worker has planned
-        self.actions: list[MemoryAction] = []
-        self._interrupts = Interrupts()
+            request = replace(request, run=str(folder))
+            run = RunDirectory(folder)
+        super().__init__(request, run, progress, record)
         self._cache_use: int | None = None
-        self.gpu_before = kernel_marks.gpu_bytes()
 
     def __enter__(self) -> Supervisor:
         self._interrupts.__enter__()
@@ -166,18 +143,6 @@ class Supervisor:
             self.run.unlock()
         if self._cache_use is not None:
             os.close(self._cache_use)
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether a signal to stop has come."""
-        return self._interrupts.came
-
-    @property
-    def where(self) -> str | None:
-        """The run that errors name."""
-        return self.request.run
-
-    # -- commands ---------------------------------------------------------------------------
 
     def train(self) -> RunResult:
         """All phases of a run."""
@@ -285,30 +250,6 @@ class Supervisor:
     def _ask(self, order: PlanOrder) -> Job:
         return from_json(Job, self.run_phase("plan", order), where="the plan worker")
 
-    def memory(self, plan: Plan) -> MemoryResult:
-        """Planned against measured peak per phase, and which limit held."""
-        phases = {
-            name: PhaseMemory(
-                planned_peak_bytes=plan.phases[name].planned_peak_bytes,
-                measured_peak_bytes=self.measured[name],
-            )
-            for name in plan.phases
-            if name in self.measured
-        }
-        return MemoryResult(
-            budget_bytes=self.budget_bytes,
-            enforcement=self.layer,
-            phases=phases,
-            actions=self.actions,
-            surrounding=self.surrounding,
-        )
-
-    def record(self, values: dict[str, Any]) -> None:
-        """Append to metrics.jsonl, where the run has one, and tell who listens."""
-        self._evidence(values)
-        if self.metrics is not None:
-            self.metrics(values)
-
     def _told_filled(self, filled: PrecomputeResult) -> None:
         """Planning found the cache full: no worker was needed for it."""
         self.progress("precompute", 0, None, "")
@@ -357,103 +298,3 @@ class Supervisor:
             for path in (self.run.folder / ".lock", self.run.log):
                 disk.unlink(path)
             disk.remove_folder(self.run.folder)
-
-    def enforced_bytes(self, phase: str) -> int:
-        """The budget a phase runs under; 0 while it is being settled.
-
-        A budget too small even to plan in must still be refused by name, and what planning needs
-        is part of the smallest budget that fits.
-        """
-        return 0 if phase in ("baseline", "plan") else self.budget_bytes
-
-    # -- one phase --------------------------------------------------------------------------
-
-    def phase(self, name: str, job: Job, result: type[Result]) -> Result:
-        """Run a phase of a job to its end; see `run_phase`."""
-        order = PhaseOrder(job=job, sizes=job.plan.phases[name])
-        return from_json(result, self.run_phase(name, order, job.plan), where=f"the {name} worker")
-
-    def run_phase(self, name: str, order: Order, plan: Plan | None = None) -> Any:
-        """Run a worker to its end, starting it again with less when memory runs out.
-
-        Returns:
-            The result's plain values.
-
-        Raises:
-            EdgeLadderError: what the worker raised; BudgetError after the last restart.
-        """
-        planned = plan.phases[name].planned_peak_bytes if plan and name in plan.phases else 0
-        causes: list[str] = []
-        blame = Blame()
-        planned_sizes = getattr(order, "sizes", PhasePlan())
-        self.progress(name, 0, None, "")
-        while True:
-            with self._limit(name, plan) as limit:
-                attempt = Attempt(self, name, order, limit)
-                outcome, result = attempt.run(planned)
-            if outcome == "done":
-                return result
-            if outcome == "stop":
-                raise self._stopped(name)
-            causes.append(attempt.cause)
-            if not isinstance(order, (PhaseOrder, FreeOrder)):
-                pass  # sizes of its own choice
-            elif blame.falls_on(attempt.picture):
-                # it is the picture, not the sizes: go on without it, with them as planned
-                order = replace(order, avoid=(*order.avoid, attempt.picture), sizes=planned_sizes)
-                del causes[-policy.PICTURE_DEATHS :]
-            elif plan is not None:
-                reached = replace(order.sizes, chunk=attempt.chunk or order.sizes.chunk)
-                order = replace(order, sizes=policy.shrink(plan, name, reached))
-            self._record_restart(name, order, attempt, len(causes))
-            if len(causes) > self.request.restarts:
-                raise self._gave_up(name, causes, attempt)
-
-    def _stopped(self, name: str) -> Interrupted:
-        if self.run is not None and self.run.started():
-            return Interrupted(
-                f"stopped during {name}; all work so far is saved",
-                where=self.request.run,
-                remedy=f"go on with: {resume_command(self.request.folder)}",
-            )
-        saved = "all work so far is saved" if name == "precompute" else "nothing was begun"
-        return Interrupted(f"stopped during {name}; {saved}", remedy="run the same command again")
-
-    def _record_restart(self, name: str, order: Order, attempt: Attempt, count: int) -> None:
-        sizes = order.sizes.sizes() if isinstance(order, (PhaseOrder, FreeOrder)) else {}
-        self.record(
-            {
-                "kind": "restart",
-                "phase": name,
-                "cause": attempt.cause,
-                "attempt": count,
-                "last_step": attempt.last_step,
-                "checkpoint_step": attempt.checkpoint_step,
-                "sizes": sizes,
-            }
-        )
-
-    def _gave_up(self, name: str, causes: list[str], attempt: Attempt) -> BudgetError:
-        peak = attempt.sampled_peak_bytes
-        return BudgetError(
-            f"{name} ran out of memory {len(causes)} times within a budget of "
-            f"{self.budget_bytes / 1e6:.0f} MB ({'; '.join(dict.fromkeys(causes))}); the last time "
-            f"{attempt.reached()}; the last checkpoint is of step "
-            f"{attempt.checkpoint_step}, the last step was {attempt.last_step}",
-            where=self.request.run,
-            remedy=f"--budget {policy.next_budget(self.budget_bytes, peak) / 1e6:.0f}MB"
-            + (f" with --resume {self.request.run}" if self.run is not None else ""),
-        )
-
-    @contextlib.contextmanager
-    def _limit(self, name: str, plan: Plan | None) -> Iterator[MemoryLimit]:
-        if not self.enforced_bytes(name):
-            yield MemoryLimit("none")
-            return
-        baseline = plan.baseline if plan is not None else None
-        limit = open_worker_limit(self.request.limit, self.budget_bytes, baseline)
-        self.layer = limit.layer
-        try:
-            yield limit
-        finally:
-            limit.close()
