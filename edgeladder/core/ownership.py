@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgeladder.core.errors import ConfigError
+from edgeladder.core.plain_files import LARGEST_RECORD_BYTES, NotPlainError, read_plain
 
 Kind = Literal[
     "bundle", "archive", "run", "cache", "model", "page", "job", "pulled", "average", "adapter"
@@ -94,7 +95,10 @@ def _object(content: bytes) -> dict[str, Any] | None:
 
 
 def _read_object(path: Path) -> dict[str, Any] | None:
-    return _object(path.read_bytes()) if path.is_file() else None
+    try:
+        return _object(read_plain(path))
+    except (OSError, NotPlainError):  # absent, or nothing that a program of ours wrote
+        return None
 
 
 def _first(found: Iterable[str], known: Iterable[str]) -> str | None:
@@ -111,8 +115,10 @@ def _files_below(folder: Path) -> list[str]:
 
 
 def _foreign_in_bundle(folder: Path) -> str | None:
-    manifest = folder / MANIFEST
-    names = manifest_names(manifest.read_bytes()) if manifest.is_file() else None
+    try:
+        names = manifest_names(read_plain(folder / MANIFEST))
+    except (OSError, NotPlainError):
+        names = None
     if names is None:
         return "the folder is not empty and holds no bundle"
     return _first(_files_below(folder), {MANIFEST, SIGNATURE, *names})
@@ -125,7 +131,7 @@ def _foreign_in_archive(path: Path) -> str | None:
         with tarfile.open(path) as archive:
             found = {member.name.removeprefix("./"): member for member in archive}
             stored = archive.extractfile(found[MANIFEST]) if MANIFEST in found else None
-            names = manifest_names(stored.read()) if stored is not None else None
+            names = manifest_names(stored.read(LARGEST_RECORD_BYTES)) if stored else None
     except (tarfile.TarError, EOFError, ValueError, OverflowError):
         return "no tar archive"
     if names is None:

@@ -166,6 +166,7 @@ def _resume(request: TrainRequest, run: RunDirectory) -> tuple[TrainRequest, Run
     """The run's own request; what concerns this machine now may be given anew."""
     config = read_config(run.config)
     saved = config.request
+    engines.require_asked(saved.engine, request.engine, where=str(run.config))
     return (
         replace(
             saved,
@@ -197,6 +198,7 @@ def _condensing(request: TrainRequest, run: RunDirectory) -> TrainRequest:
         )
     load_adapter(run.folder)  # a run without one is an interrupted one, which the error says
     saved = read_config(run.config).request
+    engines.require_asked(saved.engine, request.engine, where=str(run.config))
     return replace(
         saved,
         run=request.run,
@@ -258,6 +260,7 @@ def _decide(
     waiting = request.supervisor_bytes
     if request.bare:  # who asks without being one will not be the one that waits
         waiting = min(waiting, baseline.supervisor_bytes)
+    engines.require_known(request.engine)
     names = [request.engine]
     if request.engine == "auto":
         available = engines.installed_engines()

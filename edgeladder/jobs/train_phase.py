@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeladder.budget.policy import PROTOTYPE_WINDOW
 from edgeladder.core.bundle import Bundle
+from edgeladder.core.errors import ConfigError
 from edgeladder.core.job import Job, PhaseOrder, TrainResult
 from edgeladder.core.orders import Outcome
 from edgeladder.core.plan import PhasePlan
@@ -236,7 +237,11 @@ def callbacks(
 
 
 def open_engine_named(job: Job, bundle: Bundle, sizes: PhasePlan) -> Engine:
-    """The engine the plan worker settled on; `module:factory` names one of your own."""
+    """The engine the plan worker settled on; `module:factory` names one of your own.
+
+    Raises:
+        ConfigError: no such module, or nothing of that name in it.
+    """
     name = job.engine
     step_plan = StepPlan(
         mode=sizes.mode or "fused",
@@ -250,9 +255,14 @@ def open_engine_named(job: Job, bundle: Bundle, sizes: PhasePlan) -> Engine:
     train, loss = job.profile.train, job.profile.loss
     if ":" in name:
         module, _, factory = name.partition(":")
-        made: Engine = getattr(importlib.import_module(module), factory)(
-            bundle, step_plan, train, loss
-        )
+        try:
+            make = getattr(importlib.import_module(module), factory)
+        except (ImportError, ValueError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                f"no engine {name[:100]!r}: {error}",
+                remedy="use --engine auto, stock, ort-training or MODULE:FACTORY",
+            ) from error
+        made: Engine = make(bundle, step_plan, train, loss)
         return made
     if name == "stock" or step_plan.mode == "chunked":
         # chunked is for evaluation too, whose encoders are the same on both engines; and

@@ -59,6 +59,7 @@ def words(options: dict[str, str]) -> list[str]:
     [
         ["--budget", NINES],
         ["--budget", f"{NINES}.5GB"],
+        ["--engine", "zz"],
         ["--set", "train.batch=[1"],
         ["--set", "train.batch=9999-99-99"],
         ["--set", "train.batch=" + "[" * 3000 + "]" * 3000],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,15 @@ def test_a_file_is_no_folder(kind: Kind, tmp_path: Path) -> None:
 def test_a_manifest_of_another_make_is_no_bundle(content: str, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(content)
     assert foreign_part(tmp_path, "bundle") is not None
+
+
+@pytest.mark.parametrize("kind", ["bundle", "pulled", "average", "adapter"])
+def test_a_record_of_a_terabyte_is_not_read(kind: Kind, tmp_path: Path) -> None:
+    make(tmp_path / "there", kind)
+    for name in ("manifest.json", "pull.json", "aggregate.json", "adapter.json"):
+        (tmp_path / "there" / name).touch()
+        os.truncate(tmp_path / "there" / name, 1 << 40)
+    assert foreign_part(tmp_path / "there", kind) is not None
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,11 +15,12 @@ from safetensors.numpy import load_file
 
 from edgeladder.budget import meter
 from edgeladder.core.errors import BudgetError, ConfigError, IntegrityError
-from edgeladder.core.plan import Surrounding
+from edgeladder.core.plan import PhasePlan, Surrounding
 from edgeladder.core.records import to_json
 from edgeladder.core.request import TrainRequest
 from edgeladder.jobs import supervisor
 from edgeladder.jobs.run_directory import read_metrics
+from edgeladder.jobs.train_phase import open_engine_named
 
 MB = 1_000_000
 STEPS = ["train.steps=12", "train.checkpoint_steps=4"]
@@ -237,10 +239,23 @@ def test_a_shard_damaged_while_training_runs_teaches_nothing(ask, tmp_path, monk
     assert caught.value.exit_code == 5
     records = list(read_metrics(Path(request.run) / "metrics.jsonl"))
     assert max(record["step"] for record in records if record["kind"] == "step") == 5
-    result = supervisor.train(TrainRequest(run=request.run, resume=True, limit="none"))
+    with pytest.raises(ConfigError, match="names an engine of its own"):
+        supervisor.train(TrainRequest(run=request.run, resume=True, limit="none"))
+    again = TrainRequest(run=request.run, resume=True, limit="none", engine=request.engine)
+    result = supervisor.train(again)
     assert result.resumed_from == 4 and result.steps == 12 and result.cache.new > 0
     supervisor.train(ask("whole"))
     assert same(adapter(request), adapter(ask("whole")))
+
+
+@pytest.mark.parametrize("name", ["no_such_module:open", ":", "os:no_such", "..:x", "json:"])
+def test_an_engine_that_is_nowhere_is_said(name):
+    job = SimpleNamespace(
+        engine=name, threads=1, plan=SimpleNamespace(phases={"train": PhasePlan()}),
+        profile=SimpleNamespace(train=None, loss=None),
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="no engine"):
+        open_engine_named(job, None, PhasePlan())
 
 
 def test_a_leaking_engine_under_budgets_just_above_the_smallest(ask, tmp_path, monkeypatch):

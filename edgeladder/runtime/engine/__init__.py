@@ -24,7 +24,40 @@ __all__ = [
     "check_environment",
     "installed_engines",
     "open_engine",
+    "require_asked",
+    "require_known",
 ]
+
+
+def require_known(name: str) -> None:
+    """Refuse what is no engine's name, before anything is computed for it.
+
+    Raises:
+        ConfigError: neither `auto` nor an engine, installed or not, nor `module:factory`.
+    """
+    if name not in ("auto", "stock", "ort-training") and ":" not in name:
+        raise ConfigError(
+            f"unknown engine {name!r}", remedy="use --engine auto, stock or ort-training"
+        )
+
+
+def require_asked(saved: str, asked: str, *, where: str) -> None:
+    """Refuse to import what a run's file names, unless whoever continues the run names it too.
+
+    Args:
+        saved: the engine of the run's `config.yaml`, which may have come from anywhere.
+        asked: the engine that was asked for now.
+
+    Raises:
+        ConfigError: `saved` is code of somebody's own, and was not asked for.
+    """
+    if ":" in saved and saved != asked:
+        raise ConfigError(
+            f"the run's config.yaml names an engine of its own, {saved[:100]!r}, which would be "
+            "imported and run",
+            where=where,
+            remedy="where you know that code, name it too: --engine MODULE:FACTORY",
+        )
 
 
 def open_engine(
@@ -48,10 +81,7 @@ def open_engine(
         from edgeladder.runtime.engine.stock import StockEngine
 
         return StockEngine(bundle, plan, train, loss)
-    if name != "ort-training":
-        raise ConfigError(
-            f"unknown engine {name!r}", remedy="use --engine auto, stock or ort-training"
-        )
+    require_known(name)
     if "ort-training" not in available:
         raise ConfigError(
             "onnxruntime-training is not installed here",
