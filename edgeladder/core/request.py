@@ -43,6 +43,7 @@ class TrainRequest:
     restarts: int = 4  # of a worker that was killed or ran out of memory, with less each time
     mode: str | None = None  # None: the plan chooses fused, recompute or chunked
     chunk: int | None = None  # None: the plan chooses
+    hold: bool | None = None  # activations between a chunked step's passes; None: what fits
     provider: str = "auto"  # of the image tower: auto, cpu, or one by name
     chosen: ProviderChoice | None = None  # what that came to on this machine; None: the CPU
     verify: bool = True  # hash the bundle's files before use

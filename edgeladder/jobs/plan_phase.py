@@ -297,7 +297,7 @@ def _decide(
             baseline,
             policy.within(request.budget_bytes, request.surrounding),
             supervisor_bytes=waiting,
-            asked=Asked(mode=request.mode, chunk=request.chunk),
+            asked=Asked(mode=request.mode, chunk=request.chunk, hold=request.hold),
             planning_bytes=waiting
             + max(
                 kernel_marks.high_water(os.getpid()),

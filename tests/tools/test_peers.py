@@ -9,9 +9,11 @@ open_clip = pytest.importorskip("open_clip")
 
 from edgeladder.core.errors import ConfigError  # noqa: E402
 from tools.bench.peers import (  # noqa: E402
+    cost,
     features,
     measured,
     methods,
+    probes,
     run,
     side_by_side,
     table,
@@ -114,10 +116,19 @@ def test_a_prompt_equal_to_the_tokens_it_replaces_changes_nothing(clip, tokenize
         torch.testing.assert_close(given, clip.encode_text(ids, normalize=True))
 
 
-@pytest.mark.parametrize("name", methods.METHODS)
+@pytest.mark.parametrize("name", probes.ALL)
+def test_a_predictor_with_its_classes_encoded_once_says_the_same(clip, tokenize, name):
+    torch.manual_seed(2)
+    method = probes.ALL[name](clip, tokenize, CLASSES)
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(method.predictor()(pixels), method(pixels))
+
+
+@pytest.mark.parametrize("name", probes.ALL)
 def test_a_peer_learns_and_leaves_the_backbone(clip, tokenize, name):
     torch.manual_seed(1)
-    method = methods.METHODS[name](clip, tokenize, CLASSES)
+    method = probes.ALL[name](clip, tokenize, CLASSES)
     before = {k: v.clone() for k, v in clip.state_dict().items()}
     labels = torch.arange(6) % 3
     pixels = torch.randn(3, 3, 32, 32)[labels] + 0.1 * torch.randn(6, 3, 32, 32)
@@ -213,3 +224,26 @@ def test_tables_give_means_and_leave_gaps():
     assert lines[0] == "4 shots, 2 seeds"
     assert lines[4].startswith("| coop | 55.0 | - | 3.0 | - |")
     assert lines[5].startswith("| maple | - | 25.0 | - | 700 | 200 |")
+
+
+def test_costs_are_taken_in_turns():
+    assert list(cost.turns(2, ["a", "b"])) == [(0, "a"), (0, "b"), (1, "b"), (1, "a")]
+
+
+def test_ratios_are_of_medians_and_of_the_least_prompt_tuner():
+    def row(method, seconds, peak_mb, speed=None, **more):
+        numbers = {"seconds": seconds, "peak_bytes": peak_mb * 1e6}
+        return {"method": method, **numbers, "train_images_per_second": speed, **more}
+
+    rows = [
+        *(row("edgeladder-int8", seconds, 100, 500.0) for seconds in (10, 20, 90)),
+        row("coop", 900, 4000, 2.0, extrapolated_steps=7),
+        row("maple", 900, 3000),
+        row("onnx-sklearn", 40, 300),
+        {"method": "vpt-deep", "error": "no such file"},
+    ]
+    told = cost.table(rows)
+    assert "| edgeladder-int8 | 3 | 20.0 | - | 100.0 | 500.0 |" in told and "vpt-deep" not in told
+    assert "- memory of the least prompt tuner / edgeladder-int8: 30.0" in told
+    assert "- onnx-sklearn / edgeladder-int8: 2.00 of the time, 3.00 of the memory" in told
+    assert "- training pictures a second, edgeladder-int8 / coop: 250" in told

@@ -25,7 +25,8 @@ def _keys(label: str, count: int) -> list[bytes]:
     return [sample_key(digest) for digest in digests]
 
 
-def _fill(bundle: Bundle, folder: Path, side: Literal["image", "text"], keys: list[bytes]) -> None:
+def fill(bundle: Bundle, folder: Path, side: Literal["image", "text"], keys: list[bytes]) -> None:
+    """Random activations of one side under these keys; what is there stays."""
     tower = getattr(bundle.manifest, side)
     store = ActivationCache.open(folder, bundle, side, "fp16", writable=True)
     random = np.random.default_rng(0)
@@ -49,8 +50,8 @@ def fabricate(
     """Fill (or find filled) a cache with `pictures` and `classes`; the selection of all of them."""
     train, held_out = _keys("picture", pictures), _keys("held out", test)
     texts = _keys("class", classes)
-    _fill(bundle, folder, "image", [*train, *held_out])
-    _fill(bundle, folder, "text", texts)
+    fill(bundle, folder, "image", [*train, *held_out])
+    fill(bundle, folder, "text", texts)
     names = [f"class{index:05d}" for index in range(classes)]
     return Selection(
         train_keys=stack_keys(train)[None],

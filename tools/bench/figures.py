@@ -15,19 +15,14 @@ import argparse
 import sys
 from collections.abc import Iterable, Mapping
 from functools import partial
-from html import escape
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from tools.bench.line_plot import line_plot  # noqa: E402
 from tools.bench.result_rows import Row, read  # noqa: E402
-
-_COLOURS = [
-    *("#777777", "#9c6ade", "#d9822b", "#b5a000", "#2f9e44", "#1c7ed6"),
-    *("#c2255c", "#0b7285", "#000000", "#e03131", "#5f3dc4", "#087f5b"),
-]
 
 
 def means(rows: Iterable[Row]) -> dict[tuple[str, int], tuple[float, float]]:
@@ -101,46 +96,10 @@ def _one(rows: list[Row], title: str, *, signed: bool = False) -> str:
 
 def plot(rows: list[Row]) -> str:
     """Accuracy over shots, one line per method."""
-    found = means(rows)
-    shots = sorted({k for _, k in found})
-    methods = list(dict.fromkeys(method for method, _ in found))
-    width, height, left, top, right, bottom = 860.0, 440.0, 52.0, 16.0, 230.0, 40.0
-    values = [mean for mean, _ in found.values()]
-    low, high = np.floor(min(values) / 5) * 5, np.ceil(max(values) / 5) * 5
-
-    def place(k: int, value: float) -> tuple[float, float]:
-        share = np.log2(k / shots[0]) / max(np.log2(shots[-1] / shots[0]), 1e-9)
-        x = left + share * (width - left - right)
-        return x, top + (high - value) / max(high - low, 1e-9) * (height - top - bottom)
-
-    body = [f'<rect width="{width:g}" height="{height:g}" fill="white"/>']
-    for value in np.arange(low, high + 1, 5):
-        y = place(shots[0], value)[1]
-        body.append(f'<path d="M{left:g} {y:.1f}H{width - right:g}" stroke="#ddd"/>')
-        body.append(f'<text x="{left - 6:g}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
-    for k in shots:
-        x = place(k, low)[0]
-        body.append(f'<text x="{x:.1f}" y="{height - 18:g}" text-anchor="middle">{k}</text>')
-    body.append(f'<text x="{left:g}" y="{height - 2:g}">shots; accuracy in percent</text>')
-    for number, method in enumerate(methods):
-        colour = _COLOURS[number % len(_COLOURS)]
-        dash = ' stroke-dasharray="6 3"' if number >= len(_COLOURS) else ""
-        points = [place(k, found[method, k][0]) for k in shots if (method, k) in found]
-        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        body.append(
-            f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>'
-        )
-        body += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in points]
-        y = top + 14 + 20 * number
-        x = width - right + 18
-        body.append(f'<path d="M{x:g} {y - 4:g}h22" stroke="{colour}" stroke-width="2"{dash}/>')
-        body.append(f'<text x="{x + 28:g}" y="{y:g}">{escape(method)}</text>')
-    style = '<style>text{font:12px system-ui,"DejaVu Sans",sans-serif;fill:#222}</style>'
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}">{style}'
-        + "".join(body)
-        + "</svg>\n"
-    )
+    lines: dict[str, dict[float, float]] = {}
+    for (method, shots), (mean, _) in means(rows).items():
+        lines.setdefault(method, {})[shots] = mean
+    return line_plot(lines, "shots; accuracy in percent", step=5)
 
 
 def _place(key: str, names: list[str], row: Row) -> int:

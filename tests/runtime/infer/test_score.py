@@ -108,15 +108,15 @@ def test_counts_grow_beyond_a_byte_and_are_written_row_by_row():
     assert "".join(json_parts(rows)) == json_text(lists)
 
 
-def test_a_thousand_classes_are_written_without_a_million_lists(tmp_path):
-    score = Score([f"{k}" for k in range(1000)])
-    score.add(np.arange(8), np.zeros((8, 1000)), np.zeros((8, 1000)))
+def test_many_classes_are_written_without_a_list_of_all_counts(tmp_path):
+    score = Score([f"{k}" for k in range(250)])
+    score.add(np.arange(8), np.zeros((8, 250)), np.zeros((8, 250)))
     tracemalloc.start()
     write_json(tmp_path / "evaluation.json", score.to_dict("test", to_write=True))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 4e6  # 76 MB as lists and text
-    assert len(json.loads((tmp_path / "evaluation.json").read_text())["confusion"][999]) == 1000
+    assert peak < 2e6  # 5 MB as lists and text
+    assert len(json.loads((tmp_path / "evaluation.json").read_text())["confusion"][249]) == 250
 
 
 def test_classes_read_in_windows_give_the_same_logits():

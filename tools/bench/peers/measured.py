@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shlex
 import subprocess
 import tempfile
@@ -26,6 +27,7 @@ class Measured:
     output: str = ""
     errors: str = ""
     seconds: float = 0.0
+    cpu_seconds: float = 0.0  # of the whole tree
     peak_rss: int = 0
     phase_peak: dict[str, int] = field(default_factory=dict)  # while that worker ran
     phase_cpu: dict[str, float] = field(default_factory=dict)  # of those workers alone
@@ -35,7 +37,7 @@ def run_measured(command: list[str], environment: dict[str, str]) -> Measured:
     """Run a command to its end, sampling its tree 20 times a second."""
     found = Measured(shlex.join(command))
     cpu: dict[tuple[str, int], float] = {}
-    started = time.perf_counter()
+    started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=errors)
         root = psutil.Process(process.pid)
@@ -43,6 +45,8 @@ def run_measured(command: list[str], environment: dict[str, str]) -> Measured:
             _sample(root, found, cpu)
             time.sleep(_PERIOD)
         found.code, found.seconds = process.returncode, time.perf_counter() - started
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)  # of all that were waited for
+        found.cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         for file in (output, errors):
             file.seek(0)
         found.output, found.errors = output.read(), errors.read()

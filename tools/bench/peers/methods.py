@@ -17,6 +17,7 @@ from tools.bench.peers.towers import (
 )
 
 Tokenize = Callable[[list[str]], Tensor]
+Predictor = Callable[[Tensor], Tensor]  # pixels (B, 3, S, S) -> logits (B, C)
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,12 @@ class CoOp(nn.Module):
         text = text_features(clip, self.ids, [self.context])
         return clip.logit_scale.exp() * image @ text.T
 
+    def predictor(self) -> Predictor:
+        """Logits of pixels, the classes encoded once."""
+        clip = self.clip[0]
+        text = clip.logit_scale.exp() * text_features(clip, self.ids, [self.context]).T
+        return lambda pixels: image_features(clip, pixels) @ text
+
 
 class DeepVpt(nn.Module):
     """Tokens in every block of the image tower, arXiv:2203.12119: 8 each; the text is fixed."""
@@ -75,6 +82,10 @@ class DeepVpt(nn.Module):
         clip = self.clip[0]
         image = image_features(clip, pixels, list(self.tokens))
         return clip.logit_scale.exp() * image @ self.text.T
+
+    def predictor(self) -> Predictor:
+        """Logits of pixels."""
+        return self.forward
 
 
 class ShortVpt(DeepVpt):
@@ -110,6 +121,13 @@ class MaPLe(nn.Module):
         coupled = [couple(p) for couple, p in zip(self.couple, self.prompts, strict=True)]
         text = text_features(clip, self.ids, list(self.prompts))
         return clip.logit_scale.exp() * image_features(clip, pixels, coupled) @ text.T
+
+    def predictor(self) -> Predictor:
+        """Logits of pixels, the classes encoded once."""
+        clip = self.clip[0]
+        coupled = [couple(p) for couple, p in zip(self.couple, self.prompts, strict=True)]
+        text = clip.logit_scale.exp() * text_features(clip, self.ids, list(self.prompts)).T
+        return lambda pixels: image_features(clip, pixels, coupled) @ text
 
 
 METHODS: dict[str, type[CoOp] | type[DeepVpt] | type[MaPLe]] = {

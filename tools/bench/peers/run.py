@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import resource
 import sys
 import tempfile
@@ -34,12 +35,14 @@ from edgeladder.host.model.backbone import load_backbone  # noqa: E402
 from edgeladder.host.model.names import LOCAL_MODELS  # noqa: E402
 from edgeladder.runtime.towers.tokens import Tokenizer  # noqa: E402
 from tools.bench.peers.features import FeatureStore, pixels_of  # noqa: E402
-from tools.bench.peers.methods import METHODS, CoOp, Tokenize  # noqa: E402
+from tools.bench.peers.methods import Tokenize  # noqa: E402
+from tools.bench.peers.probes import ALL  # noqa: E402
 from tools.bench.peers.tasks import PeerTask, open_task  # noqa: E402
 from tools.bench.peers.towers import freeze, text_features  # noqa: E402
 from tools.bench.peers.training import epochs_of, train  # noqa: E402
 
 _TEST_BATCH = 32
+_PREDICT_BATCH = 4
 Opened = tuple[Any, Any, Tokenize]  # a frozen CLIP, its view of a picture, its tokenizer
 
 
@@ -73,7 +76,7 @@ def open_model(name: str, pretrained: str | None) -> Opened:
 def parse_arguments(line: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--method", choices=list(METHODS), required=True)
+    parser.add_argument("--method", choices=list(ALL), required=True)
     parser.add_argument(
         "--model", default="ViT-B/16", help="open_clip's name of a ViT, nano or nano-vit"
     )
@@ -86,7 +89,7 @@ def parse_arguments(line: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--images-once",
         action="store_true",
-        help="CoOp: compute image features once, which changes no number but time and memory",
+        help="CoOp, probes: compute image features once: the same numbers, less time and memory",
     )
     parser.add_argument("--features", type=Path, help="keeps plain image features, an .npz")
     parser.add_argument(
@@ -96,6 +99,7 @@ def parse_arguments(line: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--test-per-class", type=int, default=None)
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--predict", type=int, default=0, help="time predictions of so many")
     return parser.parse_args(line)
 
 
@@ -105,7 +109,12 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     weights = None if arguments.model == "nano" else arguments.pretrained
-    print(json.dumps(measure(arguments, open_model(arguments.model, weights))))
+    opened = open_model(arguments.model, weights)
+    loading = {
+        "load_seconds": round(time.time() - psutil.Process().create_time(), 2),
+        "load_cpu_seconds": round(time.process_time(), 2),
+    }
+    print(json.dumps(loading | measure(arguments, opened)))
 
 
 def measure(arguments: argparse.Namespace, opened: Opened) -> dict[str, Any]:
@@ -120,7 +129,7 @@ def measure(arguments: argparse.Namespace, opened: Opened) -> dict[str, Any]:
         per_class=arguments.test_per_class,
         halves=arguments.base_to_new,
     )
-    kind = METHODS[arguments.method]
+    kind = ALL[arguments.method]
     method = kind(clip, tokenize, task.names)
     result = {
         "method": arguments.method,
@@ -140,7 +149,20 @@ def measure(arguments: argparse.Namespace, opened: Opened) -> dict[str, Any]:
             result |= {f"new_{name}": value for name, value in found.items()}
             result["harmonic"] = harmonic(result["accuracy"], result["new_accuracy"])
             result["zero_shot_harmonic"] = harmonic(result["zero_shot"], result["new_zero_shot"])
+    if arguments.predict:
+        result["predict_images_per_second"] = predicted(method, task, store, arguments.predict)
     return result | {"peak_rss_bytes": peak_rss()}
+
+
+def predicted(method: torch.nn.Module, task: PeerTask, store: FeatureStore, count: int) -> float:
+    """Pictures a second from their files to logits, four at a time, classes encoded before."""
+    pictures = (task.tested * math.ceil(count / len(task.tested)))[:count]
+    with torch.no_grad():
+        logits = method.predictor()
+        started = time.perf_counter()
+        for start in range(0, count, _PREDICT_BATCH):
+            logits(pixels_of(pictures[start : start + _PREDICT_BATCH], store.view))
+    return round(count / (time.perf_counter() - started), 3)
 
 
 def tune(
@@ -155,7 +177,7 @@ def tune(
     forward, extra = None, (0.0, 0.0)
     loaded = psutil.Process().memory_info().rss  # interpreter, libraries, backbone
     started, busy = time.perf_counter(), time.process_time()
-    if arguments.images_once and isinstance(method, CoOp):
+    if arguments.images_once and hasattr(method, "classify"):
         forward, inputs = method.classify, store.of(task.support)
         # what they cost when they were computed, now or by an earlier run
         started, busy = time.perf_counter(), time.process_time()
@@ -201,7 +223,7 @@ def test(
     with torch.no_grad():
         prompts = [f"a photo of a {name}." for name in task.names]
         text = text_features(store.clip, tokenize(prompts))
-        if isinstance(method, CoOp):
+        if hasattr(method, "classify"):
             tuned = method.classify(plain)
         else:
             parts = range(0, len(task.tested), _TEST_BATCH)
