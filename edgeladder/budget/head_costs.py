@@ -11,7 +11,7 @@ _WINDOW = 64  # pictures read at a time
 _KNOWN_BLOCK = 128  # known pictures compared with all others at a time
 _AT_ONCE = 0.85
 _CODE = 29_000_000  # of numpy and its linear algebra, float32 too, and its threads' buffers
-_COMPARING_CODE = 6_000_000  # the same of comparing known pictures, where no head was fitted
+_COMPARING_CODE = 9_000_000  # the same of comparing known pictures, where no head was fitted
 _FULL = ("kernel", "blend")  # these read every tap; gda and proker the final embedding alone
 
 
