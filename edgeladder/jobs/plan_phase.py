@@ -198,9 +198,9 @@ def _condensing(request: TrainRequest, run: RunDirectory) -> TrainRequest:
         )
     load_adapter(run.folder)  # a run without one is an interrupted one, which the error says
     saved = read_config(run.config).request
-    engines.require_asked(saved.engine, request.engine, where=str(run.config))
     return replace(
         saved,
+        engine=request.engine if ":" in saved.engine else saved.engine,  # no code of a file's
         run=request.run,
         start=str(run.folder),
         condense=request.condense,

@@ -18,8 +18,8 @@ from edgeladder.core.errors import BudgetError, ConfigError, IntegrityError
 from edgeladder.core.plan import PhasePlan, Surrounding
 from edgeladder.core.records import to_json
 from edgeladder.core.request import TrainRequest
-from edgeladder.jobs import supervisor
-from edgeladder.jobs.run_directory import read_metrics
+from edgeladder.jobs import plan_phase, supervisor
+from edgeladder.jobs.run_directory import RunDirectory, read_metrics
 from edgeladder.jobs.train_phase import open_engine_named
 
 MB = 1_000_000
@@ -256,6 +256,15 @@ def test_an_engine_that_is_nowhere_is_said(name):
     )  # fmt: skip
     with pytest.raises(ConfigError, match="no engine"):
         open_engine_named(job, None, PhasePlan())
+
+
+def test_condensing_a_run_imports_nothing_that_its_file_names(tmp_path, monkeypatch):
+    (tmp_path / "config.yaml").touch()
+    saved = SimpleNamespace(request=TrainRequest(engine="evil:run", seed=7))
+    monkeypatch.setattr(plan_phase, "load_adapter", lambda path: None)
+    monkeypatch.setattr(plan_phase, "read_config", lambda path: saved)
+    found = plan_phase._condensing(TrainRequest(), RunDirectory(tmp_path))
+    assert (found.engine, found.seed) == ("auto", 7)
 
 
 def test_a_leaking_engine_under_budgets_just_above_the_smallest(ask, tmp_path, monkeypatch):
