@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import os
 import resource
 import shlex
 import subprocess
 import tempfile
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import psutil
 
+from edgeladder.core.errors import DataError
+
 _WORKER = "edgeladder.jobs.worker"
+ROOT = Path(__file__).resolve().parents[3]
 _PERIOD = 0.05  # seconds between samples
 
 
@@ -75,3 +82,22 @@ def _sample(root: psutil.Process, found: Measured, cpu: dict[tuple[str, int], fl
     found.peak_rss = max(found.peak_rss, total)
     for phase in phases:
         found.phase_peak[phase] = max(found.phase_peak.get(phase, 0), total)
+
+
+def told(done: Measured) -> dict[str, Any]:
+    """The JSON object that a command printed.
+
+    Raises:
+        DataError: it failed.
+    """
+    if done.code:
+        raise DataError(
+            f"exit code {done.code}: {done.errors[-500:]} {done.output[-2000:]}", where=done.command
+        )
+    found: dict[str, Any] = json.loads(done.output)
+    return found
+
+
+def environment() -> dict[str, str]:
+    """This tree's package, one thread."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -29,6 +29,15 @@ class _Image(nn.Module):
         return image_features(self.clip, pixels)
 
 
+def _colours(visual: nn.Module) -> dict[str, list[float]]:
+    """Mean and standard deviation of the view: newer open_clip towers keep them in a record."""
+    kept = getattr(visual, "preprocess_cfg", {})
+    return {
+        name: [float(part) for part in kept.get(name) or getattr(visual, f"image_{name}")]
+        for name in ("mean", "std")
+    }
+
+
 def main() -> None:
     """Export; beside it a .json of the view: size, mean and standard deviation."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -50,7 +59,7 @@ def main() -> None:
         dynamo=True,
         external_data=True,
     )
-    view = {"size": size, "mean": list(clip.visual.image_mean), "std": list(clip.visual.image_std)}
+    view = {"size": size, **_colours(clip.visual)}
     given.out.with_suffix(".json").write_text(json.dumps(view), encoding="utf-8")
 
 

@@ -23,7 +23,6 @@ import itertools
 import json
 import math
 import multiprocessing
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -40,7 +39,7 @@ from edgeladder.core.bundle import Bundle  # noqa: E402
 from edgeladder.core.errors import DataError  # noqa: E402
 from edgeladder.runtime.pictures.class_names import FILE, parse_names  # noqa: E402
 from edgeladder.runtime.pictures.dataset import open_data, split  # noqa: E402
-from tools.bench.peers.measured import Measured, run_measured  # noqa: E402
+from tools.bench.peers.measured import Measured, environment, run_measured, told  # noqa: E402
 from tools.bench.peers.methods import METHODS  # noqa: E402
 from tools.bench.peers.run import Opened, measure, open_model, parse_arguments  # noqa: E402
 from tools.bench.peers.tasks import first_of  # noqa: E402
@@ -185,25 +184,6 @@ def picture_cost(path: Path, result: Row, done: Measured) -> tuple[float, float]
         path.write_text(json.dumps([wall, done.phase_cpu["precompute"] / new]), encoding="utf-8")
     wall, busy = json.loads(path.read_text(encoding="utf-8"))
     return float(wall), float(busy)
-
-
-def told(done: Measured) -> Row:
-    """The JSON object that a command printed.
-
-    Raises:
-        DataError: it failed.
-    """
-    if done.code:
-        raise DataError(
-            f"exit code {done.code}: {done.errors[-500:]} {done.output[-2000:]}", where=done.command
-        )
-    found: Row = json.loads(done.output)
-    return found
-
-
-def environment() -> dict[str, str]:
-    """This tree's package, one thread."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 def command_line() -> argparse.Namespace:
