@@ -12,9 +12,9 @@ cache, one at a time, forwards and backwards in turns, so that the machine's moo
 
 - edgeladder-float32, -int8 (--int8-bundle), -streamed (within --streamed-budget), and with
   onnxruntime-training's engine (--training-python; a bundle exported with --engine all);
-- linear-probe, clip-adapter, coop, vpt-deep, maple: torch and open_clip (`run.py`), stopped after
-  --steps steps; what the recipe's others would take is added. Of all but the last two the picture
-  features are computed once, which is faster than their papers have it;
+- linear-probe, clip-adapter, coop, vpt-deep, maple: torch and open_clip (`run.py`). The last three
+  stop after --steps steps, and what the recipe's others would take is added; of the first three
+  the picture features are computed once, which is faster than their papers have it;
 - onnx-sklearn: an ONNX tower and scikit-learn's logistic regression (`onnx_probe.py`).
 
 Seconds and CPU seconds are from nothing to the tuned model, features included; the peak is of the
@@ -46,6 +46,7 @@ from tools.bench.peers.measured import Measured, environment, run_measured, told
 MB = 1_000_000
 _COMMAND = "from edgeladder.cli.app import run; run()"
 _TORCH = ("linear-probe", "clip-adapter", "coop", "vpt-deep", "maple")
+_ALL_STEPS = 1_000_000  # more than any recipe has: trained to the end, and not tested
 _PROMPTS = ("coop", "vpt-deep", "maple")
 _OURS = ("edgeladder-float32", "edgeladder-int8", "edgeladder-streamed", "onnxruntime-training")
 METHODS = (*_OURS, *_TORCH, "onnx-sklearn")
@@ -114,7 +115,8 @@ def torch_peer(given: argparse.Namespace, method: str, folder: Path) -> Row:
     """A method of `run.py` in a process of its own."""
     command = [sys.executable, "-m", "tools.bench.peers.run", "--method", method]
     command += ["--model", given.model, "--pretrained", given.weights, "--data", str(given.data)]
-    command += ["--shots", str(given.shots), "--images-once", "--steps", str(given.steps)]
+    most = given.steps if method in _PROMPTS else _ALL_STEPS
+    command += ["--shots", str(given.shots), "--images-once", "--steps", str(most)]
     command += ["--predict", str(given.predict), "--threads", str(given.threads)]
     done = run_measured(command, given.environment)
     result = told(done)
@@ -246,7 +248,7 @@ def command_line() -> argparse.Namespace:
     parser.add_argument("--onnx-python", help="with onnxruntime, scikit-learn and Pillow")
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--shots", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=4, help="of a torch peer")
+    parser.add_argument("--steps", type=int, default=4, help="of a prompt tuner")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--predict", type=int, default=32, help="pictures")
     parser.add_argument("--threads", type=int, default=2)
