@@ -130,7 +130,7 @@ def _logits(
         tuned = _similarity(graph, encoded, classes.tuned, formula, "tuned")
     if formula.head is None:
         return _over(graph, tuned, formula.temperature)
-    zero_shot = _similarity(graph, "image_embedding", classes.zero_shot, formula, "zero_shot")
+    zero_shot = _similarity(graph, "image_embedding", classes.zero_shot[:], formula, "zero_shot")
     own = tuned
     if formula.head_columns is not None:
         place = graph.constant("head/columns", np.array(formula.head_columns, np.int64))

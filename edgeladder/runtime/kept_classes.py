@@ -60,7 +60,7 @@ def kept_classes(path: Path | None) -> ClassEmbeddings | None:
 
 def keep_classes(path: Path | None, embeddings: ClassEmbeddings) -> None:
     """Keep them for the next time; that it cannot be done is no error."""
-    arrays = {_ZERO_SHOT: embeddings.zero_shot, _TUNED: embeddings.tuned}
+    arrays = {_ZERO_SHOT: embeddings.zero_shot[:], _TUNED: embeddings.tuned}
     if path is None or sum(array.nbytes for array in arrays.values()) > _MOST_BYTES:
         return
     with contextlib.suppress(OSError, EdgeLadderError):

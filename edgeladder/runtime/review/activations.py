@@ -135,8 +135,7 @@ def class_text(
         remove_working_folder(workdir)
     cache = ActivationCache.open(cache_folder, bundle, "text", "fp16")
     try:
-        found: Array = TextInputs(cache, stack_keys(keys), [], KEEP_BYTES).embedding
-        return found
+        return TextInputs(cache, stack_keys(keys), [], KEEP_BYTES).embedding[:]
     finally:
         cache.abandon()
 
