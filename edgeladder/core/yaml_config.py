@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -75,8 +76,9 @@ def _or(guesses: Sequence[str | None]) -> str:
 def _dotted(model: type[Any], above: str = "") -> list[str]:
     """Every value's key in a record of records, as `--set` writes it."""
     found: list[str] = []
+    hints = _hints(model)
     for key in _keys_at(model, ()):
-        annotation = get_type_hints(model)[key]
+        annotation = hints[key]
         kinds = [annotation, *get_args(annotation)]
         inner = next((kind for kind in kinds if isinstance(kind, type) and _is_model(kind)), None)
         found += [above + key] if inner is None else _dotted(inner, f"{above}{key}.")
@@ -86,17 +88,22 @@ def _dotted(model: type[Any], above: str = "") -> list[str]:
 def _keys_at(model: type[Any], path: tuple[Any, ...]) -> list[str]:
     """Keys of the model at a path; none where a list or mapping lies there."""
     for part in path:
-        annotation = get_type_hints(model).get(str(part))
+        annotation = _hints(model).get(str(part))
         candidates = [annotation, *get_args(annotation)]
         models = [c for c in candidates if isinstance(c, type) and _is_model(c)]
         if not models:
             return []
         model = models[0]
     return (
-        list(get_type_hints(model))
+        list(_hints(model))
         if not dataclasses.is_dataclass(model)
         else [item.name for item in dataclasses.fields(model)]
     )
+
+
+@functools.cache
+def _hints(model: type[Any]) -> dict[str, Any]:
+    return get_type_hints(model)  # which compiles every annotation anew
 
 
 def _is_model(kind: type[Any]) -> bool:
