@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import functools
 from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -101,9 +100,14 @@ def _keys_at(model: type[Any], path: tuple[Any, ...]) -> list[str]:
     )
 
 
-@functools.cache
+_HINTS: dict[type[Any], dict[str, Any]] = {}
+
+
 def _hints(model: type[Any]) -> dict[str, Any]:
-    return get_type_hints(model)  # which compiles every annotation anew
+    """A record's annotations: typing compiles each of them anew whenever it is asked."""
+    if model not in _HINTS:
+        _HINTS[model] = get_type_hints(model)
+    return _HINTS[model]
 
 
 def _is_model(kind: type[Any]) -> bool:
