@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SHOTS = 16  # pictures per class to learn from
 _MOST_BYTES = 2 * DEMO_BYTES  # that are taken unasked
+_GROWN_BYTES = 2_000_000  # of this process, between being refused and being planned again
 _WHAT = (
     "A frozen dual encoder (nano: EfficientNet-Lite0 and a small text transformer) meets 10 kinds\n"
     "of garment. It first names them from words alone, then a ladder beside it learns from 16\n"
@@ -101,6 +102,7 @@ def _trained(request: TrainRequest, progress: Progress | None, *, unasked: bool)
             raise
         if Path(request.folder).exists():  # it had begun, and the error says how to go on
             raise
+        least += _GROWN_BYTES
         if progress is None or progress.level > QUIET:
             # a newer Python, or one that is emulated, is itself larger
             print(f"this Python needs a budget of {format_size(least)}\n", file=sys.stderr)
