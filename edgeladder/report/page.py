@@ -366,5 +366,8 @@ def _words(value: Any) -> str:
 def _clock(stamp: Any) -> str:
     if not isinstance(stamp, int | float):
         return str(stamp or "")
-    moment = datetime.datetime.fromtimestamp(stamp, datetime.timezone.utc)
+    try:
+        moment = datetime.datetime.fromtimestamp(stamp, datetime.timezone.utc)
+    except (OSError, OverflowError, ValueError):  # beyond the calendar: a damaged record
+        return str(stamp)
     return moment.strftime("%Y-%m-%d %H:%M:%S")

@@ -152,12 +152,19 @@ def test_boxes_that_answer_wrongly(
             process.channel.get_connection().abort()
         process.exit(0)
 
+    async def listen() -> asyncssh.SSHAcceptor:
+        for _ in range(100):  # somebody's connection may have taken the port since the box stopped
+            try:
+                return await asyncssh.create_server(
+                    _AnyKey, "127.0.0.1", box.port, server_host_keys=[str(box.folder / "host_key")],
+                    process_factory=handler, encoding=None,
+                )  # fmt: skip
+            except OSError:
+                await asyncio.sleep(0.2)
+        return pytest.fail(f"port {box.port} was taken by another process")
+
     async def main() -> FleetOutcome:
-        server = await asyncssh.create_server(
-            _AnyKey, "127.0.0.1", box.port, server_host_keys=[str(box.folder / "host_key")],
-            process_factory=handler, encoding=None,
-        )  # fmt: skip
-        async with server:
+        async with await listen():
             # only silence may be taken for silence, however busy the machine is
             patience = 1.0 if fault == "mute" else 20.0
             return await pool_of(farm, tries=2, timeout=patience).each("probe", probe)

@@ -14,6 +14,7 @@ from PIL import Image
 from edgeladder.core.records import to_json
 from edgeladder.core.request import TrainRequest
 from edgeladder.report import write_report
+from edgeladder.report.page import _clock
 from edgeladder.runtime.notable import MOST, Notable
 
 CLASSES = ["cat", "dog <b>"]
@@ -128,3 +129,13 @@ def test_memory_over_time_has_the_budget_and_the_watchdogs_actions(run):
     assert chart.count("<circle") == 1 and "trim: 70 % &amp; more, 130 MB" in chart
     assert "budget 160 MB" in chart and chart.count("<polyline") == 1
     assert "dots: what the watch did" in chart
+
+
+@pytest.mark.parametrize("stamp", [10**18, -(10**18), 1e308, float("nan"), float("inf")])
+def test_a_moment_beyond_the_calendar_is_shown_as_it_stands(stamp: float) -> None:
+    """Found by fuzzing: a damaged line of metrics.jsonl ended `report` with exit code 1."""
+    assert _clock(stamp) == str(stamp)
+
+
+def test_a_moment_is_shown_in_utc() -> None:
+    assert _clock(0) == "1970-01-01 00:00:00" and _clock(None) == ""
