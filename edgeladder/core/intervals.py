@@ -29,7 +29,8 @@ def wilson(hits: int, count: int) -> Interval | None:
 
 def of_share(share: float | None, count: int) -> Interval | None:
     """The interval of an accuracy on so many pictures; None where there is none, or no picture."""
-    return None if share is None else wilson(round(share * count), count)
+    # a damaged record's list, times its count, would fill the memory
+    return None if share is None else wilson(round(float(share) * count), count)
 
 
 def with_interval(share: float | None, count: int) -> str:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from edgeladder.core.intervals import wilson, with_interval
+from edgeladder.core.intervals import interval_text, wilson, with_interval
 
 
 @pytest.mark.parametrize(("hits", "count"), [(0, 1), (1, 1), (2, 2), (7, 10), (821, 1000)])
@@ -32,3 +32,9 @@ def test_what_a_person_reads():
     assert with_interval(1.0, 2) == "100.0 % (34.2 to 100.0, 2 pictures)"
     assert with_interval(0.0, 1) == "0.0 % (0.0 to 79.3, 1 picture)"
     assert with_interval(None, 0) == with_interval(None, 5) == "-"
+
+
+def test_a_damaged_records_list_is_no_share():
+    """Found by fuzzing: a list times a count of thousands of millions filled the memory."""
+    with pytest.raises(TypeError):
+        interval_text([1.0], 1 << 40)  # type: ignore[arg-type]  # what a record may hold
