@@ -29,7 +29,7 @@ def wilson(hits: int, count: int) -> Interval | None:
 
 def of_share(share: float | None, count: int) -> Interval | None:
     """The interval of an accuracy on so many pictures; None where there is none, or no picture."""
-    # a damaged record's list, times its count, would fill the memory
+    # of a damaged record, a whole number times a text would fill the memory
     return None if share is None else wilson(round(float(share) * count), count)
 
 
