@@ -10,6 +10,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.types import Message
 
+from edgeladder.core.printable import one_line
 from edgeladder.runtime.pictures.decode import decode_square
 from edgeladder.runtime.pictures.sources import UnreadableError
 from edgeladder.serve.application import _labels
@@ -77,7 +78,7 @@ def _predict(content: bytes, folder: Path) -> Any:
         error.response()
         raise Refused(error.message) from error
     assert [found.name for found in folder.iterdir()] == [path.name], "another file was made"
-    assert "/" not in name and name.isprintable() and 1 <= top <= 1000
+    assert "/" not in name and name == one_line(name) and 1 <= top <= 1000
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's about what it finds odd
         try:
