@@ -113,7 +113,7 @@ def test_an_order_to_leave_ends_the_tower_too(
     assert not any(thread.name == "tower" for thread in threading.enumerate())
 
     def told(done: int, total: int, note: str) -> None:
-        if note == "backbone":
+        if total == len(FILES) and 0 < done < total:  # whoever of the two tells it
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
