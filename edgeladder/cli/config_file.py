@@ -68,7 +68,7 @@ def defaults(root: Any, words: Sequence[str], everything: Any) -> dict[str, Any]
     own = values.get(" ".join(names))
     shared = {key: value for key, value in values.items() if not isinstance(value, dict)}
     lazy = [name for name in LAZY if name not in names[:1]]
-    _check(values, shared, known, (everything, lazy), path)
+    _check(values, shared, known, path, everything, lazy)
     if own is not None and not isinstance(own, dict):
         raise ConfigError(f"{' '.join(names)} is no section", where=str(path), remedy=_REMEDY)
     chosen = {key: value for key, value in shared.items() if key in known}
@@ -114,15 +114,15 @@ def _check(
     values: Mapping[Any, Any],
     shared: Mapping[Any, Any],
     known: Mapping[str, str],
-    others: tuple[Any, Collection[str]],
     path: Path,
+    everything: Any,
+    lazy: Collection[str],
 ) -> None:
-    """Refuse keys that mean nothing to any command; `others`: all, and which not to load."""
+    """Refuse keys that mean nothing to any command; `lazy`: groups that need not be loaded."""
     strange = [str(key) for key in shared if key not in known]
     strange += [str(key) for key in values if key not in shared]
     if not strange:
         return
-    everything, lazy = others
     light = everything()
     commands = dict(_all(light, (), lazy))
     for key in strange:

@@ -80,30 +80,19 @@ def class_names(text: str | None) -> list[str]:
         ConfigError: a name is there twice, or the file is no UTF-8 text.
     """
     from edgeladder.core.errors import ConfigError
+    from edgeladder.core.plain_files import configured_lines
 
     if not text:
         return []
-    path = Path(text)
-    words = _lines(path) if path.is_file() else text.split(",")
+    words, path = text.split(","), Path(text)
+    if path.is_file():
+        remedy = "name a UTF-8 text file with one a line"
+        words = configured_lines(path, "the class names", where="--classes", remedy=remedy)
     names = [word.strip() for word in words if word.strip()]
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"class {name!r} is there twice", where="--classes")
     return names
-
-
-def _lines(path: Path) -> list[str]:
-    from edgeladder.core.errors import ConfigError
-    from edgeladder.core.plain_files import read_plain_text
-
-    try:
-        return read_plain_text(path).splitlines()
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"cannot read the class names: {error}",
-            where="--classes",
-            remedy="name a UTF-8 text file with one a line",
-        ) from error
 
 
 def describe(bundle: Bundle) -> dict[str, Any]:

@@ -56,10 +56,7 @@ def check(
     named = options.shipped_or(bundle)
     options.require(bundle=named, pictures=data)
     require_page(page)
-    if decisions is not None:
-        from edgeladder.core.decisions import require_undecided
-
-        require_undecided(decisions)
+    _require_undecided(decisions)
     request = InferenceRequest(
         command="check",
         bundle=str(named),
@@ -84,6 +81,14 @@ def check(
         written["decisions"] = str(decisions)
     values = values_of(found, written, memory)
     return Answer(values, lambda: _checked(values))
+
+
+def _require_undecided(decisions: Path | None) -> None:
+    """Before pictures are looked through, and not only when the list is written."""
+    if decisions is not None:
+        from edgeladder.core.decisions import require_undecided
+
+        require_undecided(decisions)
 
 
 def _moved(data: Path, fix: Path | None) -> Answer:

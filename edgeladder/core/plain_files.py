@@ -14,6 +14,8 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
+from edgeladder.core.errors import ConfigError
+
 LARGEST_KEYS_BYTES = 1 << 20  # keys, tokens, certificates: a line each
 LARGEST_TEXT_BYTES = 16 << 20  # what people write: options, inventories, profiles, names
 LARGEST_RECORD_BYTES = 256 << 20  # what a program writes: records, lists of a million pictures
@@ -81,6 +83,23 @@ def read_plain_text(
         io.BytesIO(read_plain(path, most=most)), encoding=encoding, errors=errors
     ) as text:
         return text.read()
+
+
+def configured_lines(
+    path: Path, what: str, *, where: str, remedy: str, most: int = LARGEST_TEXT_BYTES
+) -> list[str]:
+    """Lines of a text file that an option or a setting names.
+
+    Args:
+        what: is in it, for the error.
+
+    Raises:
+        ConfigError: absent, unreadable, no plain UTF-8 text, or larger than `most` bytes.
+    """
+    try:
+        return read_plain_text(path, most=most).splitlines()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {what}: {error}", where=where, remedy=remedy) from error
 
 
 def _require_plain(status: os.stat_result) -> None:

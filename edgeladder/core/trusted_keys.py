@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeladder.core.errors import ConfigError
-from edgeladder.core.plain_files import LARGEST_KEYS_BYTES, read_plain_text
+from edgeladder.core.plain_files import LARGEST_KEYS_BYTES, configured_lines
 
 VARIABLE = "EDGELADDER_TRUSTED_KEYS"
 SYSTEM_FILE = Path("/etc/edgeladder/trusted_keys")
@@ -75,12 +75,9 @@ def read_keys(path: Path) -> list[PublicKey]:
     Raises:
         ConfigError: unreadable, no key in it, or a line that is none.
     """
-    try:
-        lines = read_plain_text(path, most=LARGEST_KEYS_BYTES).splitlines()
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"cannot read trusted keys: {error}", where=str(path), remedy="name a .pub file"
-        ) from error
+    lines = configured_lines(
+        path, "trusted keys", where=str(path), remedy="name a .pub file", most=LARGEST_KEYS_BYTES
+    )
     keys = [
         parse_key(line, where=f"{path}:{number}")
         for number, line in enumerate(lines, 1)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from edgeladder.core.errors import ConfigError
 from edgeladder.core.files import write_text
-from edgeladder.core.plain_files import read_plain_text
+from edgeladder.core.plain_files import configured_lines
 from edgeladder.fleet.inventory import Host
 from edgeladder.fleet.outcomes import HostError, HostResult, failed
 from edgeladder.fleet.ssh import asyncssh, connection_errors
@@ -37,17 +37,6 @@ def _entry(host: Host) -> str:
     return host.address if host.port == 22 else f"[{host.address}]:{host.port}"
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        return read_plain_text(path).splitlines()
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"cannot read the pinned host keys: {error}",
-            where=str(path),
-            remedy="name another `known_hosts` in the inventory, or mend this one",
-        ) from error
-
-
 class Pins:
     """The known_hosts file of a fleet."""
 
@@ -55,7 +44,10 @@ class Pins:
         self.path = path
         self._lines: list[str] = []
         if path.is_file():
-            self._lines = _lines(path)
+            remedy = "name another `known_hosts` in the inventory, or mend this one"
+            self._lines = configured_lines(
+                path, "the pinned host keys", where=str(path), remedy=remedy
+            )
 
     def keys(self, host: Host) -> list[str]:
         """Pinned keys of a host, each as `type base64`."""

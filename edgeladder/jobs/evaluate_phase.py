@@ -6,6 +6,7 @@ Zero-shot and tuned are judged on the held-out pictures, from the cache.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -98,16 +99,20 @@ def score(order: PhaseOrder, control: Control) -> tuple[Outcome, EvaluateResult 
     )
     write_json(run.folder / "evaluation.json", {**evaluation, "pictures": notable.to_json()})
     return "done", EvaluateResult(
-        accuracy=Accuracy(
-            zero_shot=evaluation["zero_shot_accuracy"],
-            tuned=evaluation["accuracy"],
-            split=evaluation["split"],
-            count=evaluation["count"],
-            zero_shot_interval=evaluation["zero_shot_interval"],
-            tuned_interval=evaluation["interval"],
-        ),
+        accuracy=_accuracy(evaluation),
         head=_described(adapter.record.head),
         seconds=round(time.monotonic() - started, 3),
+    )
+
+
+def _accuracy(evaluation: Mapping[str, Any]) -> Accuracy:
+    return Accuracy(
+        zero_shot=evaluation["zero_shot_accuracy"],
+        tuned=evaluation["accuracy"],
+        split=evaluation["split"],
+        count=evaluation["count"],
+        zero_shot_interval=evaluation["zero_shot_interval"],
+        tuned_interval=evaluation["interval"],
     )
 
 

@@ -6,7 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
-from tools.bench.stress_budget import draw, one, prepare, read_rows
+from tools.bench.result_rows import load_lines
+from tools.bench.stress_budget import draw, one, prepare
 from tools.bench.stress_summary import Row, summary, verdict
 
 MB = 1_000_000
@@ -62,4 +63,4 @@ def test_every_broken_promise_is_seen(tmp_path: Path) -> None:
     assert "| runs | 8 |" in told and told.count("budget 0 MB") == len(broken)
     state = tmp_path / "state.jsonl"
     state.write_text(json.dumps(KEPT) + "\n" + json.dumps(KEPT)[:20])  # killed while it wrote
-    assert read_rows(state) == [KEPT]
+    assert load_lines(state) == [KEPT]

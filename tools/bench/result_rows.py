@@ -1,10 +1,14 @@
-"""Rows of results as a benchmark keeps them: one CSV that it goes on with where it stopped."""
+"""Rows of results as a benchmark keeps them, to go on where it stopped: a CSV, or JSON lines."""
 
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from edgeladder.jobs.run_directory import read_metrics
 
 Row = dict[str, object]
 
@@ -32,3 +36,14 @@ def save(path: Path, rows: Sequence[Mapping[str, object]], fields: Sequence[str]
         writer.writeheader()
         writer.writerows(rows)
     new.replace(path)
+
+
+def load_lines(state: Path | None) -> list[dict[str, Any]]:
+    """JSON lines of earlier runs; half a line of one that was killed is left out."""
+    return list(read_metrics(state)) if state is not None and state.is_file() else []
+
+
+def add_lines(state: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Some more, after those that are there."""
+    with state.open("a", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(row) + "\n" for row in rows)

@@ -35,7 +35,7 @@ from edgeladder.core.bundle import Bundle  # noqa: E402
 from edgeladder.core.sizes import parse_size  # noqa: E402
 from tools.bench.fabricated_data import fill_cache, write_data  # noqa: E402
 from tools.bench.line_plot import line_plot  # noqa: E402
-from tools.bench.result_rows import save  # noqa: E402
+from tools.bench.result_rows import add_lines, load_lines, save  # noqa: E402
 
 MB = 1_000_000
 _PHASES = ("precompute", "train", "evaluate")
@@ -252,8 +252,7 @@ def run_all(given: argparse.Namespace, work: Path, rows: list[Row]) -> None:
         same = [r for r in rows if (r["pictures"], r["classes"]) == (point.pictures, point.classes)]
         found = [{**row, "along": point.along} for row in same] or measure(point, asked, budget)
         rows += found
-        with given.state.open("a", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(row) + "\n" for row in found)
+        add_lines(given.state, found)
         print(*table(found).splitlines()[2:], sep="\n", file=sys.stderr, flush=True)
 
 
@@ -266,10 +265,7 @@ def _largest(wanted: list[Point]) -> list[Point]:
 def main() -> int:
     """Run what is missing, print the table, draw the plot."""
     given = command_line()
-    rows: list[Row] = []
-    if given.state.is_file():
-        text = given.state.read_text(encoding="utf-8")
-        rows = [json.loads(line) for line in text.splitlines()]
+    rows: list[Row] = load_lines(given.state)
     if not given.show:
         with tempfile.TemporaryDirectory(prefix="scale-") as folder:
             work = given.work or Path(folder)

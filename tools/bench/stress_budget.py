@@ -39,6 +39,7 @@ import numpy as np  # noqa: E402
 from edgeladder.core.tensors import TensorFile  # noqa: E402
 from edgeladder.jobs.run_directory import read_metrics  # noqa: E402
 from tools.bench.outside import TreeSampler  # noqa: E402
+from tools.bench.result_rows import add_lines, load_lines  # noqa: E402
 from tools.bench.stress_summary import Row, summary, verdict  # noqa: E402
 
 MB = 1_000_000
@@ -237,11 +238,6 @@ def chunk_changed(run_folder: Path, records: list[dict[str, Any]]) -> bool:
     )
 
 
-def read_rows(state: Path | None) -> list[Row]:
-    """Rows of earlier runs; half a line of one that was killed is left out."""
-    return list(read_metrics(state)) if state is not None and state.is_file() else []
-
-
 def main() -> int:
     """Run the stress test, or show how far it came."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -262,7 +258,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    rows = read_rows(options.state)
+    rows = load_lines(options.state)
     done = {row["number"] for row in rows}
     if not options.summary:
         with tempfile.TemporaryDirectory() as name:
@@ -274,8 +270,7 @@ def main() -> int:
                 rows.append(row)
                 print(number, row["code"], verdict(row), file=sys.stderr, flush=True)
                 if options.state is not None:
-                    with options.state.open("a") as stream:
-                        stream.write(json.dumps(row) + "\n")
+                    add_lines(options.state, [row])
     print(json.dumps(rows) if options.json else summary(rows))
     return 0 if rows and all(verdict(row) == "kept" for row in rows) else 1
 

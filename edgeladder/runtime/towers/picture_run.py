@@ -62,12 +62,14 @@ class _Group:
         self._spill = SpillFile(path)
         self._preprocess = preprocess
         self.keys: list[bytes] = []
-        self.count = 0
+
+    @property
+    def count(self) -> int:
+        return len(self.keys)
 
     def append(self, key: bytes, square: np.ndarray) -> None:
         self._spill.append(square[None])
         self.keys.append(key)
-        self.count += 1
 
     def read(self, start: int, stop: int) -> np.ndarray:
         return normalize(self._spill.read(start, stop), self._preprocess)

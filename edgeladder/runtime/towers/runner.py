@@ -50,7 +50,9 @@ class TowerSizes:
 class Samples(Protocol):
     """What a tower is fed: `read` gives the source tensor of samples start to stop."""
 
-    count: int
+    @property
+    def count(self) -> int:
+        """Samples in all."""
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """(stop - start, ..) in the dtype the first segment takes."""

@@ -19,6 +19,7 @@ from edgeladder.runtime.pictures.decode_cost import jpeg_frame
 from edgeladder.runtime.pictures.reduction import large_scale
 from edgeladder.runtime.towers.fill_cache import Wanted, looked_up
 from tests.runtime.data.test_precompute import fill
+from tools.bench.picture_stages import photo
 
 SIDE = 224
 
@@ -29,21 +30,10 @@ def record(side: int = SIDE) -> PreprocessRecord:
     )
 
 
-def photo(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Edges and textures of every size, and a sensor's noise."""
-    chance = np.random.default_rng(seed)
-    picture = Image.new("RGB", (width, height))
-    for cells in (4, 16, 64, 256):
-        layer = Image.fromarray(chance.integers(0, 256, (cells, cells, 3), np.uint8))
-        picture = Image.blend(picture, layer.resize((width, height), Image.Resampling.BICUBIC), 0.4)
-    grain = np.asarray(picture, np.int16) + chance.normal(0, 5, (height, width, 1)).astype(np.int16)
-    return Image.fromarray(grain.clip(0, 255).astype(np.uint8))
-
-
 @pytest.fixture(scope="module")
 def camera() -> bytes:
     """Five megapixels."""
-    return encode(photo(2560, 1920), "JPEG", quality=92)
+    return encode(photo(2560, 1920, seed=0), "JPEG", quality=92)
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ sys.path.insert(0, str(ROOT))
 from edgeladder.core.errors import DataError  # noqa: E402
 from tools.bench.fabricated_data import write_data  # noqa: E402
 from tools.bench.peers.measured import Measured, environment, run_measured, told  # noqa: E402
+from tools.bench.result_rows import add_lines, load_lines  # noqa: E402
 
 MB = 1_000_000
 _COMMAND = "from edgeladder.cli.app import run; run()"
@@ -284,18 +285,14 @@ def measure_all(given: argparse.Namespace, work: Path, rows: list[Row]) -> None:
             except (DataError, subprocess.CalledProcessError, LookupError) as error:
                 row["error"] = str(error)
         rows.append(row)
-        with given.state.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row) + "\n")
+        add_lines(given.state, [row])
         print(json.dumps(row), file=sys.stderr, flush=True)
 
 
 def main() -> int:
     """Run what is missing and print the table."""
     given = command_line()
-    rows: list[Row] = []
-    if given.state.is_file():
-        text = given.state.read_text(encoding="utf-8")
-        rows = [json.loads(line) for line in text.splitlines()]
+    rows: list[Row] = load_lines(given.state)
     if not given.show:
         with tempfile.TemporaryDirectory(prefix="cost-") as work:
             measure_all(given, Path(work), rows)

@@ -12,32 +12,42 @@ from tools.bench.peers.methods import METHODS, CoOp, DeepVpt, Recipe, Tokenize
 from tools.bench.peers.towers import image_features, text_features
 
 
-class LinearProbe(nn.Module):
-    """A linear layer over unit features, the open_clip user's first try; no class names."""
+class Probe(nn.Module):
+    """What classifies finished features of pictures; how, is for each to say."""
 
-    recipe = Recipe(1.0, 32, {1: 200})
+    clip: list[nn.Module]  # in a list: not a child, so neither trained nor saved
 
-    def __init__(self, clip: nn.Module, tokenize: Tokenize, names: Sequence[str]):
-        super().__init__()
-        self.clip = [clip]  # in a list: not a child, so neither trained nor saved
-        width = text_features(clip, tokenize(list(names[:1]))).shape[1]
-        self.layer = nn.Linear(width, len(names))
+    def classify(self, image: Tensor) -> Tensor:
+        """Logits (B, C) of image features (B, D)."""
+        raise NotImplementedError
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits (B, C)."""
         return self.classify(image_features(self.clip[0], pixels))
-
-    def classify(self, image: Tensor) -> Tensor:
-        """Logits (B, C) of image features (B, D)."""
-        found: Tensor = self.layer(image)
-        return found
 
     def predictor(self) -> Callable[[Tensor], Tensor]:
         """Logits of pixels."""
         return self.forward
 
 
-class ClipAdapter(nn.Module):
+class LinearProbe(Probe):
+    """A linear layer over unit features, the open_clip user's first try; no class names."""
+
+    recipe = Recipe(1.0, 32, {1: 200})
+
+    def __init__(self, clip: nn.Module, tokenize: Tokenize, names: Sequence[str]):
+        super().__init__()
+        self.clip = [clip]
+        width = text_features(clip, tokenize(list(names[:1]))).shape[1]
+        self.layer = nn.Linear(width, len(names))
+
+    def classify(self, image: Tensor) -> Tensor:
+        """Logits (B, C) of image features (B, D)."""
+        found: Tensor = self.layer(image)
+        return found
+
+
+class ClipAdapter(Probe):
     """A bottleneck behind the image tower, arXiv:2110.04544 eq. 3 to 5: reduction 4, ratio 0.2."""
 
     recipe = Recipe(2e-3, 32, {1: 200})
@@ -57,10 +67,6 @@ class ClipAdapter(nn.Module):
             nn.ReLU(),
         )
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Logits (B, C)."""
-        return self.classify(image_features(self.clip[0], pixels))
-
     def classify(self, image: Tensor) -> Tensor:
         """Logits (B, C) of image features (B, D)."""
         mixed = self.ratio * self.adapter(image) + (1 - self.ratio) * image
@@ -68,12 +74,8 @@ class ClipAdapter(nn.Module):
         found: Tensor = scale * functional.normalize(mixed, dim=-1) @ self.text.T
         return found
 
-    def predictor(self) -> Callable[[Tensor], Tensor]:
-        """Logits of pixels."""
-        return self.forward
 
-
-PROBES: dict[str, type[LinearProbe] | type[ClipAdapter]] = {
+PROBES: dict[str, type[Probe]] = {
     "linear-probe": LinearProbe,
     "clip-adapter": ClipAdapter,
 }
