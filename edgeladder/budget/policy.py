@@ -19,6 +19,8 @@ EXACT_SHARE = 0.60  # shared pages are told apart from here on: below, no line i
 CLOSE_SHARE = TRIM_SHARE - 0.1  # measured often from here on
 EXPECTED_MARGIN = 1.03  # a prediction may be short by 3 % before its use counts as pressure
 LIMIT_MARGIN_SHARE = 0.02  # kept from the workers' kernel limit: the supervisor's own growth
+_SUPERVISOR_STEP = 2_000_000  # it differs by less from one time to the next
+_SUPERVISOR_GROWTH = 1_000_000  # and grows by less while it waits
 LEAST_LIMIT_BYTES = 1 << 20  # the kernel takes no limit of 0; a worker dies at either
 DATA_SLACK_BYTES = 96 << 20  # for RLIMIT_DATA, where the baseline was not measured
 
@@ -95,6 +97,18 @@ def wants_bare_supervisor(budget_bytes: int | None) -> bool:
 def next_budget(budget_bytes: int, peak_bytes: int) -> int:
     """The budget to try after one in which memory ran out again and again."""
     return int(RETRY_FACTOR * max(budget_bytes, peak_bytes))
+
+
+def planned_supervisor(private_bytes: int) -> int:
+    """What is planned for the waiting process: what it may yet take, rounded up.
+
+    So that the smallest budget that a refusal names is right for the next process as well, which
+    differs by a few pages.
+
+    Args:
+        private_bytes: of that process now.
+    """
+    return _SUPERVISOR_STEP * -(-(private_bytes + _SUPERVISOR_GROWTH) // _SUPERVISOR_STEP)
 
 
 def worker_limit(budget_bytes: int, supervisor_bytes: int, file_bytes: int) -> int:

@@ -6,7 +6,6 @@ process imports no numpy, no onnxruntime and no pydantic, because it counts insi
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
 Progress = Callable[..., None]  # (phase, done, total, note)
 # deploy compares its file with the CPU
 _PROVIDED = ("predict", "evaluate", "judge", "serve")
-_ROUND_BYTES = 2_000_000  # this process differs by less from one time to the next
 
 
 def run_inference(
@@ -148,8 +146,7 @@ class InferenceSupervisor:
             request=self._request,
             budget_bytes=self._enforced,
             surrounding=self._surrounding,
-            # rounded up, so that the smallest budget named is right for the next process as well
-            supervisor_bytes=_ROUND_BYTES * math.ceil(own / _ROUND_BYTES),
+            supervisor_bytes=policy.planned_supervisor(own),
         )
 
     def shrunk(self, order: InferenceOrder, phase: str, attempt: Attempt) -> InferenceOrder:

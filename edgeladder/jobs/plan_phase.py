@@ -259,7 +259,7 @@ def _decide(
     baseline = request.baseline or machine_baseline()
     waiting = request.supervisor_bytes
     if request.bare:  # who asks without being one will not be the one that waits
-        waiting = min(waiting, baseline.supervisor_bytes)
+        waiting = min(waiting, policy.planned_supervisor(baseline.supervisor_bytes))
     engines.require_known(request.engine)
     names = [request.engine]
     if request.engine == "auto":

@@ -267,7 +267,7 @@ class Supervisor(PhaseRunner):
             self.request,
             chosen=self._provider(),
             baseline=baseline,
-            supervisor_bytes=meter.private(os.getpid()),
+            supervisor_bytes=policy.planned_supervisor(meter.private(os.getpid())),
             surrounding=self.surrounding,
         )
 
