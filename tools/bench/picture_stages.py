@@ -50,10 +50,11 @@ def make_pictures(folder: Path, count: int, width: int, height: int) -> list[Pat
     paths = []
     for number in range(count):
         image = drawn[number % 4].rotate(180) if number % 8 > 3 else drawn[number % 4]
-        image = image.crop((number % 16, 0, width, height))
+        # each of its own: a picture that is there twice is decoded once
+        image = image.crop((number % 64, number // 64, width, height))
         path = folder / "train" / ("left" if number % 2 else "right") / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path, quality=92 - number // 16 % 4)
+        image.save(path, quality=92)
         paths.append(path)
     return paths
 
