@@ -19,6 +19,29 @@ def trim_heap(*, collect: bool = True) -> bool:
     return True
 
 
+# mallopt's parameters in glibc's malloc.h
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+
+
+def keep_freed_heap(bytes_kept: int) -> bool:
+    """Let malloc keep so many freed bytes; False where the C library cannot be told.
+
+    For a loop that takes and frees the same buffers over and over: a fresh page costs the kernel
+    more than most operators take to fill it.
+
+    Args:
+        bytes_kept: at the heap's end. Buffers of up to so many come from the heap, too.
+    """
+    import ctypes
+
+    try:
+        set_option = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # musl, macOS
+        return False
+    options = (_TRIM_THRESHOLD, _MMAP_THRESHOLD)
+    return all(set_option(option, bytes_kept) for option in options)
+
+
 _DONTNEED = 4  # MADV_DONTNEED, the same on every Linux
 
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeladder.budget.policy import PROTOTYPE_WINDOW
+from edgeladder.budget.policy import PROTOTYPE_WINDOW, TRAINING_HEAP_BYTES
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.errors import ConfigError
 from edgeladder.core.job import Job, PhaseOrder, TrainResult
@@ -15,7 +15,7 @@ from edgeladder.core.orders import Outcome
 from edgeladder.core.plan import PhasePlan
 from edgeladder.core.prompt_tensors import PackedPrompts
 from edgeladder.core.records import to_json
-from edgeladder.core.trim import release_startup_memory
+from edgeladder.core.trim import keep_freed_heap, release_startup_memory
 from edgeladder.jobs.checkpoint import Checkpoints
 from edgeladder.jobs.codebook import Codebook
 from edgeladder.jobs.condensation import PICTURES, Condense, summary
@@ -69,6 +69,7 @@ def fit(order: PhaseOrder, control: Control) -> tuple[Outcome, TrainResult | Non
     engine = open_engine_named(job, bundle, order.sizes)
     begin(engine, bundle, batches, job)
     release_startup_memory()
+    keep_freed_heap(TRAINING_HEAP_BYTES)
     loop = _loop(order, engine, bundle, batches, run.checkpoints, metrics, control)
     resumed_from = loop.resume()
     try:

@@ -1,8 +1,11 @@
 """What goes back to the kernel, and that nothing which is needed goes with it."""
 
 import json
+import os
 import subprocess
 import sys
+
+from edgeladder.jobs.child import WORKER_ENVIRONMENT
 
 MB = 1_000_000
 CODE = """
@@ -34,3 +37,33 @@ def test_start_up_code_goes_and_comes_back():
     before, after, dropped, settled = json.loads(done.stdout)
     assert dropped > 0 and before - after > 15 * MB
     assert settled < before
+
+
+FAULTS = """
+import json, resource
+from edgeladder.core.trim import keep_freed_heap
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(50):
+        buffers = [bytearray(300_000) for _ in range(3)]
+        del buffers
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+fresh = faults()
+told = keep_freed_heap(4 << 20)
+faults()  # the heap grows once
+print(json.dumps([told, fresh, faults()]))
+"""
+
+
+def test_a_loop_that_takes_the_same_buffers_keeps_their_pages():
+    environment = {**os.environ, **WORKER_ENVIRONMENT}
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    told, fresh, kept = json.loads(done.stdout)
+    assert told, "this test's machine has glibc"
+    assert fresh > 50 * 3 * 70, "as workers begin, each buffer's pages are asked for anew"
+    assert kept < fresh / 100

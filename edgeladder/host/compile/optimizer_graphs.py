@@ -73,12 +73,16 @@ def adamw8() -> Graph:
     """AdamW with moments in 8 bits and one scale per 256 elements: 2 bytes of state, not 8.
 
     moment1 is int8, linear. moment2 is stored as its root in uint8, rounded up, so that a small
-    second moment never becomes zero under a first moment that is not (after Dettmers et al.,
-    arXiv:2110.02861, blockwise quantisation). Shapes: (N, 256), scales (N, 1).
+    second moment does not become zero under a first moment that is not (after Dettmers et al.,
+    arXiv:2110.02861, blockwise quantisation). Shapes: (N, 256), scales (N,).
+
+    Arranged as `adamw` is, whose u the second moment is; moments are read and written by
+    onnxruntime's own quantisation, a row a channel, and the rates of decay are in the scales they
+    are read with.
     """
     graph = Graph("adamw8")
     rows = symbol("N")
-    shape, scales = (rows, BLOCK), (rows, 1)
+    shape, scales = (rows, BLOCK), (rows,)
     do, per_row = _Blocks(graph, shape), _Blocks(graph, scales)
     graph.add_input("parameter", shape)
     graph.add_input("gradient", shape)
@@ -86,30 +90,37 @@ def adamw8() -> Graph:
     graph.add_input("scale1", scales)
     graph.add_input("moment2", shape, "uint8")
     graph.add_input("scale2", scales)
-    _scalars(graph, "clip", "beta1", "rest1", "beta2", "rest2", "keep", "rate", "correction")
-    _scalars(graph, "epsilon")
-    gradient = do("Mul", "gradient", "clip")
-    old = do("Mul", graph.emit("Cast", ["moment1"], shape, to=1), "scale1")
-    first = do("Add", do("Mul", old, "beta1"), do("Mul", gradient, "rest1"))
-    root = do("Mul", graph.emit("Cast", ["moment2"], shape, to=1), "scale2")
-    square = do("Mul", do("Mul", gradient, gradient), "rest2")
-    second = do("Add", do("Mul", do("Mul", root, root), "beta2"), square)
-    deviation = do("Sqrt", second)
-    scale = do("Add", do("Mul", deviation, "correction"), "epsilon")
-    step = do("Mul", do("Div", first, scale), "rate")
-    _named(graph, do("Sub", do("Mul", "parameter", "keep"), step), "parameter_next")
-    tiny = graph.constant(1e-30)
+    _scalars(graph, "beta1", "share", "beta2", "keep", "stride", "floor")
     axes = graph.constant([1], "int64", "axes")
 
-    def quantise(value: str, levels: float, rounding: str, dtype: str, code: int) -> list[str]:
-        size = graph.emit("ReduceMax", [do("Abs", value), axes], scales, keepdims=1)
-        scale = per_row("Div", per_row("Max", size, tiny), graph.constant(levels))
-        whole = do(rounding, do("Div", value, scale))
-        limited = do("Min", whole, graph.constant(levels))
-        return [graph.emit("Cast", [limited], shape, dtype=dtype, to=code), scale]
+    def decayed(moment: str, scale: str, rate: str) -> str:
+        return graph.emit("DequantizeLinear", [moment, per_row("Mul", scale, rate)], shape, axis=0)
 
-    stored = [*quantise(first, 127.0, "Round", "int8", 3)]
-    stored += quantise(deviation, 255.0, "Ceil", "uint8", 2)
+    share = do("Mul", "gradient", "share")
+    first = do("Add", decayed("moment1", "scale1", "beta1"), share)
+    root = decayed("moment2", "scale2", graph.emit("Sqrt", ["beta2"], ()))
+    deviation = do("Sqrt", do("Add", do("Mul", root, root), do("Mul", share, share)))
+    ratio = do("Div", first, do("Add", deviation, "floor"))
+    kept = do("Mul", "parameter", "keep")
+    _named(graph, do("Sub", kept, do("Mul", ratio, "stride")), "parameter_next")
+
+    def scale(size: str, levels: float) -> str:
+        largest = graph.emit("ReduceMax", [size, axes], scales, keepdims=0)
+        limited = per_row("Max", largest, graph.constant(1e-30))
+        return per_row("Mul", limited, graph.constant(1 / levels))
+
+    scale1, scale2 = scale(do("Abs", first), 127.0), scale(deviation, 255.0)
+    # by half a level more, rounding is rounding up; the largest, 255 and a half, saturates
+    half = per_row("Mul", scale2, graph.constant(0.5))
+    raised = do("Add", deviation, graph.emit("Unsqueeze", [half, axes], (rows, 1)))
+    zeros = per_row("Mul", scale1, graph.constant(0.0))
+    signed = graph.emit("Cast", [zeros], scales, dtype="int8", to=3)  # says which type is made
+    stored = [
+        graph.emit("QuantizeLinear", [first, scale1, signed], shape, dtype="int8", axis=0),
+        scale1,
+        graph.emit("QuantizeLinear", [raised, scale2], shape, dtype="uint8", axis=0),
+        scale2,
+    ]
     pairs = {"parameter": "parameter_next"}
     for source, value in zip(("moment1", "scale1", "moment2", "scale2"), stored, strict=True):
         _named(graph, value, f"{source}_next")

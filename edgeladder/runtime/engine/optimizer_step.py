@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from edgeladder.runtime.engine.protocol import StepPlan
 
 ROW = 256  # elements per quantisation scale; sections are padded to it
-# elements per update: large enough that onnxruntime shares an operator between threads, or, where
-# memory is short, small enough that temporaries take half a megabyte and stay in cache
-_BLOCKS = {True: ROW * 1024, False: ROW * 128}  # by whether the plan has room for an arena
+# elements per update: temporaries stay in the cache, and below the 128 KB from which malloc maps
+# each of them anew
+_BLOCK = ROW * 120
 
 
 class Layout:
@@ -81,11 +81,10 @@ class Optimizer:
         self.scalars = {label: np.zeros((), np.float32) for label in self._values(1.0, 0.0)}
         self.keep = {decay: np.ones((), np.float32) for decay in (True, False)}
         session = open_session(graphs[self.kind], plan.threads, as_written=True, arena=plan.arena)
-        size = _BLOCKS[plan.arena]
         self.blocks = [
-            self._block(session, parameters, start, min(start + size, stop), decay)
+            self._block(session, parameters, start, min(start + _BLOCK, stop), decay)
             for first, stop, decay in layout.sections
-            for start in range(first, stop, size)
+            for start in range(first, stop, _BLOCK)
         ]
         self._squared = np.zeros((), np.float32)
         self._norm = Bound(
@@ -100,13 +99,13 @@ class Optimizer:
         rows = slice(start // ROW, stop // ROW)
         arrays = {"parameter": parameters[start:stop], "gradient": self.gradients[start:stop]}
         for name, moment in self.moments.items():
-            scale = name.startswith("scale")
-            arrays[name] = moment[rows, None] if scale else moment[start:stop]
-        if self.kind == "adamw8":
-            arrays = {
-                name: array if name.startswith("scale") else array.reshape(-1, ROW)
-                for name, array in arrays.items()
-            }
+            arrays[name] = moment[rows if name.startswith("scale") else slice(start, stop)]
+        # in rows of one scale each, and that a column, where the bundle's graph has it so
+        ranks = {item.name: len(item.shape) for item in session.get_inputs()}
+        arrays = {
+            name: array if ranks[name] == 1 else array.reshape((stop - start) // ROW, -1)
+            for name, array in arrays.items()
+        }
         block = Bound(session)
         block.bind_inputs({**arrays, **self.scalars, "keep": self.keep[decay]})
         # in place: the compiler proved that no reader of an input can run after its writer

@@ -166,6 +166,37 @@ def test_eight_bit_moments_end_close_to_fp32(files):
     assert np.sqrt(np.mean(gap**2)) < 0.03
 
 
+def test_eight_bit_step_is_adamws_formula(files):
+    """From moments of any size, in plain numpy and AdamW's own terms; stored to the nearest."""
+    train = TrainConfig(weight_decay=0.1, clip=1e9)
+    pair = Pair(files, train, "int8")
+    ours, flat = pair.ours, pair.flat
+    decay = np.ones(pair.layout.size)
+    decay[slice(*pair.layout.sections[0][:2])] -= 1e-2 * train.weight_decay
+    random, rate = np.random.default_rng(5), 1e-2
+    scale = (1 - train.beta1) / np.sqrt(1 - train.beta2)  # the stored root is of v times its square
+    for name, moment in ours.moments.items():
+        low, high = {"moment1": (-127, 128), "moment2": (0, 256)}.get(name, (1, 9))
+        moment[...] = random.integers(low, high, moment.shape) * (1e-3 if high == 9 else 1)
+    ours.gradients[...] = random.normal(size=ours.gradients.shape) * 0.1
+    ours.step_count = 6
+    stored = {name: moment.astype(np.float64) for name, moment in ours.moments.items()}
+    scales = {name: np.repeat(stored[name], 256) for name in ("scale1", "scale2")}
+    slope, before = ours.gradients.astype(np.float64), flat.astype(np.float64)
+    m = train.beta1 * stored["moment1"] * scales["scale1"] + (1 - train.beta1) * slope
+    v = train.beta2 * (stored["moment2"] * scales["scale2"] / scale) ** 2
+    v += (1 - train.beta2) * slope**2
+    ours.update(rate)
+    step = m / (1 - train.beta1**7) / (np.sqrt(v / (1 - train.beta2**7)) + train.epsilon)
+    np.testing.assert_allclose(flat, before * decay - rate * step, atol=2e-6)
+    moments = ours.moments
+    read = moments["moment1"] * np.repeat(moments["scale1"], 256)
+    assert (np.abs(read - m) <= 0.501 * np.repeat(moments["scale1"], 256)).all()
+    over = moments["moment2"] * np.repeat(moments["scale2"], 256) - np.sqrt(v) * scale
+    levels = np.repeat(moments["scale2"], 256)
+    assert (over >= -1e-3 * levels).all() and (over <= 1.001 * levels).all(), "rounded up"
+
+
 def test_eight_bit_roots_never_round_down_to_zero(files):
     pair = Pair(files, TrainConfig(weight_decay=0.0, clip=1e9), "int8")
     before = pair.flat.copy()
