@@ -100,6 +100,14 @@ def next_budget(budget_bytes: int, peak_bytes: int) -> int:
     return int(RETRY_FACTOR * max(budget_bytes, peak_bytes))
 
 
+def lanes(batch: int, threads: int) -> int:
+    """How many parts of a batch pass a tower side by side: what a core each is faster at.
+
+    A lane has two samples or more, since one alone is given a second row for its embedding.
+    """
+    return max(1, min(threads, batch // 2))
+
+
 def planned_supervisor(private_bytes: int) -> int:
     """What is planned for the waiting process: what it may yet take, rounded up.
 

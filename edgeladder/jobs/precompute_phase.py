@@ -139,19 +139,23 @@ def tower_sizes(sizes: PhasePlan, threads: int, chosen: ProviderChoice) -> Preco
     """The plan's choice as precompute takes it; what it leaves open is the policy's to say."""
     whole = bool(sizes.whole)
     accelerates = chosen.accelerates  # then class names pass their tower before it, streamed
+    image = sizes.batch or policy.IMAGE_BATCH
+    text = policy.TEXT_BATCH if accelerates else sizes.batch or policy.TEXT_BATCH
     return PrecomputeSizes(
         image=TowerSizes(
             group=sizes.group or policy.GROUP,
-            batch=sizes.batch or policy.IMAGE_BATCH,
+            batch=image,
             threads=threads,
+            lanes=1 if accelerates else policy.lanes(image, threads),
             whole=whole,
             provider=chosen,
             gpu_limit_bytes=sizes.gpu_limit_bytes,
         ),
         text=TowerSizes(
             group=policy.TEXT_GROUP,
-            batch=policy.TEXT_BATCH if accelerates else sizes.batch or policy.TEXT_BATCH,
+            batch=text,
             threads=threads,
+            lanes=policy.lanes(text, threads),
             whole=whole and not accelerates,
         ),
         max_pixels=sizes.max_pixels or policy.EXACT_PIXELS,

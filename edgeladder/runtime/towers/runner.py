@@ -9,7 +9,7 @@ through without touching the disk. A provider that is not the CPU's runs the tow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -22,6 +22,7 @@ from edgeladder.core.provider import ProviderChoice
 from edgeladder.core.trim import trim_heap
 from edgeladder.runtime.cache.layout import EMBEDDING, EMBEDDING_PRE
 from edgeladder.runtime.towers.accelerated_tower import AcceleratedTower
+from edgeladder.runtime.towers.lanes import Lanes
 from edgeladder.runtime.towers.spill import SpillFile
 
 if TYPE_CHECKING:
@@ -36,15 +37,30 @@ SOURCE_NAMES = {"image": "pixels", "text": "tokens"}
 
 @dataclass(frozen=True)
 class TowerSizes:
-    """How a tower is run; results depend on the provider, and on nothing else to the last bit."""
+    """How a tower is run; results depend on the provider, and on nothing else to the last bit.
+
+    But where threads share one run (`pool` above 1): the kernel of an embedding's few rows then
+    depends on how they are shared out, and its last bit with it.
+    """
 
     group: int = 128  # samples per opening of the segments; more: less time opening, more disk
     batch: int = 1  # samples per run of a segment; more: more memory, hardly faster on few cores
     threads: int = 2
+    lanes: int = 1  # runs of a segment at once, which share threads and batch
     whole: bool = False  # all segments open at once
     spin: bool = True  # waiting threads spin, a sixth faster; off where other work needs the cores
     provider: ProviderChoice = ProviderChoice()
     gpu_limit_bytes: int | None = None  # that a provider may take on a GPU
+
+    @property
+    def rows(self) -> int:
+        """Samples in one lane at a time."""
+        return max(1, self.batch // self.lanes)
+
+    @property
+    def pool(self) -> int:
+        """Threads of a session: every lane brings its own, the rest help all of them."""
+        return max(1, self.threads - self.lanes + 1)
 
 
 class Samples(Protocol):
@@ -100,6 +116,7 @@ class TowerRunner:
         self._side = side
         self._sessions: list[InferenceSession] = []  # whole: all of them, kept between groups
         self._accelerated: AcceleratedTower | None = None
+        self._lanes = Lanes(sizes.lanes)
 
     def run(self, samples: Samples, sink: Sink, on_batch: OnBatch | None = None) -> None:
         """Pass all samples through the tower, `sizes.group` at a time.
@@ -122,6 +139,7 @@ class TowerRunner:
 
     def close(self) -> None:
         """Close the sessions."""
+        self._lanes.close()
         self._sessions, self._accelerated = [], None
         trim_heap()
 
@@ -133,10 +151,10 @@ class TowerRunner:
         arena: session.Arena | None = "own"
         if sizes.whole:
             # before the heap, which makes onnxruntime's environment
-            session.share_threads(sizes.threads)
+            session.share_threads(sizes.pool)
             arena = "shared" if session.share_arena() else None
         return session.open_segment(
-            path, sizes.threads, spin=sizes.spin, arena=arena, widen=segment.convolves
+            path, sizes.pool, spin=sizes.spin, arena=arena, widen=segment.convolves
         )
 
     # ---- whole
@@ -144,18 +162,26 @@ class TowerRunner:
     def _run_whole(self, samples: Samples, sink: Sink, tick: OnBatch) -> None:
         if not self._sessions:
             self._sessions = [self._session(segment) for segment in self._tower.segments]
-        for start, stop in _windows(samples.count, self.sizes.batch):
-            tensors = {self._source: samples.read(start, stop)}
-            outputs: dict[str, np.ndarray] = {}
-            for index, segment in enumerate(self._tower.segments):
-                tensors.update(self._outputs(self._sessions[index], segment, tensors))
-                self._collect(tensors, outputs)
-                needed = self._needed_after(index)
-                tensors = {name: array for name, array in tensors.items() if name in needed}
+        read = (samples.read(*window) for window in _windows(samples.count, self.sizes.rows))
+        start = 0
+        for outputs in self._lanes.map(self._pass_whole, read):
+            count = len(outputs[EMBEDDING])
             sink(start, outputs)
-            tick(stop - start)
+            tick(count)
+            start += count
 
-    def _collect(self, tensors: dict[str, np.ndarray], outputs: dict[str, np.ndarray]) -> None:
+    def _pass_whole(self, source: np.ndarray) -> dict[str, np.ndarray]:
+        """A batch through all segments, in whichever thread."""
+        tensors = {self._source: source}
+        outputs: dict[str, np.ndarray] = {}
+        for index, segment in enumerate(self._tower.segments):
+            tensors.update(self._outputs(self._sessions[index], segment, tensors))
+            self._collect(tensors, outputs)
+            needed = self._needed_after(index)
+            tensors = {name: array for name, array in tensors.items() if name in needed}
+        return outputs
+
+    def _collect(self, tensors: Mapping[str, np.ndarray], outputs: dict[str, np.ndarray]) -> None:
         for name, handed_on in self._wanted.items():
             if name in tensors:
                 outputs[handed_on] = tensors[name]
@@ -207,7 +233,11 @@ class TowerRunner:
     ) -> None:
         with _SpillFiles(self.workdir) as spills:
             for index, segment in enumerate(self._tower.segments):
-                self._run_segment(index, segment, samples, (start, stop), spills, tick)
+                session = self._session(segment)
+                self._pass_segment(session, index, samples, (start, stop), spills, tick)
+                del session
+                # the block's packed weights go back before the next block's come
+                trim_heap(collect=False)
                 needed = self._needed_after(index) | set(self._wanted)
                 spills.discard_all_but(needed)
             for first, last in _windows(stop - start, _SINK_SAMPLES):
@@ -219,31 +249,38 @@ class TowerRunner:
                     },
                 )
 
-    def _run_segment(
+    def _pass_segment(
         self,
+        session: InferenceSession,
         index: int,
-        segment: SegmentRecord,
         samples: Samples,
         group: tuple[int, int],
         spills: _SpillFiles,
         tick: OnBatch,
     ) -> None:
-        session = self._session(segment)
+        segment = self._tower.segments[index]
         share = 1 / len(self._tower.segments)
         kept = self._needed_after(index) | set(self._wanted)
-        for first, last in _windows(group[1] - group[0], self.sizes.batch):
-            tensors = {}
-            for item in segment.inputs:
-                if item.name == self._source:
-                    tensors[item.name] = samples.read(group[0] + first, group[0] + last)
-                else:
-                    tensors[item.name] = spills.get(item.name).read(first, last)
-            for name, array in self._outputs(session, segment, tensors).items():
+
+        def fed(window: tuple[int, int]) -> dict[str, np.ndarray]:
+            first, last = window
+            return {
+                item.name: samples.read(group[0] + first, group[0] + last)
+                if item.name == self._source
+                else spills.get(item.name).read(first, last)
+                for item in segment.inputs
+            }
+
+        def passed(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return self._outputs(session, segment, tensors)
+
+        windows = list(_windows(group[1] - group[0], self.sizes.rows))
+        every = self._lanes.map(passed, map(fed, windows))
+        for (first, last), found in zip(windows, every, strict=True):
+            for name, array in found.items():
                 if name in kept:
                     spills.make(name).append(array)
             tick((last - first) * share)
-        del session
-        trim_heap(collect=False)  # the block's packed weights go back before the next block's come
 
 
 class _SpillFiles:
