@@ -68,8 +68,7 @@ def fit(order: PhaseOrder, control: Control) -> tuple[Outcome, TrainResult | Non
             return outcome, None
     engine = open_engine_named(job, bundle, order.sizes)
     begin(engine, bundle, batches, job)
-    release_startup_memory()
-    keep_freed_heap(TRAINING_HEAP_BYTES)
+    _settle_heap()
     loop = _loop(order, engine, bundle, batches, run.checkpoints, metrics, control)
     resumed_from = loop.resume()
     try:
@@ -101,6 +100,12 @@ def fit(order: PhaseOrder, control: Control) -> tuple[Outcome, TrainResult | Non
         condensed=summary(run.metrics, source) if job.condense else None,
         seconds=round(time.monotonic() - started, 3),
     )
+
+
+def _settle_heap() -> None:
+    """What the start took goes back; what a step takes stays for the next one."""
+    release_startup_memory()
+    keep_freed_heap(TRAINING_HEAP_BYTES)
 
 
 def _adapter(engine: Engine, bundle: Bundle, selection: Selection, job: Job) -> Adapter:

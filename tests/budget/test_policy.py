@@ -80,8 +80,11 @@ def test_the_default_budget_is_the_devices_or_a_share_of_what_is_available(devic
     assert policy.default_budget(device, 1_000 * MB) == expected
 
 
-def test_the_workers_limit_leaves_room_for_the_supervisor():
+def test_the_waiting_process_is_planned_with_room_to_grow():
     assert policy.planned_supervisor(13 * MB) == policy.planned_supervisor(12_500_000) == 14 * MB
     assert policy.planned_supervisor(14 * MB) == 16 * MB, "no room to grow"
+
+
+def test_the_workers_limit_leaves_room_for_the_supervisor():
     assert policy.worker_limit(100 * MB, supervisor_bytes=12 * MB, file_bytes=30 * MB) == 56 * MB
     assert policy.worker_limit(10 * MB, supervisor_bytes=12 * MB, file_bytes=0) > 0

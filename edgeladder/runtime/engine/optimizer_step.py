@@ -81,6 +81,7 @@ class Optimizer:
         self.scalars = {label: np.zeros((), np.float32) for label in self._values(1.0, 0.0)}
         self.keep = {decay: np.ones((), np.float32) for decay in (True, False)}
         session = open_session(graphs[self.kind], plan.threads, as_written=True, arena=plan.arena)
+        self._ranks = {item.name: len(item.shape) for item in session.get_inputs()}
         self.blocks = [
             self._block(session, parameters, start, min(start + _BLOCK, stop), decay)
             for first, stop, decay in layout.sections
@@ -101,9 +102,8 @@ class Optimizer:
         for name, moment in self.moments.items():
             arrays[name] = moment[rows if name.startswith("scale") else slice(start, stop)]
         # in rows of one scale each, and that a column, where the bundle's graph has it so
-        ranks = {item.name: len(item.shape) for item in session.get_inputs()}
         arrays = {
-            name: array if ranks[name] == 1 else array.reshape((stop - start) // ROW, -1)
+            name: array if self._ranks[name] == 1 else array.reshape((stop - start) // ROW, -1)
             for name, array in arrays.items()
         }
         block = Bound(session)
@@ -128,7 +128,10 @@ class Optimizer:
         return norm
 
     def _values(self, clip: float, learning_rate: float) -> dict[str, float | np.floating]:
-        """Scalars of this step by the names of the optimiser graphs' inputs."""
+        """Scalars of this step by the names of the optimiser graphs' inputs.
+
+        `rest1`, `rest2`, `correction` and `epsilon` are read by earlier bundles' 8-bit graphs.
+        """
         train = self.train
         beta1, beta2 = np.float32(train.beta1), np.float32(train.beta2)
         rate, correction, k = learning_rate, 1.0, 1.0

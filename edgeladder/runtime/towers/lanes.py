@@ -1,7 +1,7 @@
 """Work on one window after another in several threads at once, results in the windows' order.
 
 A tower's kernels wait for each other at the end of every node; batches that pass it side by side,
-each in a thread of its own, never do: on two cores ViT-B/16 passes a sixth more pictures so.
+each in a thread of its own, never do: on two cores an int8 ViT-B/16 passes a sixth more so.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ through without touching the disk. A provider that is not the CPU's runs the tow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -181,7 +181,7 @@ class TowerRunner:
             tensors = {name: array for name, array in tensors.items() if name in needed}
         return outputs
 
-    def _collect(self, tensors: Mapping[str, np.ndarray], outputs: dict[str, np.ndarray]) -> None:
+    def _collect(self, tensors: dict[str, np.ndarray], outputs: dict[str, np.ndarray]) -> None:
         for name, handed_on in self._wanted.items():
             if name in tensors:
                 outputs[handed_on] = tensors[name]
