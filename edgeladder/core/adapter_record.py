@@ -152,8 +152,10 @@ def read_adapter_record(folder: Path) -> AdapterRecord:
         values = dict(read_json(folder / RECORD))
         version = values["schema_version"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
+        # not its repr: a UnicodeDecodeError's has the whole file in it
+        what = f"{type(error).__name__}: {error}"
         raise IntegrityError(
-            f"unreadable {RECORD}: {error!r}", where=str(folder), remedy=AGAIN
+            f"unreadable {RECORD}: {what}", where=str(folder), remedy=AGAIN
         ) from error
     if version not in (_UNHASHED, SCHEMA_VERSION):
         raise IntegrityError(

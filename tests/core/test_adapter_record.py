@@ -130,6 +130,15 @@ def test_the_hash_of_the_weights_is_part_of_it(tmp_path: Path) -> None:
         read_adapter_record(tmp_path)
 
 
+def test_what_is_not_text_is_refused_in_a_few_words(tmp_path: Path) -> None:
+    write_adapter_record(tmp_path, RECORD)
+    path = tmp_path / "adapter.json"
+    path.write_bytes(path.read_bytes()[:9] + b"\xff" + path.read_bytes()[10:])
+    with pytest.raises(IntegrityError, match="unreadable adapter.json") as caught:
+        read_adapter_record(tmp_path)
+    assert "position 9" in str(caught.value) and "bundle_digest" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "head",
     [
