@@ -10,8 +10,9 @@ Host only; the others are run by their own interpreters. Made-up pictures and, u
 otherwise, untrained weights: nothing is said of accuracies. Every row is one command on an empty
 cache, one at a time, forwards and backwards in turns, so that the machine's moods are shared out:
 
-- edgeladder-float32, -int8 (--int8-bundle), -streamed (within --streamed-budget), and with
-  onnxruntime-training's engine (--training-python; a bundle exported with --engine all);
+- edgeladder-float32, -int8 (--int8-bundle), -int8-fast (profile fast: the closed-form head alone),
+  -streamed (within --streamed-budget), and with onnxruntime-training's engine (--training-python;
+  a bundle exported with --engine all);
 - linear-probe, clip-adapter, coop, vpt-deep, maple: torch and open_clip (`run.py`). The last three
   stop after --steps steps, and what the recipe's others would take is added; of the first three
   the picture features are computed once, which is faster than their papers have it;
@@ -49,7 +50,8 @@ _COMMAND = "from edgeladder.cli.app import run; run()"
 _TORCH = ("linear-probe", "clip-adapter", "coop", "vpt-deep", "maple")
 _ALL_STEPS = 1_000_000  # more than any recipe has: trained to the end, and not tested
 _PROMPTS = ("coop", "vpt-deep", "maple")
-_OURS = ("edgeladder-float32", "edgeladder-int8", "edgeladder-streamed", "onnxruntime-training")
+_INT8 = ("edgeladder-int8", "edgeladder-int8-fast")
+_OURS = ("edgeladder-float32", *_INT8, "edgeladder-streamed", "onnxruntime-training")
 METHODS = (*_OURS, *_TORCH, "onnx-sklearn")
 Row = dict[str, Any]
 
@@ -63,7 +65,7 @@ def turns(rounds: int, methods: list[str]) -> Iterator[tuple[int, str]]:
 
 def ours(given: argparse.Namespace, method: str, folder: Path) -> Row:
     """`edgeladder train` on an empty cache, and what a further picture costs `predict`."""
-    bundle = given.int8_bundle if method == "edgeladder-int8" else given.bundle
+    bundle = given.int8_bundle if method in _INT8 else given.bundle
     python = given.training_python if method == "onnxruntime-training" else given.python
     engine = "ort-training" if method == "onnxruntime-training" else "stock"
     streamed = method == "edgeladder-streamed"
@@ -71,13 +73,15 @@ def ours(given: argparse.Namespace, method: str, folder: Path) -> Row:
     line = [str(python), "-c", _COMMAND]
     train = ["train", "--json", "--bundle", str(bundle), "--data", str(given.data)]
     train += ["--cache", str(folder / "cache"), "--run", str(folder / "run"), "--no-pictures"]
+    if method.endswith("-fast"):  # the closed-form head alone: as much as a probe is
+        train += ["--profile", "fast"]
     done = run_measured([*line, *train, "--engine", engine, *budget], given.environment)
     result = told(done)
     pictures = _unpacked(given, folder)
-    few, many = (
-        _timed([*line, "predict", "--json", "--run", str(folder / "run"), *budget, *part], given)
-        for part in (pictures[:1], pictures)
-    )
+    within = ["--budget", given.streamed_predict_budget] if streamed else budget
+    predict = [*line, "predict", "--json", "--run", str(folder / "run"), *within]
+    _timed([*predict, pictures[0]], given)  # what the first of them alone has to do
+    few, many = (_timed([*predict, *part], given) for part in (pictures[:1], pictures))
     return {
         "seconds": round(done.seconds, 2),
         "cpu_seconds": round(done.cpu_seconds, 2),
@@ -210,7 +214,7 @@ def ratios(rows: list[Row]) -> list[str]:
             faster = seconds["onnx-sklearn"] / seconds[mine]
             found.append(f"- onnx-sklearn / {mine}: {faster:.2f} of the time, "
                          f"{peaks['onnx-sklearn'] / peaks[mine]:.2f} of the memory")  # fmt: skip
-        if "coop" in speed and mine in speed:
+        if "coop" in speed and speed.get(mine):  # a head alone trains nothing
             found.append(
                 f"- training pictures a second, {mine} / coop: {speed[mine] / speed['coop']:.0f}"
             )
@@ -227,7 +231,7 @@ def runner(method: str) -> Callable[[argparse.Namespace, str, Path], Row]:
 def possible(given: argparse.Namespace) -> list[str]:
     """The methods for which everything needed was named."""
     lacking = {
-        "edgeladder-int8": given.int8_bundle,
+        **dict.fromkeys(_INT8, given.int8_bundle),
         "onnxruntime-training": given.training_python,
         "onnx-sklearn": given.onnx_python,
     }
@@ -255,6 +259,7 @@ def command_line() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--budget", default="4GB")
     parser.add_argument("--streamed-budget", default="192MB")
+    parser.add_argument("--streamed-predict-budget", default="256MB", help="of its predictions")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     given = parser.parse_args()
     if not given.show and given.bundle is None:
