@@ -60,6 +60,7 @@ def score(order: PhaseOrder, control: Control) -> tuple[Outcome, EvaluateResult 
     adapter = load_adapter(run.folder, bundle)
     adapter.apply(engine)
     reader = open_reader(bundle, request.cache, selection, keep_bytes=0)
+    selection = selection.without_pictures()
     release_startup_memory()
     # a data set too small to hold pictures out still gets an answer, named as what it is
     side = "test" if len(selection.test_labels) else "train"

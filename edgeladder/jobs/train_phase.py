@@ -60,6 +60,7 @@ def fit(order: PhaseOrder, control: Control) -> tuple[Outcome, TrainResult | Non
         seed=job.seed,
         keep_bytes=order.sizes.keep_bytes or 0,
     )
+    selection = selection.without_pictures()
     metrics = MetricsLog(run.metrics, job.request.tensorboard)
     if job.folds:
         outcome = _folds(order, bundle, batches, run, metrics, control)

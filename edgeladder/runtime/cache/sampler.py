@@ -77,15 +77,17 @@ class Sampler:
             self.position = stop
             if stop == self.count:
                 self.epoch, self.position = self.epoch + 1, 0
-        return np.concatenate(indices), np.concatenate(views)
+        wide = (np.concatenate(parts).astype(np.int64) for parts in (indices, views))
+        return next(wide), next(wide)
 
     def _epoch(self) -> tuple[np.ndarray, np.ndarray]:
         if self._made is None or self._made[0] != self.epoch:
             order = np.argsort(_stream(self.seed, 1, self.epoch, self.count), kind="stable")
-            drawn = np.zeros(self.count, np.int64)
+            order = order.astype(np.uint32)  # both are kept for an epoch: six bytes a picture
+            drawn = np.zeros(self.count, np.uint16)
             if self.views:
                 chances = _stream(self.seed, 2, self.epoch, self.count)
-                drawn = (chances % np.uint64(self.views + 1)).astype(np.int64)
+                drawn = (chances % np.uint64(self.views + 1)).astype(np.uint16)
             self._made = (self.epoch, order, drawn)
         return self._made[1], self._made[2]
 

@@ -7,7 +7,7 @@ Keys, not places: a selection stays valid when the cache grows. Small enough to 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,11 @@ class Selection:
     def views(self) -> int:
         """Augmented views per training picture."""
         return len(self.train_keys) - 1
+
+    def without_pictures(self) -> Selection:
+        """Labels and what is said of the classes: a reader that was opened knows the places."""
+        keys = self.train_keys[:, :0].copy(), self.test_keys[:0].copy()
+        return replace(self, train_keys=keys[0], test_keys=keys[1])
 
     def save(self, path: Path) -> None:
         """Write atomically. Raises StorageError."""

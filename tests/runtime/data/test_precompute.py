@@ -116,6 +116,10 @@ def test_inputs_are_what_the_towers_give(
     selection = Selection.load(tmp_path / "selection.safetensors")
     assert selection.class_names == ["dress", "red hat", "shirt"] and selection.views == 0
     reader = open_reader(tiny, tmp_path / "cache", selection)
+    labels_alone = selection.without_pictures()
+    assert labels_alone.views == 0 and labels_alone.train_keys.base is None
+    assert labels_alone.train_keys.size == labels_alone.test_keys.size == 0
+    assert labels_alone.train_labels is selection.train_labels  # they are still asked for
     for side, pictures in (("train", train), ("test", test)):
         windows = list(reader.windows(side, 4))
         pixels = np.stack([decode(p.read(), tiny.manifest.preprocess) for p in pictures])
