@@ -131,7 +131,10 @@ def _with_head(
     most = order.sizes.head_pictures or wanted_head_pictures(kind, len(labels), classes)
     rows = balanced(labels, most, job.seed)
     windows = reader.part(rows).windows("train", EVALUATE_WINDOW)
-    head = fit_cached_head(logits, windows, kind, chunk=chunk)
+    every = None
+    if len(rows) < len(labels):  # the sample gives settings and support, all pictures the rest
+        every = reader.windows("train", EVALUATE_WINDOW)
+    head = fit_cached_head(logits, windows, kind, every=every, chunk=chunk)
     weight, ladder = _weights(config, head, run, labels, rows, classes)
     whole = logits.with_head(head, weight, ladder)
     left_out = held_out_logits(run.folder, reader, rows, head, whole)

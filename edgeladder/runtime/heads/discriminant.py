@@ -65,6 +65,37 @@ def unit_spread(matrix: Array, bias: Array, rows: Array) -> tuple[Array, Array]:
     return matrix / spread, bias / spread
 
 
+def rule_of_moments(
+    second: Array, sums: Array, counts: Array, outside: float
+) -> tuple[Array, Array]:
+    """`gda_rule` and `unit_spread` from sums over rows Z (n, r) that were never there together.
+
+    Args:
+        second: Z^T Z, (r, r).
+        sums: of each class's rows, (C, r).
+        counts: rows of each class, (C,), none of them zero.
+        outside: squared lengths that belong to the trace, though not to these coordinates.
+
+    Returns:
+        Matrix (r, C) and bias (C,), in units of the rule's own spread between classes.
+    """
+    count, means = float(counts.sum()), sums / counts[:, None]
+    scatter = second - (means.T * counts) @ means
+    trace = max(float(np.trace(scatter)) + outside, 0.0) / max(count - 1, 1)
+    if trace < _NONE:
+        matrix = means.T
+    else:
+        scatter[np.diag_indices_from(scatter)] += trace
+        matrix = np.linalg.solve(scatter, means.T)
+    bias = -0.5 * np.einsum("cd,dc->c", means, matrix)
+    # of the terms z M + b less their mean over the classes
+    apart, level = matrix - matrix.mean(axis=1, keepdims=True), bias - bias.mean()
+    squares = float(np.einsum("rc,rc->", apart, second @ apart))
+    squares += 2.0 * float(level @ (sums.sum(axis=0) @ apart)) + count * float(level @ level)
+    spread = max(np.sqrt(max(squares, 0.0) / (count * len(counts))), 1e-12)
+    return matrix / spread, bias / spread
+
+
 @dataclass(frozen=True)
 class _Scatter:
     """Rows in the eigenvectors of their scatter within classes, r = min(n, D) of them."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgeladder.runtime.heads.closed_form import Head, Kind, fit_head
-from edgeladder.runtime.logits import ClassLogits, windows
+from edgeladder.runtime.heads.refit import refit
+from edgeladder.runtime.logits import Activations, ClassLogits, windows
 
 if TYPE_CHECKING:
     from edgeladder.runtime.engine.protocol import StepInputs
@@ -47,6 +48,7 @@ def fit_cached_head(
     batches: Iterable[StepInputs],
     kind: Kind,
     *,
+    every: Iterable[StepInputs] | None = None,
     chunk: int = 64,
     seed: int = 0,
 ) -> Head:
@@ -54,8 +56,10 @@ def fit_cached_head(
 
     Args:
         logits: the formula that gives zero-shot's.
-        batches: windows of the training pictures, plain view.
+        batches: windows of the training pictures, or of a sample of them, plain view.
         kind: gda, proker, kernel or blend.
+        every: windows of all training pictures where `batches` is of a sample, which then gives
+            settings and support; None: of the same.
         chunk: pictures whose taps are widened to fp32 at a time.
         seed: of the sample that the kernel's search looks at.
 
@@ -65,20 +69,30 @@ def fit_cached_head(
     parts: list[list[Array]] = []
     labels, zero_shot = [], []
     projected = False
-    for inputs in batches:
-        for _, given in windows(inputs, chunk, embedding_only=kind in ("gda", "proker")):
-            rows = given.features()
-            projected = bool(given.extra)
-            parts.append([row.astype(np.float16) for row in rows[:-1]] + [rows[-1]])
-            zero_shot.append(logits.similarity(given.embedding, inputs.text_embedding))
-        labels.append(np.asarray(inputs.labels))
+    for given, known, plain in _rows(logits, batches, kind, chunk):
+        rows = given.features()
+        projected = bool(given.extra)
+        parts.append([row.astype(np.float16) for row in rows[:-1]] + [rows[-1]])
+        labels.append(known)
+        zero_shot.append(plain)
     features = [np.concatenate([part[k] for part in parts]) for k in range(len(parts[0]))]
     del parts
-    return fit_head(
-        kind,
-        features,
-        np.concatenate(labels),
-        np.concatenate(zero_shot),
-        seed=seed,
-        projected=projected,
+    sample = features, np.concatenate(labels), np.concatenate(zero_shot)
+    head = fit_head(kind, *sample, seed=seed, projected=projected)
+    if every is None:
+        return head
+    return refit(
+        head,
+        sample,
+        ((g.features(), known, plain) for g, known, plain in _rows(logits, every, kind, chunk)),
     )
+
+
+def _rows(
+    logits: ClassLogits, batches: Iterable[StepInputs], kind: Kind, chunk: int
+) -> Iterator[tuple[Activations, Array, Array]]:
+    """Windows' pictures, `chunk` at a time: what a head reads, labels (n,), zero-shot (n, C)."""
+    for inputs in batches:
+        labels = np.asarray(inputs.labels)
+        for window, given in windows(inputs, chunk, embedding_only=kind in ("gda", "proker")):
+            yield given, labels[window], logits.similarity(given.embedding, inputs.text_embedding)
