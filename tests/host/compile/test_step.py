@@ -14,6 +14,9 @@ from tests.host.compile.ladders import RECIPES, Case, Recipe, case, execute, rel
 
 Arrays = dict[str, np.ndarray]
 CLOSE = 1e-4  # relative, per parameter; float32 gives about 1e-5
+# The same sums in another order. A gate's gradient is one number that many cancel in: on some
+# processors' kernels it is 2.2e-5 apart.
+SAME = 4e-5
 
 
 def run_fused(it: Case, feed: Arrays, *, recompute: bool) -> tuple[float, Arrays]:
@@ -77,7 +80,7 @@ def test_fused_recomputed_and_chunked_equal_torch(recipe):
             assert np.linalg.norm(expected) > 1e-9, f"{name} has no gradient to compare"
             assert relative(gradients[name], expected) < CLOSE, (way, name)
     for name, expected in ways["fused"][1].items():
-        assert relative(ways["chunk 2"][1][name], expected) < 2e-5, name
+        assert relative(ways["chunk 2"][1][name], expected) < SAME, name
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 100])
@@ -88,7 +91,7 @@ def test_the_chunk_does_not_change_the_gradients(chunk):
     expected_loss, expected = run_fused(it, feed, recompute=False)
     assert loss == pytest.approx(expected_loss, rel=1e-6)
     for name, value in expected.items():
-        assert relative(gradients[name], value) < 2e-5, name
+        assert relative(gradients[name], value) < SAME, name
 
 
 def test_gradients_at_the_start_are_finite():
