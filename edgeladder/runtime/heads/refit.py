@@ -66,31 +66,44 @@ class _KernelSums:
 
     def __init__(self, kernel: Kernel, classes: int):
         self.kernel, self.classes = kernel, classes
-        values, vectors = np.linalg.eigh(self._gram(kernel.support))
-        kept = values > _KERNEL_FLOOR * self.kernel.choice.ridge
+        self._taps = [tap for tap, weight in enumerate(kernel.choice.weights) if weight > 0]
+        self._lengths = {tap: (kernel.support[tap] ** 2).sum(axis=1) for tap in self._taps}
+        values, vectors = np.linalg.eigh(self._own_gram())
+        kept = values > _KERNEL_FLOOR * kernel.choice.ridge
         self._whiten = vectors[:, kept] / np.sqrt(values[kept])  # (m, r)
         rank = self._whiten.shape[1]
-        self._left, self._right = np.zeros((rank, rank)), np.zeros((rank, self.classes))
+        self._left, self._right = np.zeros((rank, rank)), np.zeros((rank, classes))
+        self._product = np.empty((rank, rank))  # a window's, in memory that is there
 
-    def _gram(self, rows: Sequence[Array]) -> Array:
-        """k(rows, S), rows as the support's are; (n, m)."""
-        kernel, total = self.kernel, np.zeros((len(rows[0]), len(self.kernel.alpha)))
-        for weight, scale, support, given in zip(
-            kernel.choice.weights, kernel.scales, kernel.support, rows, strict=True
-        ):
-            if weight > 0:  # in float64: the gram of the support must have no negative eigenvalue
-                wide = given.astype(np.float64), support.astype(np.float64)
-                total -= (weight / scale) * squared_distances(*wide)
+    def _rate(self, tap: int) -> float:
+        """What a tap's squared distance counts in the exponent."""
+        return self.kernel.choice.weights[tap] / self.kernel.scales[tap]
+
+    def _own_gram(self) -> Array:
+        """k(S, S), (m, m), in float64: no eigenvalue may be negative by more than is cut off."""
+        total = np.zeros((len(self.kernel.alpha), len(self.kernel.alpha)))
+        for tap in self._taps:
+            support = self.kernel.support[tap].astype(np.float64)
+            total -= self._rate(tap) * squared_distances(support, support)
         return np.asarray(np.exp(total, out=total))
 
     def add(self, features: Sequence[Array], labels: Array, zero_shot: Array) -> None:
         """A window: features per tap (n, W), labels (n,), zero-shot logits (n, C)."""
         kernel = self.kernel
         features = features[-len(kernel.centres) :]
-        rows = [centred(tap, mean) for tap, mean in zip(features, kernel.centres, strict=True)]
-        coordinates = self._gram(rows) @ self._whiten
+        total = np.zeros((len(labels), len(kernel.alpha)), np.float32)
+        for tap in self._taps:
+            rows = centred(features[tap], kernel.centres[tap])
+            apart = rows @ kernel.support[tap].T  # squared distances, in place from here on
+            apart *= -2.0
+            apart += self._lengths[tap]
+            apart += (rows**2).sum(axis=1)[:, None]
+            np.maximum(apart, 0.0, out=apart)
+            apart *= self._rate(tap)
+            total -= apart
+        coordinates = np.exp(total, out=total) @ self._whiten
         residuals = np.eye(self.classes)[labels] - softmax(kernel.choice.base * zero_shot)
-        self._left += coordinates.T @ coordinates
+        self._left += np.matmul(coordinates.T, coordinates, out=self._product)
         self._right += coordinates.T @ residuals
 
     def solve(self) -> Kernel:
@@ -112,7 +125,7 @@ class _GdaSums:
         self._basis = (rows.T @ (vectors[:, kept] / np.sqrt(values[kept]))).astype(np.float32)
         rank, classes = self._basis.shape[1], zero_shot.shape[1]
         del rows
-        self._second = np.zeros((rank, rank))  # Z^T Z
+        self._second, self._product = np.zeros((rank, rank)), np.empty((rank, rank))  # Z^T Z
         self._sums, self._counts = np.zeros((classes, rank)), np.zeros(classes)
         self._outside = 0.0  # squared lengths that the basis does not hold
 
@@ -121,7 +134,7 @@ class _GdaSums:
         rows = beside(features, self.rule.reads).astype(np.float32)
         inside = (rows @ self._basis).astype(np.float64)
         onehot = np.eye(len(self._counts))[labels]
-        self._second += inside.T @ inside
+        self._second += np.matmul(inside.T, inside, out=self._product)
         self._sums += onehot.T @ inside
         self._counts += onehot.sum(axis=0)
         lengths = float(np.einsum("nd,nd->", rows, rows, dtype=np.float64))
