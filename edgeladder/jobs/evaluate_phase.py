@@ -6,7 +6,7 @@ Zero-shot and tuned are judged on the held-out pictures, from the cache.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,7 +27,7 @@ from edgeladder.jobs.folds import held_out
 from edgeladder.jobs.run_directory import RunDirectory
 from edgeladder.jobs.train_phase import open_engine_named
 from edgeladder.runtime.adapter import Adapter, load_adapter, save_adapter
-from edgeladder.runtime.cache.inputs import CacheReader, open_reader
+from edgeladder.runtime.cache.inputs import CacheInputs, CacheReader, open_reader
 from edgeladder.runtime.cache.selection import Selection
 from edgeladder.runtime.heads.blend import choose_head_weight
 from edgeladder.runtime.heads.closed_form import Head, Kind, head_arrays, with_stored_head
@@ -69,7 +69,7 @@ def score(order: PhaseOrder, control: Control) -> tuple[Outcome, EvaluateResult 
     logits = ClassLogits.of(bundle.manifest.model)
     left_out: HeldOut | None = None
     if job.profile.head.kind != "none":
-        logits, left_out = _with_head(order, adapter, reader, logits, chunk)
+        logits, left_out = _with_head(order, adapter, reader, logits, control)
     told_known: KnownRecord | None = None
     if job.profile.head.known:
         told_known, adapter.known_arrays = known_pictures(reader, chunk=chunk, seed=job.seed)
@@ -80,18 +80,11 @@ def score(order: PhaseOrder, control: Control) -> tuple[Outcome, EvaluateResult 
     adapter.record = replace(adapter.record, calibration=calibration, known=told_known)
     save_adapter(run.folder, adapter)
 
-    def told() -> Any:
-        done = 0
-        for window in reader.windows(cast("Any", side), EVALUATE_WINDOW):
-            yield window
-            done += len(window.labels)
-            control.tell(Progress(step=done, steps=total))
-
     notable = Notable(selection.classes)
     evaluation = evaluate_cached(
         engine,
         logits,
-        told(),
+        _told(reader.windows(cast("Any", side), EVALUATE_WINDOW), total, control),
         selection.classes,
         split=side,
         chunk=chunk,
@@ -106,6 +99,17 @@ def score(order: PhaseOrder, control: Control) -> tuple[Outcome, EvaluateResult 
     )
 
 
+def _told(
+    windows: Iterable[CacheInputs], total: int, control: Control, note: str = ""
+) -> Iterator[CacheInputs]:
+    """The windows, and how far they are."""
+    done = 0
+    for window in windows:
+        yield window
+        done += len(window.labels)
+        control.tell(Progress(step=done, steps=total, note=note))
+
+
 def _accuracy(evaluation: Mapping[str, Any]) -> Accuracy:
     return Accuracy(
         zero_shot=evaluation["zero_shot_accuracy"],
@@ -118,7 +122,7 @@ def _accuracy(evaluation: Mapping[str, Any]) -> Accuracy:
 
 
 def _with_head(
-    order: PhaseOrder, adapter: Adapter, reader: CacheReader, logits: ClassLogits, chunk: int
+    order: PhaseOrder, adapter: Adapter, reader: CacheReader, logits: ClassLogits, control: Control
 ) -> tuple[ClassLogits, HeldOut | None]:
     """Fit the profile's head and put it into the adapter.
 
@@ -133,7 +137,9 @@ def _with_head(
     windows = reader.part(rows).windows("train", EVALUATE_WINDOW)
     every = None
     if len(rows) < len(labels):  # the sample gives settings and support, all pictures the rest
-        every = reader.windows("train", EVALUATE_WINDOW)
+        windows_of_all = reader.windows("train", EVALUATE_WINDOW)
+        every = _told(windows_of_all, len(labels), control, note="fitting the head")
+    chunk = order.sizes.chunk or EVALUATE_CHUNK
     head = fit_cached_head(logits, windows, kind, every=every, chunk=chunk)
     weight, ladder = _weights(config, head, run, labels, rows, classes)
     whole = logits.with_head(head, weight, ladder)
