@@ -52,13 +52,9 @@ def fit(order: PhaseOrder, control: Control) -> tuple[Outcome, TrainResult | Non
     run = RunDirectory(request.folder)
     bundle = Bundle.reopen(request.bundle)
     selection = Selection.load(run.selection)
+    keep = order.sizes.keep_bytes or 0
     batches = open_batches(
-        bundle,
-        request.cache,
-        selection,
-        batch=job.batch,
-        seed=job.seed,
-        keep_bytes=order.sizes.keep_bytes or 0,
+        bundle, request.cache, selection, batch=job.batch, seed=job.seed, keep_bytes=keep
     )
     selection = selection.without_pictures()
     metrics = MetricsLog(run.metrics, job.request.tensorboard)

@@ -24,7 +24,7 @@ from edgeladder.runtime.heads.refit import refit
 from edgeladder.runtime.logits import ClassLogits
 from tools.bench import result_rows
 from tools.bench.result_rows import Row
-from tools.bench.task import Activations, Pool, load_pool
+from tools.bench.task import Activations, Pool, load_training_pool
 
 _FIELDS = ["dataset", "per_class", "seed", "pictures", "method", "accuracy"]
 _HELD, _SHARE = 60, 5
@@ -89,14 +89,7 @@ def main() -> None:
     options = parser.parse_args()
     rows: list[Row] = []
     for data in options.data:
-        pool = load_pool(
-            Bundle.open(options.bundle),
-            data,
-            options.cache,
-            shots=max(options.per_class),
-            seeds=1,
-            test_per_class=1,
-        )
+        pool = load_training_pool(Bundle.open(options.bundle), data, options.cache)
         for per_class in options.per_class:
             for seed in range(options.seeds):
                 found = measure(pool, per_class, seed)

@@ -214,6 +214,11 @@ def load_pool(
     return pool
 
 
+def load_training_pool(bundle: Bundle, data: Path, cache: Path) -> Pool:
+    """All training pictures of a data set: for what may not look at the test pictures."""
+    return load_pool(bundle, data, cache, shots=1_000_000, seeds=1, test_per_class=1)
+
+
 def _relabelled(pictures: Activations, start: int) -> Activations:
     return replace(pictures, labels=pictures.labels - start)
 

@@ -32,11 +32,11 @@ import numpy as np
 from edgeladder.core.bundle import Bundle
 from edgeladder.runtime.heads.closed_form import Blend, Gda, beside, fit_head
 from edgeladder.runtime.heads.discriminant import rule_of_moments
-from edgeladder.runtime.heads.kernel import Kernel, centred, squared_distances
+from edgeladder.runtime.heads.kernel import Kernel, centred, gram
 from edgeladder.runtime.logits import ClassLogits, softmax
 from tools.bench import result_rows
 from tools.bench.result_rows import Row
-from tools.bench.task import Activations, Pool, load_pool
+from tools.bench.task import Activations, Pool, load_training_pool
 
 Array = np.ndarray
 POOLS = ("even", "skewed", "strangers", "few")
@@ -107,15 +107,11 @@ class Trial:
         nearest = np.sort(near, axis=1)[:, -min(3, max(1, len(labels) - 1)) :].mean(axis=1)
         edge = min(np.quantile(nearest[: len(labels)], 0.05), np.quantile(nearest, 0.9))
         self.familiar = nearest[len(labels) :] >= edge
-        distance = np.zeros((len(rows), len(rows)))
-        given = [tap.astype(np.float32) for tap in both.features]
-        for weight, scale, centre, tap in zip(
-            kernel.choice.weights, kernel.scales, kernel.centres, given, strict=True
-        ):
-            if weight > 0:
-                unit = centred(tap, centre)
-                distance += weight / scale * squared_distances(unit, unit)
-        self.gram = np.exp(-distance)
+        units = (
+            (rate, centred(both.features[tap].astype(np.float32), kernel.centres[tap]))
+            for tap, rate in kernel.rates.items()
+        )
+        self.gram = gram((len(rows),) * 2, ((rate, unit, unit) for rate, unit in units))
         self.base = softmax(kernel.choice.base * both.zero_shot)
 
     def soft(self, shares: Array, weights: Array) -> Array:
@@ -259,17 +255,7 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, required=True)
     options = parser.parse_args()
     bundle = Bundle.open(options.bundle)
-    pools = [
-        load_pool(
-            bundle,
-            data,
-            options.cache / data.stem,
-            shots=1_000_000,
-            seeds=1,
-            test_per_class=1,
-        )
-        for data in options.data
-    ]
+    pools = [load_training_pool(bundle, data, options.cache / data.stem) for data in options.data]
     rows: list[Row] = result_rows.load(options.csv)
     done = {tuple(str(row[name]) for name in _FIELDS[:4]) for row in rows}
     for kind in options.pools:

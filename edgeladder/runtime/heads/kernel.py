@@ -15,7 +15,7 @@ so no picture is judged by a fit that saw it, and no test picture is looked at. 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -76,20 +76,42 @@ class Kernel:
     alpha: Array  # (n, C)
     held_out: Array | None = field(default=None, repr=False)  # (n, C) logits left out by fold
 
+    @property
+    def rates(self) -> dict[int, float]:
+        """What the squared distance of each tap that counts is multiplied by in the exponent."""
+        return _rates(self.choice, self.scales)
+
     def logits(self, features: Sequence[Array], zero_shot: Array) -> Array:
         """Class logits (m, C) of pictures, given features per tap and zero-shot logits.
 
         A kernel on fewer taps than `features` holds reads the last ones.
         """
         features = features[-len(self.centres) :]
-        distance = np.zeros((len(zero_shot), len(self.alpha)))
-        for weight, scale, centre, support, given in zip(
-            self.choice.weights, self.scales, self.centres, self.support, features, strict=True
-        ):
-            if weight > 0:
-                distance += (weight / scale) * squared_distances(centred(given, centre), support)
-        term = np.exp(-distance) @ self.alpha
+        pairs = (
+            (rate, centred(features[tap], self.centres[tap]), self.support[tap])
+            for tap, rate in self.rates.items()
+        )
+        term = gram((len(zero_shot), len(self.alpha)), pairs) @ self.alpha
         return np.asarray(self.choice.prior * zero_shot + self.choice.temperature * term)
+
+
+def gram(shape: tuple[int, int], pairs: Iterable[tuple[float, Array, Array]]) -> Array:
+    """`exp(-sum_t rate_t |left - right|^2)`, float64 of `shape` (n, m).
+
+    Args:
+        shape: rows on the left and on the right.
+        pairs: a tap's rate, left rows (n, W) and right rows (m, W); taken one at a time, since
+            distances are the most that is held here.
+    """
+    total = np.zeros(shape)
+    for rate, left, right in pairs:
+        total -= rate * squared_distances(left, right)
+    return np.asarray(np.exp(total, out=total))
+
+
+def _rates(choice: Choice, scales: Sequence[float]) -> dict[int, float]:
+    weighed = enumerate(zip(choice.weights, scales, strict=True))
+    return {tap: weight / scale for tap, (weight, scale) in weighed if weight > 0}
 
 
 def centred(rows: Array, centre: Array) -> Array:
@@ -164,11 +186,8 @@ def _can_leave_out(labels: Array, owners: Array, taps: int) -> bool:
 
 def _solve(rows: list[Array], scales: list[float], choice: Choice, targets: Array) -> Array:
     """The ridge's solution alpha (n, C) for targets (n, C), given rows (n, W) per tap."""
-    total = np.zeros((len(targets), len(targets)))
-    for tap, scale, weight in zip(rows, scales, choice.weights, strict=True):
-        if weight > 0:  # one tap's distances at a time: they are the most that is held here
-            total += (weight / scale) * squared_distances(tap, tap)
-    kernel = np.exp(-total)
+    pairs = ((rate, rows[tap], rows[tap]) for tap, rate in _rates(choice, scales).items())
+    kernel = gram((len(targets), len(targets)), pairs)
     kernel[np.diag_indices_from(kernel)] += choice.ridge
     return np.asarray(np.linalg.solve(kernel, targets))
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from edgeladder.runtime.heads.closed_form import Blend, Gda, Head, beside
 from edgeladder.runtime.heads.discriminant import rule_of_moments
-from edgeladder.runtime.heads.kernel import Kernel, centred, squared_distances
+from edgeladder.runtime.heads.kernel import Kernel, centred, gram
 from edgeladder.runtime.logits import softmax
 
 Array = np.ndarray
@@ -66,40 +66,31 @@ class _KernelSums:
 
     def __init__(self, kernel: Kernel, classes: int):
         self.kernel, self.classes = kernel, classes
-        self._taps = [tap for tap, weight in enumerate(kernel.choice.weights) if weight > 0]
-        self._lengths = {tap: (kernel.support[tap] ** 2).sum(axis=1) for tap in self._taps}
-        values, vectors = np.linalg.eigh(self._own_gram())
+        self._rates = kernel.rates
+        self._lengths = {tap: (kernel.support[tap] ** 2).sum(axis=1) for tap in self._rates}
+        # in float64: no eigenvalue may be negative by more than is cut off
+        wide = ((rate, kernel.support[tap].astype(np.float64)) for tap, rate in self._rates.items())
+        own = gram((len(kernel.alpha),) * 2, ((rate, rows, rows) for rate, rows in wide))
+        values, vectors = np.linalg.eigh(own)
         kept = values > _KERNEL_FLOOR * kernel.choice.ridge
         self._whiten = vectors[:, kept] / np.sqrt(values[kept])  # (m, r)
         rank = self._whiten.shape[1]
         self._left, self._right = np.zeros((rank, rank)), np.zeros((rank, classes))
         self._product = np.empty((rank, rank))  # a window's, in memory that is there
 
-    def _rate(self, tap: int) -> float:
-        """What a tap's squared distance counts in the exponent."""
-        return self.kernel.choice.weights[tap] / self.kernel.scales[tap]
-
-    def _own_gram(self) -> Array:
-        """k(S, S), (m, m), in float64: no eigenvalue may be negative by more than is cut off."""
-        total = np.zeros((len(self.kernel.alpha), len(self.kernel.alpha)))
-        for tap in self._taps:
-            support = self.kernel.support[tap].astype(np.float64)
-            total -= self._rate(tap) * squared_distances(support, support)
-        return np.asarray(np.exp(total, out=total))
-
     def add(self, features: Sequence[Array], labels: Array, zero_shot: Array) -> None:
         """A window: features per tap (n, W), labels (n,), zero-shot logits (n, C)."""
         kernel = self.kernel
         features = features[-len(kernel.centres) :]
         total = np.zeros((len(labels), len(kernel.alpha)), np.float32)
-        for tap in self._taps:
+        for tap, rate in self._rates.items():  # as `gram`, without its arrays made anew
             rows = centred(features[tap], kernel.centres[tap])
             apart = rows @ kernel.support[tap].T  # squared distances, in place from here on
             apart *= -2.0
             apart += self._lengths[tap]
             apart += (rows**2).sum(axis=1)[:, None]
             np.maximum(apart, 0.0, out=apart)
-            apart *= self._rate(tap)
+            apart *= rate
             total -= apart
         coordinates = np.exp(total, out=total) @ self._whiten
         residuals = np.eye(self.classes)[labels] - softmax(kernel.choice.base * zero_shot)
