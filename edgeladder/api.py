@@ -80,6 +80,7 @@ def plan(
     *,
     bundle: PathText | None = None,
     cache: PathText = "cache",
+    unlabelled: PathText | None = None,
     budget: Size | None = None,
     device: str | None = None,
     profile: str | None = None,
@@ -95,8 +96,8 @@ def plan(
         answer, not an error, where the budget is too small.
     """
     request = _request(
-        data, bundle, cache, budget, device=device, profile=profile,
-        overrides=overrides(settings), shots=shots, engine=engine, threads=workers,
+        data, bundle, cache, budget, unlabelled=_text(unlabelled), device=device,
+        profile=profile, overrides=overrides(settings), shots=shots, engine=engine, threads=workers,
     )  # fmt: skip
     return Plan.from_json(supervised("plan", request, False))
 
@@ -106,6 +107,7 @@ def precompute(
     *,
     bundle: PathText | None = None,
     cache: PathText = "cache",
+    unlabelled: PathText | None = None,
     budget: Size | None = None,
     device: str | None = None,
     views: int | None = None,
@@ -120,8 +122,9 @@ def precompute(
         dtype: of the cache.
     """
     request = _request(
-        data, bundle, cache, budget, device=device, views=views, cache_dtype=dtype, threads=workers
-    )
+        data, bundle, cache, budget, unlabelled=_text(unlabelled), device=device, views=views,
+        cache_dtype=dtype, threads=workers,
+    )  # fmt: skip
     values = supervised("precompute", request, progress)
     values.pop("memory")
     return from_json(PrecomputeResult, values, where="the precompute worker")
@@ -132,6 +135,7 @@ def train(
     *,
     bundle: PathText | None = None,
     cache: PathText = "cache",
+    unlabelled: PathText | None = None,
     run: PathText | None = None,
     budget: Size | None = None,
     device: str | None = None,
@@ -152,6 +156,8 @@ def train(
             label.
         bundle: a folder or .tar, or `nano`, which ships; None: `./bundle`, else `nano`.
         cache: folder of cached activations.
+        unlabelled: folder or .zip of pictures without a label that teach as well; None:
+            `unlabelled/` in the data, where it is there.
         run: directory to make; None: a new one below `runs/`.
         budget: memory of all processes, `"192MB"` or bytes; None: the device's default.
         device: device profile, by name or YAML file; None: this machine.
@@ -175,9 +181,9 @@ def train(
         Interrupted: Ctrl-C; `resume` goes on.
     """
     request = _request(
-        data, bundle, cache, budget, run=_text(run), device=device, profile=profile,
-        overrides=overrides(settings), shots=shots, engine=engine, seed=seed, start=_text(start),
-        cache_dtype=dtype, threads=workers,
+        data, bundle, cache, budget, unlabelled=_text(unlabelled), run=_text(run), device=device,
+        profile=profile, overrides=overrides(settings), shots=shots, engine=engine, seed=seed,
+        start=_text(start), cache_dtype=dtype, threads=workers,
     )  # fmt: skip
     return _trained(request, progress)
 

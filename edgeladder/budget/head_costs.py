@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from edgeladder.budget.policy import FEWEST_HEAD_PICTURES
@@ -60,6 +61,25 @@ def head_bytes(workload: Workload, pictures: int) -> tuple[float, float]:
     fitting = 6.0 * rows + max(stages)
     window = 10.0 * sum(widths) * min(pictures, _WINDOW)
     return _AT_ONCE * fitting + window + _CODE, 6.0 * rows
+
+
+def pseudo_label_bytes(workload: Workload, pictures: int) -> float:
+    """Bytes while a blend gives labels to others, `runtime/heads/pseudo_labels.py`.
+
+    It is fitted on labelled pictures first. Then labelled and unlabelled ones, `pictures` of them,
+    are there in fp16, and once more together; what the discriminant reads of them in float64, twice
+    for a moment, and their eigenvectors. From nano with 150, 340 and 600 pictures.
+    """
+    blend = replace(workload, head="blend")
+    widths = _widths(blend)
+    read = widths[-2] + widths[-1] if workload.manifest.ladder.image_inputs else widths[-1]
+    fitting, judging = head_bytes(blend, min(workload.labelled, pictures))
+    known = min(workload.labelled, max(pictures // 2, workload.classes))
+    portions = -(-workload.unlabelled // max(1, pictures - known))
+    together = known - (-workload.unlabelled // max(1, portions))  # they are of one size
+    rows = (4.0 * sum(widths) + 16.0 * (read + widths[0])) * together
+    soft = 48.0 * together * workload.classes
+    return max(fitting, judging + rows + 24.0 * together**2 + soft + _CODE)
 
 
 def answer_bytes(workload: Workload, pictures: int) -> tuple[float, float]:

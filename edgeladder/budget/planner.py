@@ -21,7 +21,7 @@ from edgeladder.budget.inference_costs import (
 from edgeladder.budget.policy import PLANNED_SHARE
 from edgeladder.budget.provider_costs import settled, with_provider
 from edgeladder.budget.review_costs import review_phases
-from edgeladder.budget.step_costs import evaluate_phases, train_phases
+from edgeladder.budget.step_costs import evaluate_phases, pseudo_label_phases, train_phases
 from edgeladder.budget.tower_costs import larger_pictures, precompute_phases
 from edgeladder.budget.workload import Asked, InferenceWorkload, Workload
 from edgeladder.core.errors import BudgetError, ConfigError
@@ -64,10 +64,15 @@ def plan(
     base = supervisor_bytes or baseline.supervisor_bytes
     room = int(PLANNED_SHARE * budget_bytes)
     training = train_phases(workload, baseline, base, room, asked)
-    choices = {
+    labelling: list[PhasePlan] = []
+    if workload.unlabelled:  # what a budget has no room for is left out: it refuses no training
+        every = list(pseudo_label_phases(workload, baseline, base))
+        labelling = [phase for phase in every if phase.planned_peak_bytes <= room]
+    choices: dict[str, Iterable[PhasePlan]] = {
         "precompute": with_provider(
             precompute_phases(workload, baseline, base), workload, baseline, room
         ),
+        **({"pseudo_label": labelling} if labelling else {}),
         "train": (phase for phase in training if asked.arena in (None, phase.arena)),
         "evaluate": evaluate_phases(workload, baseline, base),
     }
@@ -78,6 +83,7 @@ def plan(
         pictures=workload.pictures,
         head=workload.head,
         views=workload.views,
+        unlabelled=workload.unlabelled if labelling else 0,
     )
 
 

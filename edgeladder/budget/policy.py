@@ -77,6 +77,10 @@ PROBES = 3  # pictures a deployed file is asked about beside predict
 CLASS_CHUNK = 64  # classes the ladder encodes at a time for predict and deploy
 MOST_HEAD_PICTURES = 600  # that a kernel is fitted on, classes alike: its memory is theirs squared
 MOST_KNOWN_PICTURES = 600  # whose features an adapter keeps, classes alike, each at least one
+FEWEST_UNLABELLED = 8  # of every class that unlabelled pictures say something from
+PSEUDO_LABELLED_SHARE = 0.6  # of unlabelled pictures, at most: the surest of each class
+WANTED_PSEUDO_LABELLED = 1200  # labelled or not, looked at together where there is room
+MOST_PSEUDO_LABELLED = 2400  # the same of many classes: seconds are their number cubed
 FEWEST_HEAD_PICTURES = 2  # of every class: with one, leaving out says nothing
 
 
@@ -132,12 +136,30 @@ def worker_limit(budget_bytes: int, supervisor_bytes: int, file_bytes: int) -> i
     return max(budget_bytes - supervisor_bytes - margin - file_bytes, LEAST_LIMIT_BYTES)
 
 
-def wanted_head_pictures(kind: str, pictures: int, classes: int) -> int:
+def wanted_head_pictures(kind: str, pictures: int, classes: int, unlabelled: int = 0) -> int:
     """How many of the training pictures a head is fitted on where there is room for it.
 
     What a kernel holds grows with them, twice over; a class without a picture has no mean.
+
+    Args:
+        kind: of the head.
+        pictures: with a label.
+        classes: C.
+        unlabelled: those that may be given a label.
     """
-    return pictures if kind == "gda" else min(pictures, max(MOST_HEAD_PICTURES, classes))
+    most = max(MOST_HEAD_PICTURES, classes)
+    return min(pictures + unlabelled, max(most, pictures) if kind == "gda" else most)
+
+
+def most_given_labels(unlabelled: int, classes: int) -> int:
+    """How many unlabelled pictures may be given a label; a class's share is rounded."""
+    return min(unlabelled, int(PSEUDO_LABELLED_SHARE * unlabelled) + classes // 2 + 1)
+
+
+def wanted_pseudo_labelled(pictures: int, unlabelled: int, classes: int) -> int:
+    """How many pictures, with a label or without, are looked at together where there is room."""
+    wanted = max(WANTED_PSEUDO_LABELLED, 2 * FEWEST_UNLABELLED * classes)
+    return min(pictures + unlabelled, wanted, max(MOST_PSEUDO_LABELLED, classes))
 
 
 def known_pictures(kept: bool, pictures: int, classes: int) -> int:
@@ -189,8 +211,9 @@ def shrink(plan: Plan, phase: str, sizes: PhasePlan) -> PhasePlan:
             hold_bytes=0,
             careful=True,
         )
-    if phase == "evaluate":
-        fewer = fewer_head_pictures(plan.head, sizes.head_pictures or 0, plan.classes)
+    if phase in ("pseudo_label", "evaluate"):
+        kind = plan.head if phase == "evaluate" else "blend"
+        fewer = fewer_head_pictures(kind, sizes.head_pictures or 0, plan.classes)
         return replace(
             sizes,
             chunk=max(1, (sizes.chunk or EVALUATE_CHUNK) // 2),

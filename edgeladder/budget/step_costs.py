@@ -12,12 +12,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from edgeladder.budget.costs import COSTS
-from edgeladder.budget.head_costs import answer_bytes, head_bytes, head_pictures
+from edgeladder.budget.head_costs import (
+    answer_bytes,
+    head_bytes,
+    head_pictures,
+    pseudo_label_bytes,
+)
 from edgeladder.budget.policy import (
     CHUNKS,
     EVALUATE_CHUNK,
     EVALUATE_CHUNKS,
     EVALUATE_WINDOW,
+    FEWEST_HEAD_PICTURES,
     KEEP_BYTES,
 )
 from edgeladder.budget.windows import Windows
@@ -170,7 +176,9 @@ def _train_phase(
 
 def _places_bytes(workload: Workload) -> float:
     """What is known of every cached picture and view without reading it."""
-    return float((COSTS.per_picture + COSTS.per_view * workload.views) * workload.pictures)
+    trained = (COSTS.per_picture + COSTS.per_view * workload.views) * workload.pictures
+    # an unlabelled picture trains in every view as it is
+    return float(trained + (COSTS.per_picture + COSTS.per_view) * workload.unlabelled)
 
 
 def graph_bytes(workload: Workload | InferenceWorkload, names: tuple[str, ...]) -> float:
@@ -224,6 +232,24 @@ def evaluate_phases(
         yield phase_of(parts, chunk=chunk, head_pictures=pictures or None)
 
 
+def pseudo_label_phases(
+    workload: Workload, baseline: MachineBaseline, base: int
+) -> Iterator[PhasePlan]:
+    """Best first: ever fewer pictures looked at together; a budget that has no room uses none."""
+    most = workload.pseudo_labelled
+    fewest = FEWEST_HEAD_PICTURES * workload.classes
+    for pictures in (most, *(n for n in (most // 2, most // 4, most // 8) if n >= fewest)):
+        parts: dict[str, float] = {
+            "supervisor": base,
+            "baseline": baseline.settled_bytes + COSTS.hot_code,
+            "cache": COSTS.cache_reader + _places_bytes(workload),
+            "heap": COSTS.heap,
+            "head": pseudo_label_bytes(workload, pictures),
+        }
+        _add_start(parts, baseline, COSTS.evaluate_start)
+        yield phase_of(parts, chunk=EVALUATE_CHUNK, head_pictures=pictures)
+
+
 def _judged_classes_bytes(workload: Workload) -> float:
     """What an evaluation holds of all classes: tuned embeddings, and the larger of two moments.
 
@@ -239,7 +265,8 @@ def _judged_classes_bytes(workload: Workload) -> float:
 
 def _add_start(parts: dict[str, float], baseline: MachineBaseline, more: float = 0.0) -> None:
     """Where a phase's work takes less than its start, before which nothing has settled yet."""
-    start = parts["supervisor"] + baseline.worker_bytes + parts["parameters"] + COSTS.start + more
+    start = parts["supervisor"] + baseline.worker_bytes + COSTS.start + more
+    start += parts.get("parameters", 0.0)
     short = start - sum(parts.values())
     if short > 0:
         parts["start"] = short

@@ -71,7 +71,8 @@ def _phase(
 
 def _keys_bytes(workload: Workload) -> float:
     """Keys of all samples, which the run's selection is made of at the end."""
-    return float(COSTS.sample_key * workload.pictures * (workload.views + 1))
+    samples = workload.pictures * (workload.views + 1) + workload.unlabelled
+    return float(COSTS.sample_key * samples)
 
 
 def hidden_bytes(manifest: Any) -> int:

@@ -17,6 +17,10 @@ Bundle = Annotated[
 Data = Annotated[
     Path, typer.Option("--data", help="Pictures: folder, .zip, or CSV/JSONL of path and label.")
 ]
+Unlabelled = Annotated[
+    Path | None,
+    typer.Option("--unlabelled", help="Folder or .zip of pictures. [unlabelled/ in the data]"),
+]
 Cache = Annotated[
     Path,
     typer.Option("--cache", envvar="EDGELADDER_CACHE", help="Folder of cached activations."),
@@ -70,6 +74,7 @@ _MAKES = {
     "bundle": "`edgeladder export --model ViT-B/16 --out {}` on a host makes a bundle (or name "
     "one with --bundle)",
     "pictures": "put them in {}/<class>/<picture>.jpg (or name a folder, .zip or CSV with --data)",
+    "unlabelled": "put pictures in {}, or leave --unlabelled out",
     "cache": "`edgeladder precompute --cache {}` makes one (or name one with --cache)",
     "run": "`edgeladder train --run {}` makes one (or name one with --run)",
 }

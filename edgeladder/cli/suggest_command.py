@@ -25,10 +25,7 @@ def register(app: typer.Typer) -> None:
 
 def suggest(
     count: Annotated[int, typer.Argument(min=1, help="Pictures to label next.")] = 20,
-    unlabelled: Annotated[
-        Path | None,
-        typer.Option("--unlabelled", help="Folder or .zip of pictures. [unlabelled/ in the data]"),
-    ] = None,
+    unlabelled: options.Unlabelled = None,
     bundle: options.Bundle = options.BUNDLE,
     data: options.Data = options.DATA,
     cache: options.Cache = options.CACHE,

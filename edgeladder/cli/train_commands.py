@@ -48,6 +48,7 @@ class Place:
 
     bundle: Path
     data: Path
+    unlabelled: Path | None
     cache: Path
     device: str | None
     budget_bytes: int | None
@@ -57,13 +58,14 @@ class Place:
 def _place(
     bundle: options.Bundle = options.BUNDLE,
     data: options.Data = options.DATA,
+    unlabelled: options.Unlabelled = None,
     cache: options.Cache = options.CACHE,
     device: options.Device = None,
     budget: options.Budget = None,
     provider: options.Provider = "auto",
 ) -> Place:
     check_provider(provider)
-    return Place(bundle, data, cache, device, options.budget_bytes(budget), provider)
+    return Place(bundle, data, unlabelled, cache, device, options.budget_bytes(budget), provider)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,7 +225,8 @@ def finished(result: RunResult, *, pictures: bool = True) -> Answer:
 def _found(place: Place) -> Place:
     """The place with the bundle that is meant; refuses while it or the pictures are missing."""
     bundle = options.shipped_or(place.bundle)
-    options.require(bundle=bundle, pictures=place.data)
+    waiting = {} if place.unlabelled is None else {"unlabelled": place.unlabelled}
+    options.require(bundle=bundle, pictures=place.data, **waiting)
     nobody_named_it = bundle != place.bundle and place.bundle is options.BUNDLE
     if nobody_named_it and verbosity.level() >= NORMAL:
         typer.echo(
@@ -247,6 +250,7 @@ def _request(place: Place, recipe: Recipe | None = None, **more: Any) -> TrainRe
         data=str(place.data),
         cache=str(place.cache),
         **options.optional(
+            unlabelled=str(place.unlabelled) if place.unlabelled else None,
             device=place.device,
             budget_bytes=place.budget_bytes,
             provider=place.provider,
@@ -296,6 +300,8 @@ def trained(result: RunResult, report: Path) -> str:
             f"{name}: peak {format_size(phase.measured_peak_bytes)} "
             f"(planned {format_size(phase.planned_peak_bytes)})"
         )
+    if result.unlabelled:
+        lines.append(result.unlabelled.told())
     if result.condensed:
         lines.append(_condensed(result.condensed))
     lines.append(f"adapter: {format_size(result.adapter_bytes)}")

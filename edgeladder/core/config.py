@@ -170,6 +170,15 @@ class TrainConfig(Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
+class UnlabelledConfig(Strict):
+    """Pictures without a label, which teach ladder and head by labels that the head gives them."""
+
+    use: bool = True  # where there are any; false leaves them to `suggest`
+    # how common the classes are among them: even where that is known, else it is estimated
+    classes: Literal["estimated", "even"] = "estimated"
+
+
+@dataclass(frozen=True, kw_only=True)
 class CondenseConfig(Strict):
     """Prompt condensation, after training: `ladder.prompts.keep` says how much stays."""
 
@@ -189,6 +198,7 @@ class Profile(Strict):
     head: HeadConfig = HeadConfig()
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
+    unlabelled: UnlabelledConfig = UnlabelledConfig()
     condense: CondenseConfig = CondenseConfig()
 
 

@@ -35,6 +35,7 @@ class Counts:
     train: int
     test: int
     classes: int
+    unlabelled: int = 0  # pictures without a label that may teach
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,33 @@ class PrecomputeResult:
     text_seconds: float
     images_per_second: float
     provider: ProviderChoice = ProviderChoice()  # that ran the image tower
+
+
+@dataclass(frozen=True, kw_only=True)
+class PseudoLabelResult:
+    """What unlabelled pictures were given labels, and how good the head is without them."""
+
+    pictures: int  # that could be read and are no training or test picture
+    used: int  # that were given a label
+    strange: int  # that are like none of the labelled ones
+    classes: dict[str, int]  # labels given, by class
+    reason: str = ""  # why none was, where that was decided before looking
+    # of the head that labelled pictures alone make, on the held-out ones; None: there are none
+    accuracy_without: float | None = None
+    accuracy_with: float | None = None  # of the head that both make; None: the profile has no head
+    seconds: float = 0.0
+
+    def told(self) -> str:
+        """In a line: how many taught, and what that changed."""
+        if self.reason:
+            return f"unlabelled pictures: none of {self.pictures} taught; {self.reason}"
+        line = f"unlabelled pictures: {self.used} of {self.pictures} taught"
+        if self.strange:
+            line += f", {self.strange} are like none with a label"
+        if self.accuracy_with is not None and self.accuracy_without is not None:
+            before, after = 100 * self.accuracy_without, 100 * self.accuracy_with
+            line += f"; the head alone {before:.1f} % without them, {after:.1f} % with them"
+        return line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,4 +163,6 @@ class EvaluateResult:
 
     accuracy: Accuracy
     head: dict[str, Any] | None  # its kind and both weights; None: no head
+    # of the head alone on the held-out pictures, where unlabelled ones taught it; else None
+    head_accuracy: float | None = None
     seconds: float

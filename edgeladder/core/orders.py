@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     Order = BaselineOrder | PlanOrder | PhaseOrder | InferenceOrder | ProviderOrder | FreeOrder
 
 _INFERENCE = ("predict", "evaluate_pictures", "deploy", "judge", "serve", "check", "suggest")
-_TRAINING = ("plan", "precompute", "train", "evaluate")
+_TRAINING = ("plan", "precompute", "pseudo_label", "train", "evaluate")
 
 
 def read_order(phase: str, values: Any) -> Order:

@@ -36,6 +36,7 @@ _JOB = ("hosts", "average", "failures.json", "refused.json", "report.html")
 # empty `checkpoints`); a folder that holds only other files takes a run beside them
 _RUN = (
     "config.yaml", "plan.json", "environment.json", "metrics.jsonl", "selection.safetensors",
+    "pseudo_labels.safetensors",
     "result.json", *_ADAPTER, *_AFTERWARDS,
 )  # fmt: skip
 

@@ -133,6 +133,7 @@ class Plan:
     least: Mapping[str, int] = field(default_factory=dict)  # smallest peak of each phase
     head: str = "none"  # kind of the closed-form head that is fitted before the evaluation
     views: int = 0  # augmented ones of each training picture
+    unlabelled: int = 0  # pictures without a label that may teach
     surrounding: Surrounding | None = None  # a cgroup with a limit that all this runs in
     provider: ProviderChoice = ProviderChoice()  # of the image tower, and why
     space: DiskSpace | None = None  # None: planned by a version that did not look
@@ -162,6 +163,7 @@ class Plan:
             "least": dict(self.least),
             "head": self.head,
             "views": self.views,
+            "unlabelled": self.unlabelled,
             "surrounding": asdict(self.surrounding) if self.surrounding else None,
             "provider": asdict(self.provider),
             "space": asdict(self.space) if self.space else None,
@@ -169,7 +171,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Plan:
-        """A plan from `to_json`'s values; those of older versions lack the last six.
+        """A plan from `to_json`'s values; those of older versions lack the last ones.
 
         Raises:
             KeyError, TypeError: not a plan.
@@ -185,6 +187,7 @@ class Plan:
             least=values.get("least", {}),
             head=values.get("head", "none"),
             views=values.get("views", 0),
+            unlabelled=values.get("unlabelled", 0),
             surrounding=Surrounding(**told) if (told := values.get("surrounding")) else None,
             provider=ProviderChoice(**values.get("provider", {})),
             space=DiskSpace(**told) if (told := values.get("space")) else None,

@@ -20,6 +20,7 @@ class TrainRequest:
 
     bundle: str = "bundle"
     data: str = "data"
+    unlabelled: str | None = None  # folder or .zip; None: `unlabelled/` in the data, if it is there
     cache: str = "cache"
     run: str | None = None  # None: a new folder below `runs/`
     device: str | None = None  # device profile by name or YAML file

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from edgeladder.core.job import Accuracy, Condensed, Counts
+from edgeladder.core.job import Accuracy, Condensed, Counts, PseudoLabelResult
 from edgeladder.core.memory_record import MemoryResult
 from edgeladder.core.prompt_tensors import PackedPrompts
 from edgeladder.core.provider import ProviderChoice
@@ -35,6 +35,7 @@ class Seconds:
     precompute: float
     train: float
     evaluate: float
+    pseudo_label: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,7 @@ class RunResult:
     head: dict[str, Any] | None  # its kind and both weights; None: no head
     prompts: PackedPrompts | None  # how they are stored; None: as they are
     condensed: Condensed | None = None  # None: nothing was
+    unlabelled: PseudoLabelResult | None = None  # None: no such pictures were there, or wanted
     adapter_bytes: int = 0  # of adapter.safetensors, a head's arrays among them
     provider: ProviderChoice = ProviderChoice()  # that ran the image tower, and why
     cache: CacheUse

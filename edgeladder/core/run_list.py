@@ -25,6 +25,7 @@ _REMOVED = ".removed"  # end of a run's name while its files go
 # all that a run, its later commands and the demo write into a run's folder
 _OURS = re.compile(
     r"(config\.yaml|plan\.json|environment\.json|metrics\.jsonl|selection\.safetensors"
+    r"|pseudo_labels\.safetensors"
     r"|result\.json|adapter\.safetensors|adapter\.json(\.sig|\.mac)?|evaluation\.json"
     r"|comparison\.json|report\.html|worker\.log|\.lock|\.[\w.-]+\.\d+\.tmp"
     r"|checkpoints/(fold-\d+/)?\.?step-\d+\.safetensors(\.\d+\.tmp)?"

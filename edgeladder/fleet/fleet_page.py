@@ -36,6 +36,7 @@ class HostRow:
     peak_bytes: float | None
     enforcement: str
     failure: str | None
+    unlabelled: int | None = None  # pictures without a label that taught
 
 
 def write(out: Path, job: str, page: Path | None = None) -> tuple[Path, list[HostRow]]:
@@ -89,6 +90,7 @@ def host_row(folder: Path, failure: str | None = None) -> HostRow:
         peak_bytes=result.peak_bytes,
         enforcement=result.enforcement,
         failure=failure,
+        unlabelled=result.unlabelled,
     )
 
 
@@ -197,6 +199,7 @@ def _table(rows: list[HostRow]) -> str:
             percent(r.tuned),
             interval_text(r.tuned, r.count or 0) or "–",
             "–" if r.count is None else r.count,
+            "–" if r.unlabelled is None else r.unlabelled,
             format_size(r.peak_bytes) if r.peak_bytes else "–",
             format_size(r.budget_bytes) if r.budget_bytes else "–",
             r.enforcement,
@@ -204,7 +207,8 @@ def _table(rows: list[HostRow]) -> str:
         for r in rows
     ]
     columns = (
-        "box", "state", "zero-shot", "tuned", "95 % interval", "pictures", "peak", "budget", "limit"
+        "box", "state", "zero-shot", "tuned", "95 % interval", "pictures", "unlabelled, taught",
+        "peak", "budget", "limit",
     )  # fmt: skip
     return _cells(columns, cells)
 

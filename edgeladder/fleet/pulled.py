@@ -58,6 +58,7 @@ class PulledResult:
     tuned: float | None = None
     zero_shot: float | None = None
     train_count: float | None = None  # pictures it was trained on
+    unlabelled: int | None = None  # further pictures, without a label, that taught
     test_count: int | None = None  # pictures it was evaluated on; never more than a box can have
     steps: float | None = None
     budget_bytes: float | None = None
@@ -81,6 +82,7 @@ class PulledResult:
             tuned=_share(accuracy.get("tuned") if accuracy else values.get("accuracy")),
             zero_shot=_share(accuracy.get("zero_shot", values.get("zero_shot_accuracy"))),
             train_count=_number(_object(values.get("counts")).get("train")),
+            unlabelled=_count(_object(values.get("unlabelled")).get("used")),
             test_count=_count(accuracy.get("count") if accuracy else values.get("count")),
             steps=_number(values.get("steps")),
             budget_bytes=_number(memory.get("budget_bytes")),

@@ -41,7 +41,7 @@ class HeldOut:
 
 
 def held_out_logits(
-    run: Path, reader: CacheReader, rows: Array, head: Head, formula: ClassLogits
+    run: Path, reader: CacheReader, rows: Array, head: Head, formula: ClassLogits, labelled: int
 ) -> HeldOut | None:
     """What a head and its ladder say of pictures that neither saw; None where nothing was left out.
 
@@ -51,13 +51,14 @@ def held_out_logits(
         rows: of those, the ones that the head was fitted on.
         head: as it was fitted, with its held-out logits.
         formula: with the weights of both.
+        labelled: training pictures that somebody gave a label, the first ones: they alone count.
 
     A ladder's own logits of its support pictures say nothing. Without folds zero-shot takes its
     place, which it began at and which saw no label.
     """
     if head.held_out is None:
         return None
-    labels = reader.train_labels
+    labels, told = reader.train_labels, rows < labelled
     beside = held_out(run, len(labels)) if formula.ladder_weight else None
     if beside is not None:
         beside = beside[rows]
@@ -68,7 +69,7 @@ def held_out_logits(
         ]
         beside = np.concatenate(plain)
     logits = formula.ladder_weight * beside + formula.head_weight * head.held_out
-    return HeldOut(logits, labels[rows], formula.head_weight)
+    return HeldOut(logits[told], labels[rows[told]], formula.head_weight)
 
 
 def calibrate(

@@ -49,7 +49,7 @@ _TELL_SECONDS = 0.5  # between two words about memory, where no work was told of
 
 
 # of what memory pressure leaves nothing smaller to do than to start again
-_NOT_SHRINKABLE = (*STREAMED_PHASES, "evaluate")
+_NOT_SHRINKABLE = (*STREAMED_PHASES, "pseudo_label", "evaluate")
 
 
 class Watcher(Protocol):

@@ -6,6 +6,7 @@ those uses is wanted, whichever of them the person who prunes was thinking of.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,9 +21,10 @@ from edgeladder.runtime.cache.layout import KEY_BYTES, Layout, TapDtype
 from edgeladder.runtime.cache.prune import Wanted
 from edgeladder.runtime.cache.selection import Selection
 from edgeladder.runtime.cache.store import sample_key
-from edgeladder.runtime.pictures.dataset import open_data
+from edgeladder.runtime.pictures.dataset import Picture, open_data
 from edgeladder.runtime.pictures.reduction import SCALES
 from edgeladder.runtime.pictures.sources import UnreadableError
+from edgeladder.runtime.pictures.unlabelled import list_pictures
 from edgeladder.runtime.pictures.views import VERSION
 from edgeladder.runtime.run_folder import run_request
 
@@ -35,6 +37,7 @@ class _Users:
 
     bundles: list[Path] = field(default_factory=list)
     data: list[Path] = field(default_factory=list)
+    unlabelled: list[Path] = field(default_factory=list)  # folders and archives of their own
     selections: list[Selection] = field(default_factory=list)  # of unfinished runs
     arithmetics: set[str] = field(default_factory=set)  # of accelerators
 
@@ -69,8 +72,12 @@ def wanted_samples(
     if not places:
         return Wanted(layouts, {}, others=not opened)
     keys = set(_keys(places, views, strict=len(data)))
+    for place in dict.fromkeys(users.unlabelled):
+        with contextlib.suppress(EdgeLadderError):  # gone, as a run's other data may be
+            keys |= set(_samples(list_pictures([place]), 0))
     for selection in users.selections:
-        for stored in (selection.train_keys.reshape(-1, KEY_BYTES), selection.test_keys):
+        trained = selection.train_keys.reshape(-1, KEY_BYTES)
+        for stored in (trained, selection.test_keys, selection.unlabelled_keys):
             keys |= {row.tobytes() for row in stored}
     held = frozenset(keys)
     images = {name: held for name, layout in layouts.items() if layout.side == "image"}
@@ -96,6 +103,8 @@ def _users(cache: Path, runs: Path) -> _Users:
             continue
         found.bundles.append(named["bundle"])
         found.data.append(named["data"])
+        if request.get("unlabelled"):
+            found.unlabelled.append(Path(str(request["unlabelled"])))
         try:
             selection = Selection.load(run / "selection.safetensors")
         except EdgeLadderError:  # it was stopped before it had one
@@ -118,16 +127,22 @@ def _keys(places: Sequence[Path], views: int, strict: int) -> Iterator[bytes]:
     """Keys of every picture's samples; data beyond the first `strict` may be damaged."""
     for number, place in enumerate(dict.fromkeys(map(real_path, places))):
         try:
-            pictures = open_data(place).pictures
+            dataset = open_data(place)
         except EdgeLadderError:
             if number < strict:
                 raise
             continue
-        for picture in pictures:
-            try:
-                digest = hashlib.sha256(picture.read()).digest()
-            except UnreadableError:
-                continue
-            for view in range(views + 1):
-                for scale in SCALES:
-                    yield sample_key(digest, view, VERSION, scale=scale)
+        yield from _samples(dataset.pictures, views)
+        yield from _samples(dataset.unlabelled, 0)
+
+
+def _samples(pictures: Iterable[Picture], views: int) -> Iterator[bytes]:
+    """Keys of pictures' samples, in every way they may have been decoded."""
+    for picture in pictures:
+        try:
+            digest = hashlib.sha256(picture.read()).digest()
+        except UnreadableError:
+            continue
+        for view in range(views + 1):
+            for scale in SCALES:
+                yield sample_key(digest, view, VERSION, scale=scale)

@@ -11,14 +11,26 @@ import json
 import os
 import queue
 import threading
+from typing import TYPE_CHECKING
 
 from edgeladder.core.events import Event, write_event
 from edgeladder.core.inference import Question
 from edgeladder.core.records import from_json
 from edgeladder.jobs import orphan
 
+if TYPE_CHECKING:
+    from edgeladder.core.orders import Outcome
+
 RESTART_CODE = 75  # EX_TEMPFAIL: the worker left a checkpoint and asks to be started again
 ORDERS = ("trim", "checkpoint", "halve", "restart", "stop")
+
+
+class LeaveError(Exception):
+    """An order to leave: raised between two parts of the work; what is done is kept."""
+
+    def __init__(self, outcome: Outcome):
+        super().__init__()
+        self.outcome = outcome
 
 
 class Control:

@@ -24,6 +24,7 @@ from edgeladder.core.plan import PhasePlan
 from edgeladder.core.trim import release_startup_memory
 from edgeladder.jobs.answers import HeldOut, calibrate, held_out_logits, known_pictures
 from edgeladder.jobs.folds import held_out
+from edgeladder.jobs.pseudo_label_phase import with_pseudo_labels
 from edgeladder.jobs.run_directory import RunDirectory
 from edgeladder.jobs.train_phase import open_engine_named
 from edgeladder.runtime.adapter import Adapter, load_adapter, save_adapter
@@ -34,8 +35,9 @@ from edgeladder.runtime.heads.closed_form import Head, Kind, head_arrays, with_s
 from edgeladder.runtime.heads.fit_head import (
     fit_cached_head,
     fixed_head_weight,
+    head_accuracy,
+    head_sample,
 )
-from edgeladder.runtime.heads.kernel import balanced
 from edgeladder.runtime.logits import ClassLogits
 from edgeladder.runtime.notable import Notable
 from edgeladder.runtime.scoring import evaluate_cached
@@ -55,21 +57,27 @@ def score(order: PhaseOrder, control: Control) -> tuple[Outcome, EvaluateResult 
     chunk = order.sizes.chunk or EVALUATE_CHUNK
     run = RunDirectory(request.folder)
     bundle = Bundle.reopen(request.bundle)
-    selection = Selection.load(run.selection)
+    selection, labelled = with_pseudo_labels(run, Selection.load(run.selection))
     engine = open_engine_named(job, bundle, PhasePlan(mode="chunked", chunk=chunk))
     adapter = load_adapter(run.folder, bundle)
     adapter.apply(engine)
-    reader = open_reader(bundle, request.cache, selection, keep_bytes=0)
+    every = open_reader(bundle, request.cache, selection, keep_bytes=0)
+    reader = every.part(np.arange(labelled))  # those that somebody gave a label
     selection = selection.without_pictures()
     release_startup_memory()
     # a data set too small to hold pictures out still gets an answer, named as what it is
     side = "test" if len(selection.test_labels) else "train"
-    total = len(selection.test_labels if side == "test" else selection.train_labels)
+    total = len(selection.test_labels) if side == "test" else labelled
 
     logits = ClassLogits.of(bundle.manifest.model)
     left_out: HeldOut | None = None
+    alone: float | None = None
     if job.profile.head.kind != "none":
-        logits, left_out = _with_head(order, adapter, reader, logits, control)
+        logits, left_out = _with_head(order, adapter, every, labelled, logits, control)
+        if len(selection.train_labels) > labelled and side == "test":
+            assert logits.head is not None
+            tests = reader.windows("test", EVALUATE_WINDOW)
+            alone = head_accuracy(logits, logits.head, tests, chunk)
     told_known: KnownRecord | None = None
     if job.profile.head.known:
         told_known, adapter.known_arrays = known_pictures(reader, chunk=chunk, seed=job.seed)
@@ -95,6 +103,7 @@ def score(order: PhaseOrder, control: Control) -> tuple[Outcome, EvaluateResult 
     return "done", EvaluateResult(
         accuracy=_accuracy(evaluation),
         head=_described(adapter.record.head),
+        head_accuracy=alone,
         seconds=round(time.monotonic() - started, 3),
     )
 
@@ -122,9 +131,22 @@ def _accuracy(evaluation: Mapping[str, Any]) -> Accuracy:
 
 
 def _with_head(
-    order: PhaseOrder, adapter: Adapter, reader: CacheReader, logits: ClassLogits, control: Control
+    order: PhaseOrder,
+    adapter: Adapter,
+    reader: CacheReader,
+    labelled: int,
+    logits: ClassLogits,
+    control: Control,
 ) -> tuple[ClassLogits, HeldOut | None]:
     """Fit the profile's head and put it into the adapter.
+
+    Args:
+        order: the job and sizes.
+        adapter: that gets the head.
+        reader: of all training pictures, those that were given a label by the head last.
+        labelled: how many had one before.
+        logits: the formula.
+        control: told how far it is.
 
     Returns:
         The formula beside the head as it is stored, and what was held out of both.
@@ -132,8 +154,9 @@ def _with_head(
     job, run = order.job, RunDirectory(order.job.request.folder)
     config, labels, classes = job.profile.head, reader.train_labels, job.counts.classes
     kind = cast("Kind", config.kind)
-    most = order.sizes.head_pictures or wanted_head_pictures(kind, len(labels), classes)
-    rows = balanced(labels, most, job.seed)
+    others = len(labels) - labelled
+    most = order.sizes.head_pictures or wanted_head_pictures(kind, labelled, classes, others)
+    rows = head_sample(labels, labelled, most, job.seed)
     windows = reader.part(rows).windows("train", EVALUATE_WINDOW)
     every = None
     if len(rows) < len(labels):  # the sample gives settings and support, all pictures the rest
@@ -141,9 +164,9 @@ def _with_head(
         every = _told(windows_of_all, len(labels), control, note="fitting the head")
     chunk = order.sizes.chunk or EVALUATE_CHUNK
     head = fit_cached_head(logits, windows, kind, every=every, chunk=chunk)
-    weight, ladder = _weights(config, head, run, labels, rows, classes)
+    weight, ladder = _weights(config, head, run, labels, rows, labelled)
     whole = logits.with_head(head, weight, ladder)
-    left_out = held_out_logits(run.folder, reader, rows, head, whole)
+    left_out = held_out_logits(run.folder, reader, rows, head, whole, labelled)
     adapter.head_arrays, rule = head_arrays(head)
     stored = StoredHead(rule, weight, ladder)
     adapter.record = replace(adapter.record, head=stored)
@@ -165,13 +188,19 @@ def _weights(
     run: RunDirectory,
     labels: np.ndarray,
     rows: np.ndarray,
-    classes: int,
+    labelled: int,
 ) -> tuple[float, float]:
-    """Weights of the head, fitted on `rows` of the training pictures, and of the ladder."""
+    """Weights of the head, fitted on `rows` of the training pictures, and of the ladder.
+
+    What folds leave out is judged where somebody gave the label: on the first `labelled` pictures.
+    """
     if config.alone:
         return 1.0, 0.0
     if config.weight is None and head.held_out is not None:
         left = held_out(run.folder, len(labels))
         if left is not None:  # folds were asked for, and there were pictures enough for them
-            return choose_head_weight(left[rows], head.held_out, labels[rows]), 1.0
+            told = rows < labelled
+            mine = rows[told]
+            return choose_head_weight(left[mine], head.held_out[told], labels[mine]), 1.0
+    classes = int(labels.max()) + 1
     return fixed_head_weight(config.weight, config.full_at, len(labels), classes), 1.0

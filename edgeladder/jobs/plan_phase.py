@@ -43,6 +43,7 @@ from edgeladder.jobs.run_directory import RunDirectory
 from edgeladder.runtime import engine as engines
 from edgeladder.runtime.adapter import load_adapter
 from edgeladder.runtime.pictures.dataset import Dataset, open_data, split
+from edgeladder.runtime.pictures.unlabelled import with_unlabelled
 
 if TYPE_CHECKING:
     from edgeladder.jobs.control import Control
@@ -76,9 +77,10 @@ def prepare(order: PlanOrder, control: Control) -> tuple[Outcome, Job]:
     device = load_device(request.device) if request.device else None
     request = with_previous(_filled(request, bundle, profile, device), bundle, profile)
     dataset = open_data(request.data)
+    dataset = with_unlabelled(dataset, request.unlabelled, use=profile.unlabelled.use)
     train, test = split(dataset, request.shots, request.seed or 0)
     decided, engine = _decide(request, bundle, profile, dataset, len(train))
-    samples = len(train) * ((request.views or 0) + 1) + len(test)
+    samples = len(train) * ((request.views or 0) + 1) + len(test) + decided.unlabelled
     filling = decided.phases["precompute"]
     space = cache_space(request, bundle, samples, len(dataset.classes), filling)
     decided = replace(decided, space=space)
@@ -87,7 +89,12 @@ def prepare(order: PlanOrder, control: Control) -> tuple[Outcome, Job]:
     if order.command != "plan":
         check(decided)
         check_space(space)
-    counts = Counts(train=len(train), test=len(test), classes=len(dataset.classes))
+    counts = Counts(
+        train=len(train),
+        test=len(test),
+        classes=len(dataset.classes),
+        unlabelled=decided.unlabelled,
+    )
     job = _job(request, bundle.digest, profile, counts, decided, engine)
     if run is not None and order.command != "plan":
         if pinned_keys():
@@ -271,11 +278,11 @@ def _decide(
         names.append("stock")
     assert request.budget_bytes is not None
     decided: Plan | None = None
-    kind = profile.head.kind
+    kind, classes, unlabelled = profile.head.kind, len(dataset.classes), len(dataset.unlabelled)
     for name in names:
         workload = Workload(
             manifest=bundle.manifest,
-            classes=len(dataset.classes),
+            classes=classes,
             pictures=len(dataset.pictures),
             views=request.views or 0,
             batch=min(profile.train.batch, pictures),
@@ -285,10 +292,13 @@ def _decide(
             average=profile.train.average > 0 or (profile.ladder.prompts.keep or 1) < 1,
             optimizer=profile.train.optimizer,
             head=kind,
-            head_pictures=policy.wanted_head_pictures(kind, pictures, len(dataset.classes)),
-            known_pictures=policy.known_pictures(
-                profile.head.known, pictures, len(dataset.classes)
+            head_pictures=policy.wanted_head_pictures(
+                kind, pictures, classes, policy.most_given_labels(unlabelled, classes)
             ),
+            labelled=pictures,
+            unlabelled=unlabelled,
+            pseudo_labelled=policy.wanted_pseudo_labelled(pictures, unlabelled, classes),
+            known_pictures=policy.known_pictures(profile.head.known, pictures, classes),
             provider=request.chosen or ProviderChoice(),
             files={key: record.size for key, record in bundle.manifest.files.items()},
         )

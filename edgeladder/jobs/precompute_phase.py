@@ -16,6 +16,7 @@ from edgeladder.core.provider import ProviderChoice
 from edgeladder.core.trim import trim_heap
 from edgeladder.jobs.run_directory import RunDirectory
 from edgeladder.runtime.pictures.dataset import Dataset, open_data, split
+from edgeladder.runtime.pictures.unlabelled import with_unlabelled
 from edgeladder.runtime.towers.fill_cache import PrecomputeResult as Filled
 from edgeladder.runtime.towers.fill_cache import PrecomputeSizes, Wanted, looked_up, precompute
 from edgeladder.runtime.towers.runner import TowerSizes
@@ -39,7 +40,7 @@ def fill(order: PhaseOrder, control: Control) -> tuple[Outcome, PrecomputeResult
     job, request = order.job, order.job.request
     bundle = Bundle.reopen(request.bundle)
     dataset = open_data(request.data)
-    train, test = split(dataset, request.shots, job.seed)
+    wanted = _wanted(job, dataset, frozenset(order.avoid))
     chosen = _chosen(job, order.sizes)
     leave: list[str] = []
     told_at = 0.0
@@ -66,7 +67,7 @@ def fill(order: PhaseOrder, control: Control) -> tuple[Outcome, PrecomputeResult
             bundle,
             dataset,
             request.cache,
-            Wanted(train, test, request.views or 0, request.cache_dtype, frozenset(order.avoid)),
+            wanted,
             sizes=tower_sizes(order.sizes, job.threads, chosen),
             progress=progress,
             on_group=obey,
@@ -89,7 +90,6 @@ def already_filled(
     """
     request = job.request
     chosen = _chosen(job, job.plan.phases["precompute"])
-    train, test = split(dataset, request.shots, job.seed)
 
     def obey() -> None:
         if "stop" in control.take():
@@ -99,12 +99,21 @@ def already_filled(
         bundle,
         dataset,
         request.cache,
-        Wanted(train, test, request.views or 0, request.cache_dtype),
+        _wanted(job, dataset),
         chosen.arithmetic,
         most_bytes=policy.LOOKED_UP_BYTES,
         obey=obey,
     )
     return None if result is None else _kept(job, result, chosen)
+
+
+def _wanted(job: Job, dataset: Dataset, avoid: frozenset[str] = frozenset()) -> Wanted:
+    """Every picture of the job, and those without a label that may teach."""
+    request = job.request
+    train, test = split(dataset, request.shots, job.seed)
+    use = job.counts.unlabelled > 0
+    unlabelled = with_unlabelled(dataset, request.unlabelled, use=use).unlabelled
+    return Wanted(train, test, request.views or 0, request.cache_dtype, avoid, unlabelled)
 
 
 def _kept(job: Job, result: Filled, chosen: ProviderChoice) -> PrecomputeResult:

@@ -17,6 +17,7 @@ from edgeladder.core.events import Planned, Progress
 from edgeladder.core.inference import PHASE_OF, InferenceOrder
 from edgeladder.core.provider import ProviderChoice
 from edgeladder.core.trim import release_startup_memory, trim_heap
+from edgeladder.jobs.control import LeaveError
 from edgeladder.jobs.machine_baseline import machine_baseline
 from edgeladder.jobs.planned_classifier import decode_watch
 from edgeladder.jobs.precompute_phase import tower_sizes
@@ -32,14 +33,6 @@ if TYPE_CHECKING:
     from edgeladder.runtime.towers.fill_cache import PrecomputeSizes
 
 _TELL_SECONDS = 0.2
-
-
-class LeaveError(Exception):
-    """An order to leave: raised between two parts of the work; the cache keeps what is done."""
-
-    def __init__(self, outcome: Outcome):
-        super().__init__()
-        self.outcome = outcome
 
 
 @dataclass

@@ -8,6 +8,7 @@ checkpoints/         two generations, until the run is finished
 adapter.safetensors  the trained parameters, adapter.json says of what
 result.json          what `train --json` printed
 selection.safetensors  which cached pictures train and which test
+pseudo_labels.safetensors  labels that unlabelled pictures were given, and what came of it
 worker.log           each phase: versions, limit, sizes, what its worker said, how it ended
 """
 
@@ -94,6 +95,7 @@ class RunDirectory:
         self.adapter = self.folder / "adapter.safetensors"
         self.adapter_record = self.folder / "adapter.json"
         self.selection = self.folder / "selection.safetensors"
+        self.pseudo_labels = self.folder / "pseudo_labels.safetensors"
         self.result = self.folder / "result.json"
         self.log = self.folder / "worker.log"
         self._lock: int | None = None

@@ -14,7 +14,7 @@ from edgeladder.core.suggestion import Suggested, Suggestions
 from edgeladder.jobs.review_work import ReviewWork, leaving, run_workload
 from edgeladder.runtime.classifier import Classifier, InferenceSizes, OpenedRun, probabilities
 from edgeladder.runtime.pictures.dataset import UNLABELLED, Dataset, open_data
-from edgeladder.runtime.prediction import list_pictures
+from edgeladder.runtime.pictures.unlabelled import list_pictures
 from edgeladder.runtime.review.suggest import ENOUGH, Chosen, choose, reduced
 from edgeladder.runtime.review.thumbnails import thumbnails
 

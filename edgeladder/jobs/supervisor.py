@@ -5,6 +5,7 @@ run one after the other in processes of their own, so that what one held is gone
 
     plan        validate, open the data, predict, choose sizes, write the run's configuration
     precompute  pictures and class names through the frozen backbone into the cache
+    pseudo_label  which unlabelled pictures get which label, where there are any
     train       the ladder, from the cache
     evaluate    zero-shot and tuned accuracy on the held-out pictures
 """
@@ -31,6 +32,7 @@ from edgeladder.core.job import (
     Job,
     PlanOrder,
     PrecomputeResult,
+    PseudoLabelResult,
     TrainResult,
 )
 from edgeladder.core.memory_record import MemoryResult
@@ -169,9 +171,12 @@ class Supervisor(PhaseRunner):
         if job.filled is not None:
             self._told_filled(filled)
             job = replace(job, filled=None)  # no worker after this asks
+        labelled = None
+        if job.counts.unlabelled:
+            labelled = self.phase("pseudo_label", job, PseudoLabelResult)
         trained = self.phase("train", job, TrainResult)
         evaluated = self.phase("evaluate", job, EvaluateResult)
-        result = self._result(job, filled, trained, evaluated)
+        result = self._result(job, filled, labelled, trained, evaluated)
         values = to_json(result)
         self.record({"kind": "result", **values})
         write_json(self.run.result, values)
@@ -198,8 +203,15 @@ class Supervisor(PhaseRunner):
             require_ours(run.folder, "run", option=option)
 
     def _result(
-        self, job: Job, filled: PrecomputeResult, trained: TrainResult, evaluated: EvaluateResult
+        self,
+        job: Job,
+        filled: PrecomputeResult,
+        labelled: PseudoLabelResult | None,
+        trained: TrainResult,
+        evaluated: EvaluateResult,
     ) -> RunResult:
+        if labelled is not None:
+            labelled = replace(labelled, accuracy_with=evaluated.head_accuracy)
         return RunResult(
             run=self.request.folder,
             engine=trained.engine,
@@ -219,11 +231,15 @@ class Supervisor(PhaseRunner):
             head=evaluated.head,
             prompts=trained.prompts,
             condensed=trained.condensed,
+            unlabelled=labelled,
             adapter_bytes=RunDirectory(self.request.folder).adapter.stat().st_size,
             provider=filled.provider,
             cache=CacheUse(new=filled.new, reused=filled.reused),
             seconds=Seconds(
-                precompute=filled.seconds, train=trained.seconds, evaluate=evaluated.seconds
+                precompute=filled.seconds,
+                train=trained.seconds,
+                evaluate=evaluated.seconds,
+                pseudo_label=labelled.seconds if labelled else 0.0,
             ),
         )
 

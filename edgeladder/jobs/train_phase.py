@@ -23,6 +23,7 @@ from edgeladder.jobs.folds import train_folds
 from edgeladder.jobs.loop import Callback, Diverged, LoopSettings, TrainLoop
 from edgeladder.jobs.prompt_dropout import PromptDropout
 from edgeladder.jobs.prototypes import initial_prompts
+from edgeladder.jobs.pseudo_label_phase import with_pseudo_labels
 from edgeladder.jobs.run_directory import MetricsLog, RunDirectory
 from edgeladder.runtime.adapter import Adapter, adapter_of, load_adapter, save_adapter
 from edgeladder.runtime.cache.inputs import CacheBatches, open_batches
@@ -51,7 +52,7 @@ def fit(order: PhaseOrder, control: Control) -> tuple[Outcome, TrainResult | Non
     job, request = order.job, order.job.request
     run = RunDirectory(request.folder)
     bundle = Bundle.reopen(request.bundle)
-    selection = Selection.load(run.selection)
+    selection, _ = with_pseudo_labels(run, Selection.load(run.selection))
     keep = order.sizes.keep_bytes or 0
     batches = open_batches(
         bundle, request.cache, selection, batch=job.batch, seed=job.seed, keep_bytes=keep

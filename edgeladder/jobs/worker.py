@@ -31,6 +31,7 @@ _PHASES = {
     "plan": "edgeladder.jobs.plan_phase:prepare",
     "provider": "edgeladder.jobs.provider_phase:tried",
     "precompute": "edgeladder.jobs.precompute_phase:fill",
+    "pseudo_label": "edgeladder.jobs.pseudo_label_phase:label",
     "train": "edgeladder.jobs.train_phase:fit",
     "evaluate": "edgeladder.jobs.evaluate_phase:score",
     "predict": "edgeladder.jobs.predict_phase:predict",

@@ -26,6 +26,7 @@ from edgeladder.report.next_steps import next_steps
 from edgeladder.report.record import RunRecord, memory_of, read_run
 from edgeladder.report.reliability import reliability
 from edgeladder.report.style import STYLE
+from edgeladder.report.taught import taught
 from edgeladder.report.thumbnails import notable_pictures
 
 REPORT = "report.html"
@@ -85,6 +86,7 @@ def render(record: RunRecord, title: str | None = None, *, pictures: bool = True
         section("Loss", _loss(record)),
         section("Memory", _memory(record)),
         section("Memory over time", memory_over_time(record)),
+        *taught(record),
         section("Per class", _per_class(record)),
         section("Probabilities", reliability(record)),
         section("Confusion", _confusion(record)),

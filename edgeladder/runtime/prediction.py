@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,9 +11,9 @@ import numpy as np
 from edgeladder.core.errors import ConfigError, DataError
 from edgeladder.core.inference import Prediction, Predictions
 from edgeladder.runtime.classifier import Classifier, InferenceSizes, probabilities, top_labels
-from edgeladder.runtime.pictures.dataset import Picture, open_pictures
-from edgeladder.runtime.pictures.extensions import EXTENSIONS
+from edgeladder.runtime.pictures.dataset import Picture
 from edgeladder.runtime.pictures.sources import UnreadableError, ZipSource
+from edgeladder.runtime.pictures.unlabelled import list_pictures, open_pictures
 
 if TYPE_CHECKING:
     from edgeladder.core.bundle import Bundle
@@ -91,31 +90,6 @@ def wanted_pictures(paths: Sequence[str | Path], top: int) -> list[Picture]:
     if not paths:
         raise ConfigError("no pictures were named", remedy="name picture files or folders")
     return list_pictures(paths)
-
-
-def list_pictures(paths: Iterable[str | Path]) -> list[Picture]:
-    """The pictures at `paths`, archives opened; a member is named `archive.zip/member`.
-
-    Raises:
-        DataError: a folder or archive without pictures.
-    """
-    found: list[Picture] = []
-    for path in map(Path, paths):
-        if path.is_file() and path.suffix.lower() == ".zip" and zipfile.is_zipfile(path):
-            source = ZipSource(path)
-            inside = [
-                Picture(f"{path}/{name}", "", None, source, position)
-                for position, name in enumerate(source.names)
-                if Path(name).suffix.lower() in EXTENSIONS
-            ]
-            if not inside:
-                raise DataError(
-                    "no pictures in this archive", where=str(path), remedy="name picture files"
-                )
-            found += inside
-        else:
-            found += open_pictures([path])
-    return found
 
 
 def picture_bytes(path: str) -> bytes:

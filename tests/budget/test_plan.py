@@ -270,3 +270,21 @@ def test_opening_a_bottleneck_holds_most_of_its_weights_twice():
         for last in (maps, pooled)
     ]
     assert needed[0] >= 1.4 * 60 * MB > needed[1] > 1.13 * 60 * MB
+
+
+def test_labels_for_unlabelled_pictures_take_what_room_there_is():
+    def found(budget, **changes):
+        values = {"classes": 10, "pictures": 400, "labelled": 160, "unlabelled": 5000, **changes}
+        return decide(budget * MB, pseudo_labelled=1200, **values)
+
+    sizes = [found(room).phases["pseudo_label"].head_pictures for room in (2000, 300, 200)]
+    assert sizes[0] == 1200 > sizes[1] > sizes[2] >= 150
+    assert list(found(2000).phases) == ["precompute", "pseudo_label", "train", "evaluate"]
+    # flat in their number, but for what is known of each
+    more = found(2000, unlabelled=100_000).phases["pseudo_label"].planned_peak_bytes
+    assert more - found(2000).phases["pseudo_label"].planned_peak_bytes < 300 * 100_000
+    # what has no room is left out, and refuses nothing
+    without = found(2000, unlabelled=0)
+    assert "pseudo_label" not in without.phases and without.unlabelled == 0
+    narrow = found(90)
+    assert "pseudo_label" not in narrow.phases and narrow.unlabelled == 0

@@ -13,11 +13,12 @@ from edgeladder.jobs.control import Control
 from edgeladder.jobs.evaluate_phase import score
 from edgeladder.jobs.plan_phase import prepare
 from edgeladder.jobs.precompute_phase import fill
+from edgeladder.jobs.pseudo_label_phase import label
 from edgeladder.jobs.train_phase import fit
 
 MB = 1_000_000
 _BASELINE = MachineBaseline(20 * MB, 60 * MB, 50 * MB, 10 * MB, 0, 0, 0)
-_NAMES = {"fill": "precompute", "fit": "train", "score": "evaluate"}
+_NAMES = {"fill": "precompute", "label": "pseudo_label", "fit": "train", "score": "evaluate"}
 
 
 def prepared(request: TrainRequest) -> Job:
@@ -35,7 +36,8 @@ def run(request: TrainRequest) -> dict[str, Any]:
     """Plan, precompute, train and evaluate; the training's and the evaluation's results."""
     job = prepared(request)
     results: dict[str, Any] = {"prepared": job}
-    for function in (fill, fit, score):
+    labelling = (label,) if job.counts.unlabelled else ()
+    for function in (fill, *labelling, fit, score):
         outcome, result = phase(function, job)
         assert outcome == "done", function.__name__
         results |= to_json(result)

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -107,3 +109,19 @@ def test_where_the_fixed_part_is_nearly_all(ask: Any, bundle_folder: Path, tmp_p
     """From a tiny tower to a tiny head, one thread, everything computed anew."""
     request = ask("tiny", bundle=str(bundle_folder), cache=str(tmp_path), shots=2, threads=1)
     check(supervised("train", request)["memory"]["phases"], "precompute", "train", "evaluate")
+
+
+@pytest.mark.skipif(WAYS[0][0] != "stock", reason="no engine has a part in it")
+def test_labels_for_unlabelled_pictures(ask: Any, tmp_path: Path) -> None:
+    with zipfile.ZipFile(NANO / "pictures.zip") as archive:
+        archive.extractall(tmp_path / "all")
+    data = tmp_path / "data"
+    (data / "unlabelled").mkdir(parents=True)
+    shutil.move(tmp_path / "all" / "test", data / "test")
+    for number, path in enumerate(sorted((tmp_path / "all" / "train").rglob("*.jpg"))):
+        place = data / "train" / path.parent.name if number % 16 < 4 else data / "unlabelled"
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.move(path, place / f"{number}.jpg")
+    result = supervised("train", ask("unlabelled", data=str(data)))
+    assert result["unlabelled"]["pictures"] == 120 and result["unlabelled"]["used"] > 30
+    check(result["memory"]["phases"], "pseudo_label", "train", "evaluate")

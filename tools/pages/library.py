@@ -49,6 +49,7 @@ def keys() -> str:
         ("head", config.HeadConfig),
         ("loss", config.LossConfig),
         ("train", config.TrainConfig),
+        ("unlabelled", config.UnlabelledConfig),
         ("condense", config.CondenseConfig),
     ):
         rows += _keys(above, kind)

@@ -164,6 +164,7 @@ class CacheReader:
         self._texts.forget_index()
         self.train = np.stack([locate(self._images, keys) for keys in selection.train_keys])
         self.test = locate(self._images, selection.test_keys)
+        self._waiting = locate(self._images, selection.unlabelled_keys)
         self._images.forget_index()
         self.train_labels, self.test_labels = selection.train_labels, selection.test_labels
 
@@ -175,6 +176,12 @@ class CacheReader:
         """The same cache, of the training pictures only those in `rows`."""
         part = copy.copy(self)
         part.train, part.train_labels = self.train[:, rows], self.train_labels[rows]
+        return part
+
+    def unlabelled(self) -> CacheReader:
+        """The same cache, where the pictures without a label train; their labels say nothing."""
+        part = copy.copy(self)
+        part.train, part.train_labels = self._waiting[None], np.zeros(len(self._waiting), np.int32)
         return part
 
     def windows(

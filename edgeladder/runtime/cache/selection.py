@@ -18,6 +18,7 @@ from edgeladder.core.tensors import TensorFile, write_tensors
 from edgeladder.runtime.cache.layout import KEY_BYTES, TapDtype
 
 _TENSORS = ("train_keys", "train_labels", "test_keys", "test_labels", "text_keys")
+_LATER_KEYS = ("unlabelled_keys",)  # what selections of older versions lack: none of them
 _TEXTS = ("classes", "class_names", "templates", "dtype", "skipped", "aliases")
 _LATER = {"arithmetic": ""}  # what selections of older versions lack
 
@@ -38,6 +39,8 @@ class Selection:
     skipped: list[dict[str, str]] = field(default_factory=list)  # path and reason
     aliases: list[list[str]] = field(default_factory=list)  # further names per class, if any
     arithmetic: str = ""  # of the provider in whose store the pictures are; empty: the CPU's
+    # (u, KEY_BYTES), of other pictures than those that train or test
+    unlabelled_keys: np.ndarray = field(default_factory=lambda: np.empty((0, KEY_BYTES), np.uint8))
 
     @property
     def views(self) -> int:
@@ -49,10 +52,25 @@ class Selection:
         keys = self.train_keys[:, :0].copy(), self.test_keys[:0].copy()
         return replace(self, train_keys=keys[0], test_keys=keys[1])
 
+    def with_labels(self, labels: np.ndarray) -> Selection:
+        """Unlabelled pictures that were given a label, after the others that train.
+
+        Args:
+            labels: of each unlabelled picture (u,); -1: none. In every view they are as they are.
+        """
+        rows = np.flatnonzero(labels >= 0)
+        keys = np.broadcast_to(self.unlabelled_keys[rows], (self.views + 1, len(rows), KEY_BYTES))
+        return replace(
+            self,
+            train_keys=np.concatenate([self.train_keys, keys], axis=1),
+            train_labels=np.concatenate([self.train_labels, labels[rows].astype(np.int32)]),
+        )
+
     def save(self, path: Path) -> None:
         """Write atomically. Raises StorageError."""
         texts = {name: json.dumps(getattr(self, name)) for name in (*_TEXTS, *_LATER)}
-        write_tensors(Path(path), {name: getattr(self, name) for name in _TENSORS}, texts)
+        names = (*_TENSORS, *(name for name in _LATER_KEYS if len(getattr(self, name))))
+        write_tensors(Path(path), {name: getattr(self, name) for name in names}, texts)
 
     @classmethod
     def load(cls, path: str | Path) -> Selection:
@@ -68,7 +86,8 @@ class Selection:
             texts = {name: json.loads(stored.metadata[name]) for name in _TEXTS}
             for name, value in _LATER.items():
                 texts[name] = json.loads(stored.metadata.get(name, json.dumps(value)))
-            tensors: dict[str, Any] = {name: stored[name] for name in _TENSORS}
+            names = (*_TENSORS, *(name for name in _LATER_KEYS if name in stored))
+            tensors: dict[str, Any] = {name: stored[name] for name in names}
         except (IntegrityError, KeyError, TypeError, ValueError) as error:
             raise IntegrityError(
                 f"cannot read the run's selection of pictures: {error}",

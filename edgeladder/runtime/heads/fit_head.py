@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgeladder.runtime.heads.closed_form import Head, Kind, fit_head
+from edgeladder.runtime.heads.head_inputs import HeadInputs
+from edgeladder.runtime.heads.kernel import balanced
 from edgeladder.runtime.heads.refit import refit
 from edgeladder.runtime.logits import Activations, ClassLogits, windows
+from edgeladder.runtime.logits import Head as AnyHead
 
 if TYPE_CHECKING:
     from edgeladder.runtime.engine.protocol import StepInputs
@@ -43,6 +46,22 @@ def fixed_head_weight(
     return float(weight) * min(1.0, pictures / (classes * full_at))
 
 
+def head_sample(labels: Array, labelled: int, most: int, seed: int) -> Array:
+    """At most `most` rows, classes alike: those that somebody labelled, and some pseudo-labelled.
+
+    Args:
+        labels: (n,) of all training pictures, those with pseudo-labels last.
+        labelled: the others, of which at least half of `most` are taken.
+        most: as many as a kernel has room for.
+        seed: of the sample.
+    """
+    others = len(labels) - labelled
+    classes = int(labels.max()) + 1
+    own = balanced(labels[:labelled], max(most - others, most // 2, classes), seed)
+    more = balanced(labels[labelled:], max(most - len(own), 0), seed)
+    return np.concatenate([own, labelled + more])
+
+
 def fit_cached_head(
     logits: ClassLogits,
     batches: Iterable[StepInputs],
@@ -66,6 +85,22 @@ def fit_cached_head(
     Features are held in fp16 while they are gathered: two bytes per picture and channel, which
     only kernel and blend need for more than the final embedding.
     """
+    sample = gathered(logits, batches, kind, chunk)
+    told = sample.features, sample.labels, sample.zero_shot
+    head = fit_head(kind, *told, seed=seed, projected=sample.projected)
+    if every is None:
+        return head
+    return refit(
+        head,
+        told,
+        ((g.features(), known, plain) for g, known, plain in _rows(logits, every, kind, chunk)),
+    )
+
+
+def gathered(
+    logits: ClassLogits, batches: Iterable[StepInputs], kind: Kind, chunk: int
+) -> HeadInputs:
+    """What a head reads of all pictures; features but the final embedding are float16."""
     parts: list[list[Array]] = []
     labels, zero_shot = [], []
     projected = False
@@ -76,16 +111,18 @@ def fit_cached_head(
         labels.append(known)
         zero_shot.append(plain)
     features = [np.concatenate([part[k] for part in parts]) for k in range(len(parts[0]))]
-    del parts
-    sample = features, np.concatenate(labels), np.concatenate(zero_shot)
-    head = fit_head(kind, *sample, seed=seed, projected=projected)
-    if every is None:
-        return head
-    return refit(
-        head,
-        sample,
-        ((g.features(), known, plain) for g, known, plain in _rows(logits, every, kind, chunk)),
-    )
+    return HeadInputs(features, np.concatenate(labels), np.concatenate(zero_shot), projected)
+
+
+def head_accuracy(
+    logits: ClassLogits, head: AnyHead, batches: Iterable[StepInputs], chunk: int
+) -> float:
+    """Share of the pictures that the head alone names rightly."""
+    right, count = 0, 0
+    for given, known, plain in _rows(logits, batches, "blend", chunk):
+        right += int((head.logits(given.features(), plain).argmax(axis=1) == known).sum())
+        count += len(known)
+    return right / max(count, 1)
 
 
 def _rows(

@@ -2,7 +2,7 @@
 
 data/dress/1.jpg                    class/picture, split by a fixed hash of the name
 data/train/dress/1.jpg              with train/, validation/ or val/, test/ above
-data/unlabelled/7.jpg               pictures without a label yet: passed over here
+data/unlabelled/7.jpg               pictures without a label yet: of no class
 labels.csv                          path,label[,split] with or without that header
 labels.jsonl                        {"path": .., "label": .., "split": ..} a line
 """
@@ -36,7 +36,7 @@ from edgeladder.runtime.pictures.sources import (
 from edgeladder.runtime.pictures.tables import SUFFIXES, encodable, listing, read_rows
 
 SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
-UNLABELLED = "unlabelled"  # a folder of pictures for `suggest` beside the classes: none of them
+UNLABELLED = "unlabelled"  # a folder of pictures without a label, beside the classes
 TEST_SHARE = 0.25  # where no split folders say otherwise
 _MAKE_DATA = (
     "give a folder or .zip of class/picture, or a .csv/.jsonl of path and label, with --data"
@@ -73,6 +73,7 @@ class Dataset:
     names: list[ClassName]  # readable, one per class
     templates: list[str] | None = None  # prompt templates, where classes.yaml gives them
     ignored: list[str] = field(default_factory=list)  # files that are no pictures by their name
+    unlabelled: list[Picture] = field(default_factory=list)  # their label is empty
 
     @property
     def class_names(self) -> list[str]:
@@ -138,27 +139,6 @@ def data_root(path: Path) -> Path:
             remedy="unpack the archive, or name the folder with --data",
         )
     return path / _wrapper(FolderSource(path))
-
-
-def open_pictures(paths: Iterable[str | Path]) -> list[Picture]:
-    """Unlabelled pictures by path; folders are searched. For `predict`.
-
-    Raises:
-        DataError: a folder without pictures.
-    """
-    found: list[str] = []
-    for path in map(Path, paths):
-        if not path.is_dir():
-            found.append(str(path))
-            continue
-        inside = [name for name in FolderSource(path).names if _is_picture(name)]
-        if not inside:
-            raise DataError(
-                "no pictures in this folder", where=str(path), remedy="name picture files"
-            )
-        found.extend(str(path / name) for name in inside)
-    source = FileSource(found, Path(), "the pictures named")
-    return [Picture(name, "", None, source, index) for index, name in enumerate(found)]
 
 
 def split(dataset: Dataset, shots: int | None, seed: int) -> tuple[list[Picture], list[Picture]]:
@@ -227,13 +207,17 @@ def _arrange(source: FolderSource | ZipSource, *, names_beside: list[Path]) -> D
     """Read split, class and picture out of relative names."""
     prefix = _wrapper(source)
     pictures: list[Picture] = []
+    waiting: list[Picture] = []
     ignored: list[str] = []
     found = ""
     for position, name in enumerate(source.names):
         if name == prefix + FILE and isinstance(source, ZipSource):
             found = _member(source, position)
-        parts = name[len(prefix) :].split("/")
+        below = name.removeprefix(prefix)  # `unlabelled/` may lie beside the one folder of all else
+        parts = below.split("/")
         if parts[0] == UNLABELLED:
+            if len(parts) > 1 and _is_picture(name):
+                waiting.append(Picture(below, "", None, source, position))
             continue
         part = SPLITS.get(parts[0].lower()) if len(parts) > 1 else None
         inner = parts[1:] if part else parts
@@ -241,14 +225,14 @@ def _arrange(source: FolderSource | ZipSource, *, names_beside: list[Path]) -> D
             if inner[-1] != FILE:
                 ignored.append(name)
             continue
-        pictures.append(Picture(name[len(prefix) :], inner[0], part, source, position))
+        pictures.append(Picture(below, inner[0], part, source, position))
     classes = _check_classes(source, prefix, pictures)
     where = f"{source.where}: {FILE}"
     for path in names_beside:
         if not found and path.is_file():
             found, where = listing(path), str(path)
     names, templates = parse_names(found, classes, where=where)
-    return Dataset(source.where, classes, pictures, names, templates, ignored)
+    return Dataset(source.where, classes, pictures, names, templates, ignored, waiting)
 
 
 def _member(source: ZipSource, position: int) -> str:
@@ -282,7 +266,7 @@ def _check_classes(source: Source, prefix: str, pictures: list[Picture]) -> list
     found = {(picture.split, picture.label) for picture in pictures}
     for folder in source.folders:
         parts = folder[len(prefix) :].split("/") if folder.startswith(prefix) else [""]
-        if parts[0] == UNLABELLED:
+        if UNLABELLED in (parts[0], folder.split("/", 1)[0]):
             continue
         part = SPLITS.get(parts[0].lower())
         inner = parts[1:] if part else parts

@@ -47,6 +47,13 @@ class Wanted:
     views: int = 0  # augmented ones, of training pictures only
     dtype: TapDtype = "fp16"
     avoid: frozenset[str] = frozenset()  # paths that are passed over like unreadable pictures
+    unlabelled: Sequence[Picture] = ()
+
+    @property
+    def pictures(self) -> list[tuple[Picture, int]]:
+        """All of them, training ones first, with their number of views; unlabelled ones last."""
+        plain = (*self.test, *self.unlabelled)
+        return [(it, self.views) for it in self.train] + [(it, 0) for it in plain]
 
 
 @dataclass(frozen=True)
@@ -127,9 +134,7 @@ def precompute(
         provider = sizes.image.provider
         store = writable_store(bundle, folder, "image", dtype, progress, provider.arithmetic)
         images = PictureRun(bundle, store, sizes.image, guard, workdir, on_group)
-        pictures = [(picture, wanted.views) for picture in wanted.train]
-        pictures += [(picture, 0) for picture in wanted.test]
-        keys = images.run(pictures, dataset.source, progress)
+        keys = images.run(wanted.pictures, dataset.source, progress)
         ended = time.perf_counter()
     finally:
         remove_working_folder(workdir)
@@ -175,8 +180,7 @@ def looked_up(
     keys: list[list[bytes]] = []
     store = ActivationCache.open(folder, bundle, "image", dtype, arithmetic=arithmetic)
     with contextlib.closing(store):
-        pictures = [(picture, wanted.views) for picture in wanted.train]
-        for picture, views in (*pictures, *((picture, 0) for picture in wanted.test)):
+        for picture, views in wanted.pictures:
             obey()
             try:
                 content = picture.read(most_bytes)
@@ -252,6 +256,7 @@ def _selection(
         train_labels=train.labels,
         test_keys=stack_keys([found[0] for found in test.keys]),
         test_labels=test.labels,
+        unlabelled_keys=_others(keys[len(wanted.train) + len(wanted.test) :], train, test),
         text_keys=stack_keys(text_keys),
         classes=list(dataset.classes),
         class_names=dataset.class_names,
@@ -279,7 +284,8 @@ def _found(
         DataError: a class is left without training pictures.
     """
     count, found = len(wanted.train), []
-    for pictures, of in ((wanted.train, keys[:count]), (wanted.test, keys[count:])):
+    tests = keys[count : count + len(wanted.test)]
+    for pictures, of in ((wanted.train, keys[:count]), (wanted.test, tests)):
         labels, rows = dataset.labels(pictures), [row for row, views in enumerate(of) if views]
         found.append(_Found([of[row] for row in rows], labels[rows]))
     lost = sorted(set(dataset.labels(wanted.train).tolist()) - set(found[0].labels.tolist()))
@@ -290,3 +296,10 @@ def _found(
             remedy="replace these pictures; what is cached is kept",
         )
     return found[0], found[1]
+
+
+def _others(keys: list[list[bytes]], train: _Found, test: _Found) -> np.ndarray:
+    """Keys (u, KEY_BYTES) of unlabelled pictures, each once; none whose bytes train or test."""
+    known = {found[0] for side in (train, test) for found in side.keys}
+    fresh = dict.fromkeys(found[0] for found in keys if found and found[0] not in known)
+    return stack_keys(list(fresh))

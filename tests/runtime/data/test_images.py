@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from edgeladder.core.errors import DataError
-from edgeladder.runtime.pictures.dataset import open_data, open_pictures, split
+from edgeladder.runtime.pictures.dataset import open_data, split
 from edgeladder.runtime.pictures.sources import UnreadableError
+from edgeladder.runtime.pictures.unlabelled import open_pictures
 
 Make = Callable[..., Path]
 
