@@ -9,6 +9,7 @@ from edgeladder.budget.policy import FEWEST_HEAD_PICTURES
 from edgeladder.budget.workload import Workload
 
 _WINDOW = 64  # pictures read at a time
+_LINEAR_BATCH = 128  # pictures of a step of a linear map
 _KNOWN_BLOCK = 128  # known pictures compared with all others at a time
 _AT_ONCE = 0.85
 _CODE = 29_000_000  # of numpy and its linear algebra, float32 too, and its threads' buffers
@@ -21,7 +22,7 @@ def head_pictures(workload: Workload) -> list[int]:
 
     At least two of every class: with one, leaving out says nothing. [0] where there is no head.
     """
-    if workload.head == "none":
+    if workload.head == "none" and not workload.linear:
         return [0]
     most = workload.head_pictures
     if workload.head == "gda":
@@ -44,6 +45,9 @@ def head_bytes(workload: Workload, pictures: int) -> tuple[float, float]:
     settings are judged; what a blend's discriminant reads, almost three times, and some five
     matrices (n, n) of its eigendecomposition. Using it holds the rows in float32 and, as they are
     stored, in fp16. Coefficients as in `costs.py`, from nano with 160, 300 and 600 pictures.
+
+    A linear map holds what it reads in float32, twice while folds are left out, one tap in float64,
+    and its weights six times: with gradients, moments and averages.
     """
     if not pictures:
         return 0.0, 0.0
@@ -51,16 +55,28 @@ def head_bytes(workload: Workload, pictures: int) -> tuple[float, float]:
     final, projected = widths[0], bool(workload.manifest.ladder.image_inputs)
     rows, widest = sum(widths) * pictures, max(widths) * pictures
     square = 8.0 * pictures**2
-    if workload.head == "gda":
+    used = 6.0 * rows
+    if workload.linear:
+        taps = widths[1:-1] if projected else widths[1:]
+        read = sum(taps[-2:])
+        steps = 8.0 * read * pictures + 24.0 * max(taps[-2:]) * pictures
+        steps += read * (24.0 * workload.classes + 12.0 * _LINEAR_BATCH)
+        used = 0.0 if workload.head == "none" else used
+        used += 12.0 * read * workload.classes
+    else:
+        steps = 0.0
+    window = 10.0 * sum(widths) * min(pictures, _WINDOW)
+    if workload.head == "none":
+        return _AT_ONCE * (6.0 * rows + steps) + window + _CODE, used
+    if workload.head == "gda" and not workload.linear:
         return 24.0 * rows, 0.0
-    stages = [24.0 * widest, square * (len(widths) / 2 + 3)]
+    stages = [steps, 24.0 * widest, square * (len(widths) / 2 + 3)]
     if workload.head == "blend":
         # the last tap, and the embedding before the projection or, without one, the final one
         read = widths[-2] + widths[-1] if projected else widths[-1] + final
         stages.append(22.0 * pictures * read + 5 * square)
     fitting = 6.0 * rows + max(stages)
-    window = 10.0 * sum(widths) * min(pictures, _WINDOW)
-    return _AT_ONCE * fitting + window + _CODE, 6.0 * rows
+    return _AT_ONCE * fitting + window + _CODE, used
 
 
 def pseudo_label_bytes(workload: Workload, pictures: int) -> float:
@@ -111,7 +127,7 @@ def _widths(workload: Workload, *, every: bool = False) -> list[int]:
     """
     manifest: Any = workload.manifest
     widths = [int(manifest.model.embedding_dim)]
-    if every or workload.head in _FULL:
+    if every or workload.linear or workload.head in _FULL:
         ladder = manifest.ladder
         for group in ladder.groups:
             if group.side == "image":

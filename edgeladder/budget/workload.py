@@ -26,6 +26,7 @@ class Workload:
     files: dict[str, int] = field(default_factory=dict)  # sizes of the graphs' files
     head: str = "none"  # kind of closed-form head that is fitted before the evaluation
     head_pictures: int = 0  # training pictures that it is fitted on, where there is room
+    linear: bool = False  # whether a linear map is trained beside the head, or without one
     labelled: int = 0  # pictures with a label that train
     unlabelled: int = 0  # pictures that the head gives labels to before the ladder is trained
     pseudo_labelled: int = 0  # pictures, labelled or not, that are looked at together for it

@@ -110,12 +110,26 @@ class HeadConfig(Strict):
     weight: Annotated[float, Ge(0)] | None = None  # beside the ladder; None: 1, or see `folds`
     # pictures of a class from which `weight` counts in full; with fewer it counts in proportion
     full_at: Annotated[int, Ge(1), Le(MOST)] | None = None
+    # a linear map of the last two taps, trained with mixup, joins the head, or a ladder without
+    # one; None: it joins a head of kind blend beside a ladder, and no other
+    linear: bool | None = None
     # choose it from held-out logits: so many further ladders are trained, each without its share
     # of the support pictures; training takes that many times as long
     folds: Annotated[int, Ge(0), Le(16)] = 0
     # keep features of support pictures, at most 600, that tell a picture of no class; without them
     # nothing is said to be unknown, and nothing of a picture is in an adapter without a head
     known: bool = True
+
+    @property
+    def has_linear(self) -> bool:
+        """Whether a linear map is trained after the ladder."""
+        beside = self.kind == "blend" and not self.alone
+        return beside if self.linear is None else self.linear
+
+    @property
+    def fits_any(self) -> bool:
+        """Whether anything is fitted on features after training."""
+        return self.kind != "none" or self.has_linear
 
     def __post_init__(self) -> None:
         if self.kind == "none" and (self.alone or self.weight is not None or self.folds):

@@ -292,8 +292,12 @@ def _decide(
             average=profile.train.average > 0 or (profile.ladder.prompts.keep or 1) < 1,
             optimizer=profile.train.optimizer,
             head=kind,
+            linear=profile.head.has_linear,
             head_pictures=policy.wanted_head_pictures(
-                kind, pictures, classes, policy.most_given_labels(unlabelled, classes)
+                "blend" if kind == "none" else kind,
+                pictures,
+                classes,
+                policy.most_given_labels(unlabelled, classes),
             ),
             labelled=pictures,
             unlabelled=unlabelled,

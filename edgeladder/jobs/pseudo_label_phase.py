@@ -35,6 +35,7 @@ from edgeladder.runtime.heads.closed_form import Blend
 from edgeladder.runtime.heads.fit_head import fit_cached_head, gathered, head_accuracy
 from edgeladder.runtime.heads.head_inputs import HeadInputs
 from edgeladder.runtime.heads.kernel import balanced
+from edgeladder.runtime.heads.linear_probe import beside_head
 from edgeladder.runtime.heads.pseudo_labels import find_pseudo_labels
 from edgeladder.runtime.logits import ClassLogits
 
@@ -110,15 +111,19 @@ def _labelled(
     every = reader.windows("train", EVALUATE_WINDOW) if len(rows) < len(labels) else None
     head = fit_cached_head(logits, windows, "blend", every=every, chunk=chunk)
     assert isinstance(head, Blend)
-    tests = reader.windows("test", EVALUATE_WINDOW)
-    without = head_accuracy(logits, head, tests, chunk) if len(selection.test_labels) else None
+    support = _inputs(logits, reader, rows, chunk)
+    without = None
+    if len(selection.test_labels):  # the head that this run would have without them
+        linear = job.profile.head.has_linear
+        alone = beside_head(head, support, len(labels)) if linear else head
+        without = head_accuracy(logits, alone, reader.windows("test", EVALUATE_WINDOW), chunk)
     reason = _too_few(count, len(labels), len(classes), most)
     found = np.full(count, -1, np.int32)
     strange = 0
     if not reason:
         given = find_pseudo_labels(
             head,
-            _inputs(logits, reader, rows, chunk),
+            support,
             lambda places: _inputs(logits, reader.unlabelled(), places, chunk),
             count,
             even=job.profile.unlabelled.classes == "even",

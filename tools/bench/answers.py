@@ -26,8 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from edgeladder.core.bundle import Bundle  # noqa: E402
 from edgeladder.runtime.calibration import Calibration, from_held_out, from_spread  # noqa: E402
-from edgeladder.runtime.heads.closed_form import fit_head, head_arrays, head_from  # noqa: E402
-from edgeladder.runtime.heads.fit_head import fixed_head_weight  # noqa: E402
+from edgeladder.runtime.heads.closed_form import head_arrays, head_from  # noqa: E402
 from edgeladder.runtime.heads.kernel import normalise  # noqa: E402
 from edgeladder.runtime.known import (  # noqa: E402
     NEIGHBOURS,
@@ -36,6 +35,7 @@ from edgeladder.runtime.known import (  # noqa: E402
     nearest,
 )
 from tools.bench import result_rows  # noqa: E402
+from tools.bench.fewshot import joined_head  # noqa: E402
 from tools.bench.ladder_row import encode, trained_ladder, tuned_classes  # noqa: E402
 from tools.bench.result_rows import Row  # noqa: E402
 from tools.bench.task import Pool, load_pool  # noqa: E402
@@ -58,17 +58,15 @@ def collect(pool: Pool, shots: int, seed: int) -> Kept:
         text = tuned_classes(engine, task.reader(bundle))
         test, own = (encode(engine, task, side, text, wanted) for side in (task.test, support))
     zero_shot = task.zero_shot(support.embedding), task.zero_shot(task.test.embedding)
-    kind = profile.head.kind
-    assert kind != "none", "the profile needs a head"
-    head = fit_head(
-        kind, support.features(), support.labels, zero_shot[0], projected=bool(support.extra)
-    )
+    assert profile.head.kind != "none", "the profile needs a head"
+    head, weight, own_weight = joined_head(task, profile)
     left_out = np.full(own.shape, np.nan) if head.held_out is None else head.held_out
     used = head_from(*head_arrays(head))
     return {
-        "lt": test,
-        "ls": own,
-        "zs_s": zero_shot[0],
+        "lt": own_weight * test,
+        "ls": own_weight * own,
+        "zs_s": own_weight * zero_shot[0],
+        "weight": np.array(weight),
         "ho": left_out,
         "ht": used.logits(task.test.features(), zero_shot[1]),
         "hs": used.logits(support.features(), zero_shot[0]),
@@ -202,7 +200,6 @@ def main() -> None:
     arguments = parse_arguments()
     arguments.out.mkdir(parents=True, exist_ok=True)
     bundle = Bundle.open(arguments.bundle)
-    told = bundle.manifest.profile.head
     kept: dict[tuple[str, int, int], Kept] = {}
     pools: dict[str, Kept] = {}
     for data in arguments.data:
@@ -231,9 +228,7 @@ def main() -> None:
             kept[task] = dict(np.load(path))
     rows: list[Row] = []
     for task, found in kept.items():
-        count, classes = found["ls"].shape
-        weight = fixed_head_weight(told.weight, told.full_at, count, classes)
-        rows += rows_of(task, found, weight, pools)
+        rows += rows_of(task, found, float(found["weight"]), pools)
     result_rows.save(arguments.out / "answers.csv", rows, _FIELDS)
     for part in PARTS:
         print(f"## {part}\n\n{table(rows, part)}\n")

@@ -33,11 +33,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.config import Profile
-from edgeladder.runtime.heads.fit_head import fixed_head_weight
 from edgeladder.runtime.logits import Activations as Cached
 from edgeladder.runtime.logits import ClassLogits
 from tools.bench import result_rows
-from tools.bench.fewshot import Ladders, head_of, open_ladders
+from tools.bench.fewshot import Ladders, joined_head, open_ladders
 from tools.bench.figures import mean_and_error
 from tools.bench.ladder_row import encode, trained_ladder, tuned_classes
 from tools.bench.result_rows import Row
@@ -170,11 +169,8 @@ def with_head(
         By the product's own formula, in which the head orders its own classes and no others; and
         among all names with the head's logits added as they are, which is why it does.
     """
-    given = profile.head
-    assert given.kind != "none"
-    weight = fixed_head_weight(given.weight, given.full_at, len(task.rows), judge.count)
-    head = head_of(task, given.kind)
-    formula = ClassLogits.of(task.bundle.manifest.model).with_head(head, weight)
+    head, *weights = joined_head(task, profile)
+    formula = ClassLogits.of(task.bundle.manifest.model).with_head(head, *weights)
     among = replace(formula, head_columns=tuple(range(judge.count)))
 
     def joined(which: ClassLogits, side: int, columns: slice) -> Array:

@@ -38,11 +38,17 @@ from edgeladder.runtime.heads.closed_form import (  # noqa: E402
 from edgeladder.runtime.heads.closed_form import (
     Kind as HeadKind,
 )
-from edgeladder.runtime.heads.fit_head import fixed_head_weight  # noqa: E402
+from edgeladder.runtime.heads.fit_head import fixed_head_weight, ladder_weight  # noqa: E402
+from edgeladder.runtime.heads.head_inputs import HeadInputs  # noqa: E402
+from edgeladder.runtime.heads.linear_probe import (  # noqa: E402
+    beside_head,
+    fit_linear,
+    weight_beside_ladder,
+)
 from tools.bench import result_rows  # noqa: E402
 from tools.bench.baselines import METHODS, Method, Support, linear_probe  # noqa: E402
 from tools.bench.figures import plot, table  # noqa: E402
-from tools.bench.ladder_row import train_ladder  # noqa: E402
+from tools.bench.ladder_row import ladder_sides  # noqa: E402
 from tools.bench.result_rows import Row  # noqa: E402
 from tools.bench.task import Task, load_pool  # noqa: E402
 from tools.bench.variants import DEVICE  # noqa: E402
@@ -79,9 +85,28 @@ def head_of(task: Task, kind: HeadKind) -> Head:
     return head_from(*head_arrays(head))
 
 
-def head_logits(task: Task, kind: HeadKind) -> Array:
+def support_inputs(task: Task) -> HeadInputs:
+    """What a head reads of the support set."""
+    support = task.support
+    zero_shot = task.zero_shot(support.embedding)
+    return HeadInputs(support.features(), support.labels, zero_shot, bool(support.extra))
+
+
+def joined_head(task: Task, profile: Profile) -> tuple[Head, float, float]:
+    """What `evaluate` puts beside the ladder, as it is stored, with its and the ladder's weight."""
+    given, inputs, count = profile.head, support_inputs(task), len(task.support.labels)
+    assert given.kind != "none"
+    told = inputs.features, inputs.labels, inputs.zero_shot
+    head = fit_head(given.kind, *told, projected=inputs.projected)
+    if given.has_linear:
+        head = beside_head(head, inputs, count)
+    weight = fixed_head_weight(given.weight, given.full_at, count, task.classes)
+    own = 1.0 if given.full_at is None else ladder_weight(inputs.zero_shot, inputs.labels)
+    return head, weight, own
+
+
+def logits_of(head: Head, task: Task) -> Array:
     """Of the test pictures (m, C), some at a time."""
-    head = head_of(task, kind)
     parts = []
     for start in range(0, len(task.test.labels), _CHUNK):
         features = task.test.features(start, start + _CHUNK)
@@ -104,8 +129,21 @@ def pooled_probe(task: Task, support: Support) -> Array:
     )
 
 
-def _joined(ladder: Work, head: Work, weight: float) -> Array:
-    joined: Array = ladder() + weight * head()
+Sides = Callable[[], tuple[Array, Array]]  # a ladder's logits of test and support pictures
+
+
+def _joined(task: Task, profile: Profile, ladder: Sides) -> Array:
+    head, weight, own = joined_head(task, profile)
+    stored = head_from(*head_arrays(head))
+    joined: Array = own * ladder()[0] + weight * logits_of(stored, task)
+    return joined
+
+
+def _with_map(task: Task, ladder: Sides) -> Array:
+    """A ladder without a head, and the linear map (`head.kind=none,head.linear=true`)."""
+    inputs = support_inputs(task)
+    rule, (test, own) = fit_linear(inputs), ladder()
+    joined: Array = test + weight_beside_ladder(own, rule, inputs) * logits_of(rule, task)
     return joined
 
 
@@ -117,34 +155,32 @@ def works(task: Task, ladders: Ladders, parts: set[str]) -> Iterator[tuple[str, 
             yield name, partial(_judge, method, support, task.test.embedding, before)
         yield POOLED, partial(pooled_probe, task, support)
         for closed, name in _HEADS.items():
-            yield name, partial(head_logits, task, closed)
-    kept: dict[str, Array] = {}
-
-    def once(key: str, work: Work) -> Array:
-        if key not in kept:
-            kept[key] = work()
-        return kept[key]
-
+            yield name, partial(_closed, task, closed)
+    kept: dict[str, tuple[Array, Array]] = {}
     for name, (bundle, profile) in ladders.items():
-        kind = profile.head.kind
-        given = profile.head
-        weight = fixed_head_weight(
-            given.weight, given.full_at, len(task.support.labels), task.classes
-        )
 
-        def ladder(name: str = name, bundle: Bundle = bundle, profile: Profile = profile) -> Array:
-            return once(f"ladder {name}", lambda: train_ladder(task, bundle, profile)[0])
+        def sides(
+            name: str = name, bundle: Bundle = bundle, profile: Profile = profile
+        ) -> tuple[Array, Array]:
+            if name not in kept:
+                kept[name] = ladder_sides(task, bundle, profile)
+            return kept[name]
 
-        if kind == "none":
-            yield name, ladder
+        if profile.head.kind == "none":
+            yield name, partial(_first, sides)
             continue
+        yield f"{name}: ladder alone", partial(_first, sides)
+        yield f"{name}: ladder and map", partial(_with_map, task, sides)
+        yield f"{name}: head alone", partial(_closed, task, profile.head.kind)
+        yield name, partial(_joined, task, profile, sides)
 
-        def head(kind: HeadKind = kind) -> Array:
-            return once(f"head {kind}", partial(head_logits, task, kind))
 
-        yield f"{name}: ladder alone", ladder
-        yield f"{name}: head alone", head
-        yield name, partial(_joined, ladder, head, weight)
+def _first(sides: Sides) -> Array:
+    return sides()[0]
+
+
+def _closed(task: Task, kind: HeadKind) -> Array:
+    return logits_of(head_of(task, kind), task)
 
 
 def run_task(

@@ -116,6 +116,19 @@ def train_ladder(
         return encode(engine, task, task.test, text, bundle.manifest.ladder.image_inputs), steps
 
 
+def ladder_sides(
+    task: Task, bundle: Bundle, profile: Profile, *, threads: int = 1
+) -> tuple[Array, Array]:
+    """Logits by the ladder alone of the test (m, C) and of the support pictures (n, C)."""
+    with trained_ladder(task, bundle, profile, threads=threads) as (engine, _):
+        text, wanted = tuned_classes(engine, task.reader(bundle)), bundle.manifest.ladder
+        test, own = (
+            encode(engine, task, side, text, wanted.image_inputs)
+            for side in (task.test, task.support)
+        )
+    return test, own
+
+
 def tuned_classes(engine: Engine, reader: CacheReader) -> Array:
     """Every class of a reader as the ladder embeds it, (C, D)."""
     return class_embeddings(engine, next(reader.windows("test", 1)), _CHUNK).tuned

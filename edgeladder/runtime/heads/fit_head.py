@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgeladder.runtime.heads.blend import fit_weights, log_loss
 from edgeladder.runtime.heads.closed_form import Head, Kind, fit_head
 from edgeladder.runtime.heads.head_inputs import HeadInputs
 from edgeladder.runtime.heads.kernel import balanced
+from edgeladder.runtime.heads.linear_probe import beside_head
 from edgeladder.runtime.heads.refit import refit
 from edgeladder.runtime.logits import Activations, ClassLogits, windows
 from edgeladder.runtime.logits import Head as AnyHead
@@ -22,6 +24,7 @@ Array = np.ndarray
 # Head and ladder are log-odds at a temperature of their own choosing, so their sum is a product of
 # experts. The ladder's own support logits cannot weigh it: it was trained on them.
 DEFAULT_HEAD_WEIGHT = 1.0
+_NOISE_NATS = 2.0  # of the labels' log-likelihood, that a chance fit may well explain
 
 
 def fixed_head_weight(
@@ -46,6 +49,24 @@ def fixed_head_weight(
     return float(weight) * min(1.0, pictures / (classes * full_at))
 
 
+def ladder_weight(zero_shot: Array, labels: Array) -> float:
+    """The ladder's weight beside a head: what the labels say of zero-shot, which it begins at.
+
+    With t the temperature that fits them best, g = sum(log C + log p_t(label)) is what zero-shot
+    explains of the labels, in nats; it has seen none of them. A temperature chosen on noise alone
+    explains half a nat on average: the weight is max(0, 1 - 2 / g), so that a ladder whose
+    beginning is no better than chance holds no head down.
+
+    Args:
+        zero_shot: (n, C) logits of labelled pictures.
+        labels: (n,).
+    """
+    (trust,), _ = fit_weights([zero_shot], labels)
+    count, classes = zero_shot.shape
+    explained = count * (np.log(classes) - log_loss(trust * zero_shot, labels))
+    return float(max(0.0, 1.0 - _NOISE_NATS / explained)) if explained > 0 else 0.0
+
+
 def head_sample(labels: Array, labelled: int, most: int, seed: int) -> Array:
     """At most `most` rows, classes alike: those that somebody labelled, and some pseudo-labelled.
 
@@ -68,6 +89,8 @@ def fit_cached_head(
     kind: Kind,
     *,
     every: Iterable[StepInputs] | None = None,
+    linear: bool = False,
+    pictures: int | None = None,
     chunk: int = 64,
     seed: int = 0,
 ) -> Head:
@@ -79,22 +102,23 @@ def fit_cached_head(
         kind: gda, proker, kernel or blend.
         every: windows of all training pictures where `batches` is of a sample, which then gives
             settings and support; None: of the same.
+        linear: a linear map trained with mixup joins it (`linear_probe`).
+        pictures: in all that train, where `batches` is of a sample.
         chunk: pictures whose taps are widened to fp32 at a time.
         seed: of the sample that the kernel's search looks at.
 
     Features are held in fp16 while they are gathered: two bytes per picture and channel, which
     only kernel and blend need for more than the final embedding.
     """
-    sample = gathered(logits, batches, kind, chunk)
+    sample = gathered(logits, batches, "blend" if linear else kind, chunk)
     told = sample.features, sample.labels, sample.zero_shot
     head = fit_head(kind, *told, seed=seed, projected=sample.projected)
-    if every is None:
+    if every is not None:
+        rows = _rows(logits, every, kind, chunk)
+        head = refit(head, told, ((g.features(), known, plain) for g, known, plain in rows))
+    if not linear:
         return head
-    return refit(
-        head,
-        told,
-        ((g.features(), known, plain) for g, known, plain in _rows(logits, every, kind, chunk)),
-    )
+    return beside_head(head, sample, pictures or len(sample.labels), seed=seed)
 
 
 def gathered(
