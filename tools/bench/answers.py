@@ -35,8 +35,8 @@ from edgeladder.runtime.known import (  # noqa: E402
     nearest,
 )
 from tools.bench import result_rows  # noqa: E402
-from tools.bench.fewshot import joined_head  # noqa: E402
 from tools.bench.ladder_row import encode, trained_ladder, tuned_classes  # noqa: E402
+from tools.bench.product_heads import joined, support_inputs  # noqa: E402
 from tools.bench.result_rows import Row  # noqa: E402
 from tools.bench.task import Pool, load_pool  # noqa: E402
 from tools.bench.validate import PARTS, hold_out  # noqa: E402
@@ -59,7 +59,7 @@ def collect(pool: Pool, shots: int, seed: int) -> Kept:
         test, own = (encode(engine, task, side, text, wanted) for side in (task.test, support))
     zero_shot = task.zero_shot(support.embedding), task.zero_shot(task.test.embedding)
     assert profile.head.kind != "none", "the profile needs a head"
-    head, weight, own_weight = joined_head(task, profile)
+    head, weight, own_weight = joined(profile.head, support_inputs(task))
     left_out = np.full(own.shape, np.nan) if head.held_out is None else head.held_out
     used = head_from(*head_arrays(head))
     return {

@@ -36,9 +36,10 @@ from edgeladder.core.config import Profile
 from edgeladder.runtime.logits import Activations as Cached
 from edgeladder.runtime.logits import ClassLogits
 from tools.bench import result_rows
-from tools.bench.fewshot import Ladders, joined_head, open_ladders
+from tools.bench.fewshot import Ladders, open_ladders
 from tools.bench.figures import mean_and_error
 from tools.bench.ladder_row import encode, trained_ladder, tuned_classes
+from tools.bench.product_heads import joined, support_inputs
 from tools.bench.result_rows import Row
 from tools.bench.task import Activations, Pool, Task, load_pool
 from tools.bench.variants import DEVICE
@@ -169,11 +170,11 @@ def with_head(
         By the product's own formula, in which the head orders its own classes and no others; and
         among all names with the head's logits added as they are, which is why it does.
     """
-    head, *weights = joined_head(task, profile)
+    head, *weights = joined(profile.head, support_inputs(task))
     formula = ClassLogits.of(task.bundle.manifest.model).with_head(head, *weights)
     among = replace(formula, head_columns=tuple(range(judge.count)))
 
-    def joined(which: ClassLogits, side: int, columns: slice) -> Array:
+    def told(which: ClassLogits, side: int, columns: slice) -> Array:
         part, parts = judge.pictures[side], []
         for start in range(0, len(part.labels), _CHUNK):
             rows = slice(start, start + _CHUNK)
@@ -185,12 +186,12 @@ def with_head(
         return np.concatenate(parts)
 
     base, everything = slice(0, judge.count), slice(None)
-    own = joined(formula, 0, base), tuned[1]  # no new name is the head's
+    own = told(formula, 0, base), tuned[1]  # no new name is the head's
     added = [logits.copy() for logits in tuned]
     for side, logits in enumerate(added):
-        logits[:, base] = joined(formula, side, base)
+        logits[:, base] = told(formula, side, base)
     return (
-        judge.shares(own, (joined(among, 0, everything), joined(among, 1, everything))),
+        judge.shares(own, (told(among, 0, everything), told(among, 1, everything))),
         judge.shares(own, (added[0], added[1])),
     )
 

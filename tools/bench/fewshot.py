@@ -31,17 +31,13 @@ from edgeladder.core.config import Profile
 from edgeladder.core.yaml_config import override  # noqa: E402
 from edgeladder.runtime.heads.closed_form import (  # noqa: E402
     Head,
-    fit_head,
     head_arrays,
     head_from,
 )
 from edgeladder.runtime.heads.closed_form import (
     Kind as HeadKind,
 )
-from edgeladder.runtime.heads.fit_head import fixed_head_weight, ladder_weight  # noqa: E402
-from edgeladder.runtime.heads.head_inputs import HeadInputs  # noqa: E402
 from edgeladder.runtime.heads.linear_probe import (  # noqa: E402
-    beside_head,
     fit_linear,
     weight_beside_ladder,
 )
@@ -49,6 +45,12 @@ from tools.bench import result_rows  # noqa: E402
 from tools.bench.baselines import METHODS, Method, Support, linear_probe  # noqa: E402
 from tools.bench.figures import plot, table  # noqa: E402
 from tools.bench.ladder_row import ladder_sides  # noqa: E402
+from tools.bench.product_heads import (  # noqa: E402
+    fitted,
+    joined,
+    sample_of,
+    support_inputs,
+)
 from tools.bench.result_rows import Row  # noqa: E402
 from tools.bench.task import Task, load_pool  # noqa: E402
 from tools.bench.variants import DEVICE  # noqa: E402
@@ -75,34 +77,8 @@ def support_of(task: Task) -> Support:
 
 def head_of(task: Task, kind: HeadKind) -> Head:
     """A closed-form head fitted on the support set, as an adapter stores it."""
-    head = fit_head(
-        kind,
-        task.support.features(),
-        task.support.labels,
-        task.zero_shot(task.support.embedding),
-        projected=bool(task.support.extra),
-    )
+    head = fitted(kind, support_inputs(task), len(task.support.labels))
     return head_from(*head_arrays(head))
-
-
-def support_inputs(task: Task) -> HeadInputs:
-    """What a head reads of the support set."""
-    support = task.support
-    zero_shot = task.zero_shot(support.embedding)
-    return HeadInputs(support.features(), support.labels, zero_shot, bool(support.extra))
-
-
-def joined_head(task: Task, profile: Profile) -> tuple[Head, float, float]:
-    """What `evaluate` puts beside the ladder, as it is stored, with its and the ladder's weight."""
-    given, inputs, count = profile.head, support_inputs(task), len(task.support.labels)
-    assert given.kind != "none"
-    told = inputs.features, inputs.labels, inputs.zero_shot
-    head = fit_head(given.kind, *told, projected=inputs.projected)
-    if given.has_linear:
-        head = beside_head(head, inputs, count)
-    weight = fixed_head_weight(given.weight, given.full_at, count, task.classes)
-    own = 1.0 if given.full_at is None else ladder_weight(inputs.zero_shot, inputs.labels)
-    return head, weight, own
 
 
 def logits_of(head: Head, task: Task) -> Array:
@@ -133,18 +109,16 @@ Sides = Callable[[], tuple[Array, Array]]  # a ladder's logits of test and suppo
 
 
 def _joined(task: Task, profile: Profile, ladder: Sides) -> Array:
-    head, weight, own = joined_head(task, profile)
+    head, weight, own = joined(profile.head, support_inputs(task))
     stored = head_from(*head_arrays(head))
-    joined: Array = own * ladder()[0] + weight * logits_of(stored, task)
-    return joined
+    return np.asarray(own * ladder()[0] + weight * logits_of(stored, task))
 
 
 def _with_map(task: Task, ladder: Sides) -> Array:
     """A ladder without a head, and the linear map (`head.kind=none,head.linear=true`)."""
     inputs = support_inputs(task)
-    rule, (test, own) = fit_linear(inputs), ladder()
-    joined: Array = test + weight_beside_ladder(own, rule, inputs) * logits_of(rule, task)
-    return joined
+    rule, (test, own) = fit_linear(sample_of("blend", inputs, len(inputs.labels))), ladder()
+    return np.asarray(test + weight_beside_ladder(own, rule, inputs) * logits_of(rule, task))
 
 
 def works(task: Task, ladders: Ladders, parts: set[str]) -> Iterator[tuple[str, Work]]:

@@ -21,13 +21,12 @@ import numpy as np
 
 from edgeladder.budget import policy
 from edgeladder.core.bundle import Bundle
-from edgeladder.runtime.heads.closed_form import Blend, Head, fit_head
-from edgeladder.runtime.heads.fit_head import head_sample
+from edgeladder.runtime.heads.closed_form import Blend, Head
 from edgeladder.runtime.heads.head_inputs import HeadInputs
 from edgeladder.runtime.heads.pseudo_labels import find_pseudo_labels
-from edgeladder.runtime.heads.refit import refit
 from edgeladder.runtime.logits import ClassLogits
 from tools.bench import result_rows
+from tools.bench.product_heads import fitted
 from tools.bench.result_rows import Row
 from tools.bench.task import Activations, Pool, load_pool, load_training_pool
 
@@ -35,17 +34,6 @@ Array = np.ndarray
 POOLS = ("even", "skewed", "strangers", "few")
 _FIELDS = ["part", "dataset", "shots", "seed", "pool", "method", "accuracy"]
 _JUDGES, _MOST_SHOTS, _POOL = 60, 16, 80
-
-
-def fitted(inputs: HeadInputs, labelled: int) -> Head:
-    """The head as `evaluate` fits it: on a sample, and beyond it refitted on all."""
-    most = policy.wanted_head_pictures("blend", len(inputs.labels), inputs.zero_shot.shape[1])
-    sample = inputs.rows(head_sample(inputs.labels, labelled, most, 0))
-    told = sample.features, sample.labels, sample.zero_shot
-    head = fit_head("blend", *told, projected=inputs.projected)
-    if len(sample.labels) == len(inputs.labels):
-        return head
-    return refit(head, told, [(inputs.features, inputs.labels, inputs.zero_shot)])
 
 
 def taught(head: Head, support: HeadInputs, pool: HeadInputs, *, even: bool) -> Head:
@@ -56,7 +44,7 @@ def taught(head: Head, support: HeadInputs, pool: HeadInputs, *, even: bool) -> 
     found = find_pseudo_labels(head, support, pool.rows, count, even=even, most=most).labels
     rows = np.flatnonzero(found >= 0)
     more = replace(pool.rows(rows), labels=found[rows])
-    return fitted(support.followed_by(more), len(support.labels))
+    return fitted("blend", support.followed_by(more), len(support.labels))
 
 
 @dataclass(frozen=True)
@@ -110,7 +98,7 @@ def measure(
             chosen = np.random.default_rng(seed).permutation(len(other.train.labels))[:count]
             unlabelled = unlabelled.followed_by(given(mine, other.train.part(chosen)))
     support = given(mine, mine.train.part(rows.support))
-    alone = fitted(support, len(support.labels))
+    alone = fitted("blend", support, len(support.labels))
     heads = {
         "support alone": alone,
         "even": taught(alone, support, unlabelled, even=True),
