@@ -45,7 +45,7 @@ _PLAN = Plan(  # nothing is planned here: only the moments are read
 
 def job_of(task: Task, bundle: Bundle, profile: Profile, threads: int) -> Job:
     """What the plan worker would hand to the train worker (`jobs/plan_phase.py`)."""
-    count = len(task.rows)
+    count = len(task.rows) if task.labelled is None else task.labelled
     batch = min(profile.train.batch, count)
     per_epoch = math.ceil(count / batch)
     steps = profile.train.steps or profile.train.epochs * per_epoch

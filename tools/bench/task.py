@@ -75,6 +75,7 @@ class Task:
     seed: int
     rows: Array  # of the pool's training pictures: the support set
     pool: Pool
+    labelled: int | None = None  # of those, the first ones; the others have pseudo-labels
 
     def reader(self, bundle: Bundle) -> CacheReader:
         """The pool's cache as the ladder of `bundle` reads it."""

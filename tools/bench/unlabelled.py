@@ -14,6 +14,7 @@ of other data sets' pictures; ten a class.
 from __future__ import annotations
 
 import argparse
+import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,9 +27,10 @@ from edgeladder.runtime.heads.head_inputs import HeadInputs
 from edgeladder.runtime.heads.pseudo_labels import find_pseudo_labels
 from edgeladder.runtime.logits import ClassLogits
 from tools.bench import result_rows
+from tools.bench.ladder_row import train_ladder
 from tools.bench.product_heads import fitted
 from tools.bench.result_rows import Row
-from tools.bench.task import Activations, Pool, load_pool, load_training_pool
+from tools.bench.task import Activations, Pool, Task, load_pool, load_training_pool
 
 Array = np.ndarray
 POOLS = ("even", "skewed", "strangers", "few")
@@ -36,12 +38,17 @@ _FIELDS = ["part", "dataset", "shots", "seed", "pool", "method", "accuracy"]
 _JUDGES, _MOST_SHOTS, _POOL = 60, 16, 80
 
 
-def taught(head: Head, support: HeadInputs, pool: HeadInputs, *, even: bool) -> Head:
-    """The head that support set and pool make together."""
+def labels_of(head: Head, support: HeadInputs, pool: HeadInputs, *, even: bool) -> Array:
+    """Pseudo-labels of the pool; -1: none."""
     assert isinstance(head, Blend)
     count, classes = len(pool.labels), pool.zero_shot.shape[1]
     most = policy.wanted_pseudo_labelled(len(support.labels), count, classes)
-    found = find_pseudo_labels(head, support, pool.rows, count, even=even, most=most).labels
+    return find_pseudo_labels(head, support, pool.rows, count, even=even, most=most).labels
+
+
+def taught(head: Head, support: HeadInputs, pool: HeadInputs, *, even: bool) -> Head:
+    """The head that support set and pool make together."""
+    found = labels_of(head, support, pool, even=even)
     rows = np.flatnonzero(found >= 0)
     more = replace(pool.rows(rows), labels=found[rows])
     return fitted("blend", support.followed_by(more), len(support.labels))
@@ -113,6 +120,32 @@ def measure(
     return found
 
 
+def ladders(pool: Pool, shots: int, seed: int, kind: str, part: str) -> list[Row]:
+    """The ladder alone, trained on the support set, and on it and the pool told nothing."""
+    rows, bundle = divide(pool.train.labels, shots, seed, kind), pool.bundle
+    support = given(pool, pool.train.part(rows.support))
+    alone = fitted("blend", support, len(support.labels))
+    found = labels_of(alone, support, given(pool, pool.train.part(rows.pool)), even=False)
+    more = rows.pool[found >= 0]
+    relabelled = copy.copy(pool.reader(bundle))
+    relabelled.train_labels = relabelled.train_labels.copy()
+    relabelled.train_labels[more] = found[found >= 0]
+    told = replace(pool, readers={bundle.folder: relabelled})
+    judges = pool.test if part == "test" else pool.train.part(rows.judges)
+    common = {"part": part, "dataset": pool.name, "shots": shots, "seed": seed, "pool": kind}
+    done: list[Row] = []
+    for name, taught_by in (("ladder", more[:0]), ("ladder, estimated", more)):
+        mine = np.concatenate([rows.support, taught_by])
+        task = Task(
+            pool.name, bundle, pool.train.part(mine), judges, pool.text, shots, seed, mine, told,
+            len(rows.support),
+        )  # fmt: skip
+        logits, _ = train_ladder(task, bundle, bundle.manifest.profile)
+        right = float((logits.argmax(axis=1) == judges.labels).mean())
+        done.append(common | {"method": name, "accuracy": round(right, 4)})
+    return done
+
+
 def table(rows: list[Row]) -> str:
     """Means over data sets and seeds, and what each way adds."""
     lines = ["| pool | shots | support alone | even | estimated |", "|---|---|---|---|---|"]
@@ -144,6 +177,7 @@ def main() -> None:
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 2, 4, 16])
     parser.add_argument("--pools", nargs="+", choices=POOLS, default=list(POOLS))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--ladders", action="store_true", help="rows of the ladder alone, too")
     parser.add_argument("--csv", type=Path, required=True)
     options = parser.parse_args()
     bundle = Bundle.open(options.bundle)
@@ -158,6 +192,8 @@ def main() -> None:
                 for seed in range(options.seeds):
                     if (options.part, pool.name, str(shots), str(seed), kind) not in done:
                         rows += measure(pools, place, shots, seed, kind, options.part)
+                        if options.ladders and kind != "strangers":
+                            rows += ladders(pool, shots, seed, kind, options.part)
             result_rows.save(options.csv, rows, _FIELDS)
     print(table([row for row in rows if row["part"] == options.part]))
 
