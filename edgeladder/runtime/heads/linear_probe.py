@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from edgeladder.runtime.heads.blend import fit_weights
 from edgeladder.runtime.heads.closed_form import Blend, Gda, Head
 from edgeladder.runtime.heads.head_inputs import HeadInputs
 from edgeladder.runtime.heads.kernel import Kernel, normalise, shot_folds
@@ -29,7 +30,8 @@ _SCALE = 4.0  # of the rows: what lets 200 steps of this rate fit them
 _FOLDS = 4  # left out in turn, at most
 # of its logits' spread, in that of the head beside it: at one picture of a class, and at more
 _FIRST_SHARE, _SHARE = 0.25, 0.4
-_FULL_TO = 16  # pictures of a class; beyond, it counts less in proportion
+_FULL_TO = 8  # pictures of a class; beyond, it counts less in proportion
+_MOST_SHARE = 0.8  # that held-out logits can ask for
 LADDER_SHARE = 2.0  # the same beside a ladder alone
 
 
@@ -65,15 +67,34 @@ def beside_head(head: Head, sample: HeadInputs, pictures: int, *, seed: int = 0)
         pictures: with a label or a pseudo-label, of which the sample may be a part.
     """
     rule = fit_linear(sample, seed=seed)
-    classes = sample.zero_shot.shape[1]
-    shots = pictures / classes
-    share = _FIRST_SHARE if shots < 2 else _SHARE
-    share *= min(1.0, _FULL_TO / shots, len(sample.labels) / pictures)
     spreads = [_spread(one.logits(sample.features, sample.zero_shot)) for one in (head, rule)]
+    share = _share(head, rule, sample, pictures, spreads[0] / max(spreads[1], 1e-12))
     parts = head.heads if isinstance(head, Blend) else [head]
     count = len(parts) + 1  # a blend is the mean of its heads
     joined = [scaled(part, count / len(parts)) for part in parts]
     return Blend([*joined, scaled(rule, count * share * spreads[0] / max(spreads[1], 1e-12))])
+
+
+def _share(head: Head, rule: Gda, sample: HeadInputs, pictures: int, unit: float) -> float:
+    """The map's share: by the number of pictures, and by what held-out logits of both say of it.
+
+    Half each, where there are held-out ones: a best weight of few pictures says little by itself.
+
+    Args:
+        head: beside which the map counts.
+        rule: the map.
+        sample: that both were fitted on.
+        pictures: in all that train.
+        unit: the map's weight at a share of one.
+    """
+    shots = pictures / sample.zero_shot.shape[1]
+    share: float = _FIRST_SHARE if shots < 2 else _SHARE
+    share *= min(1.0, _FULL_TO / shots, len(sample.labels) / pictures)
+    if head.held_out is None or rule.held_out is None:
+        return share
+    (own, beside), _ = fit_weights([head.held_out, rule.held_out], sample.labels)
+    asked = float(beside / max(own, 1e-9)) / unit
+    return float(share + min(asked, _MOST_SHARE)) / 2
 
 
 def scaled(part: Gda | Kernel, factor: float) -> Gda | Kernel:

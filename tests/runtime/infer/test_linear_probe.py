@@ -87,31 +87,44 @@ def test_held_out_is_by_maps_that_did_not_see_the_fold():
     assert fit_linear(world(1)).held_out is None
 
 
-def test_beside_a_head_it_counts_a_share_of_its_spread():
-    inputs = world(8)
+def spread(logits):
+    return (logits - logits.mean(axis=1, keepdims=True)).std()
+
+
+def test_beside_a_head_it_counts_by_pictures_and_by_held_out_logits():
+    inputs = world(8, noise=2.0)
     head = fit_head("blend", inputs.features, inputs.labels, inputs.zero_shot)
-    joined = beside_head(head, inputs, len(inputs.labels))
     plain = head.logits(inputs.features, inputs.zero_shot)
-    rule = fit_linear(inputs).logits(inputs.features, inputs.zero_shot)
-
-    def spread(logits):
-        return (logits - logits.mean(axis=1, keepdims=True)).std()
-
-    expected = plain + 0.4 * spread(plain) / spread(rule) * rule
-    np.testing.assert_allclose(
-        joined.logits(inputs.features, inputs.zero_shot), expected, atol=1e-6
-    )
+    rule = fit_linear(inputs)
+    own = rule.logits(inputs.features, inputs.zero_shot)
+    unit = spread(plain) / spread(own)
+    # the ratio of both weights that held-out logits ask for, by brute force
+    grid = [
+        (log_loss(a * head.held_out + b * rule.held_out, inputs.labels), b / a)
+        for a in np.linspace(0.05, 3, 60)
+        for b in np.linspace(0, 3, 61) * unit
+    ]
+    asked = min(grid)[1] / unit
+    share = (0.4 + min(asked, 0.8)) / 2
+    joined = beside_head(head, inputs, len(inputs.labels))
+    found = joined.logits(inputs.features, inputs.zero_shot)
+    measured = float(((found - plain) * own).sum() / (unit * own * own).sum())
+    assert measured == pytest.approx(share, abs=0.03)
+    np.testing.assert_allclose(found, plain + measured * unit * own, atol=1e-6)
     assert joined.held_out is not None and joined.held_out.shape == plain.shape
-    # of a sample of many pictures it counts less, and at one picture of a class
-    share = 0.4 * min(16 / 80, 24 / 240)
+    # a sample of many pictures: the half that pictures decide counts less
     far = beside_head(head, inputs, 240).logits(inputs.features, inputs.zero_shot)
-    np.testing.assert_allclose(far, plain + share / 0.4 * (expected - plain), atol=1e-6)
+    less = measured - 0.2 + 0.2 * min(8 / 80, 24 / 240)
+    np.testing.assert_allclose(far, plain + less * unit * own, atol=1e-6)
+
+
+def test_at_one_picture_of_a_class_nothing_is_held_out():
     one = world(1)
-    first = fit_head("blend", one.features, one.labels, one.zero_shot)
-    told = first.logits(one.features, one.zero_shot)
+    head = fit_head("blend", one.features, one.labels, one.zero_shot)
+    told = head.logits(one.features, one.zero_shot)
     alone = fit_linear(one).logits(one.features, one.zero_shot)
     np.testing.assert_allclose(
-        beside_head(first, one, 3).logits(one.features, one.zero_shot),
+        beside_head(head, one, 3).logits(one.features, one.zero_shot),
         told + 0.25 * spread(told) / spread(alone) * alone,
         atol=1e-6,
     )
