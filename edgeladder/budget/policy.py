@@ -77,6 +77,7 @@ PROBES = 3  # pictures a deployed file is asked about beside predict
 CLASS_CHUNK = 64  # classes the ladder encodes at a time for predict and deploy
 MOST_HEAD_PICTURES = 600  # that a kernel is fitted on, classes alike: its memory is theirs squared
 MOST_KNOWN_PICTURES = 600  # whose features an adapter keeps, classes alike, each at least one
+ENOUGH_LABELLED = 32  # of every class: from here on unlabelled pictures rather harm than teach
 FEWEST_UNLABELLED = 8  # of every class that unlabelled pictures say something from
 PSEUDO_LABELLED_SHARE = 0.6  # of unlabelled pictures, at most: the surest of each class
 WANTED_PSEUDO_LABELLED = 1200  # labelled or not, looked at together where there is room

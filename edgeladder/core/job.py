@@ -58,9 +58,9 @@ class PseudoLabelResult:
     """What unlabelled pictures were given labels, and how good the head is without them."""
 
     pictures: int  # that could be read and are no training or test picture
-    used: int  # that were given a label
-    strange: int  # that are like none of the labelled ones
-    classes: dict[str, int]  # labels given, by class
+    used: int = 0  # that were given a label
+    strange: int = 0  # that are like none of the labelled ones
+    classes: dict[str, int] = field(default_factory=dict)  # labels given, by class
     reason: str = ""  # why none was, where that was decided before looking
     # of the head that labelled pictures alone make, on the held-out ones; None: there are none
     accuracy_without: float | None = None
@@ -99,6 +99,7 @@ class Job:
     profile: Profile
     plan: Plan
     counts: Counts
+    untaught: PseudoLabelResult | None = None  # unlabelled pictures were there, and teach nothing
     filled: PrecomputeResult | None = None  # the cache held everything: nothing to precompute
 
 

@@ -24,7 +24,7 @@ from edgeladder.core.bundle import Bundle
 from edgeladder.core.config import MOST_VIEWS, DeviceProfile, Profile
 from edgeladder.core.errors import ConfigError, IntegrityError
 from edgeladder.core.files import write_json
-from edgeladder.core.job import Condensation, Counts, Job, PlanOrder
+from edgeladder.core.job import Condensation, Counts, Job, PlanOrder, PseudoLabelResult
 from edgeladder.core.made_here import device_secret
 from edgeladder.core.orders import Outcome
 from edgeladder.core.plan import Plan
@@ -77,8 +77,11 @@ def prepare(order: PlanOrder, control: Control) -> tuple[Outcome, Job]:
     device = load_device(request.device) if request.device else None
     request = with_previous(_filled(request, bundle, profile, device), bundle, profile)
     dataset = open_data(request.data)
-    dataset = with_unlabelled(dataset, request.unlabelled, use=profile.unlabelled.use)
     train, test = split(dataset, request.shots, request.seed or 0)
+    dataset = with_unlabelled(dataset, request.unlabelled, use=profile.unlabelled.use)
+    untaught = _untaught(dataset, len(train))
+    if untaught is not None:
+        dataset = replace(dataset, unlabelled=[])
     decided, engine = _decide(request, bundle, profile, dataset, len(train))
     samples = len(train) * ((request.views or 0) + 1) + len(test) + decided.unlabelled
     filling = decided.phases["precompute"]
@@ -96,6 +99,10 @@ def prepare(order: PlanOrder, control: Control) -> tuple[Outcome, Job]:
         unlabelled=decided.unlabelled,
     )
     job = _job(request, bundle.digest, profile, counts, decided, engine)
+    if dataset.unlabelled and not decided.unlabelled:
+        reason = "this budget has no room to look at them"
+        untaught = PseudoLabelResult(pictures=len(dataset.unlabelled), reason=reason)
+    job = replace(job, untaught=untaught)
     if run is not None and order.command != "plan":
         if pinned_keys():
             device_secret(make=True)  # now, and not after the training that it marks
@@ -103,6 +110,17 @@ def prepare(order: PlanOrder, control: Control) -> tuple[Outcome, Job]:
     if order.command == "train":
         job = replace(job, filled=already_filled(job, bundle, dataset, control))
     return "done", job
+
+
+def _untaught(dataset: Dataset, labelled: int) -> PseudoLabelResult | None:
+    """Why unlabelled pictures that are there are left alone; None: they are not."""
+    most = policy.ENOUGH_LABELLED
+    if not dataset.unlabelled or labelled < most * len(dataset.classes):
+        return None
+    return PseudoLabelResult(
+        pictures=len(dataset.unlabelled),
+        reason=f"from {most} pictures of a class with a label on they would not help",
+    )
 
 
 def _filled(

@@ -171,7 +171,7 @@ class Supervisor(PhaseRunner):
         if job.filled is not None:
             self._told_filled(filled)
             job = replace(job, filled=None)  # no worker after this asks
-        labelled = None
+        labelled = job.untaught
         if job.counts.unlabelled:
             labelled = self.phase("pseudo_label", job, PseudoLabelResult)
         trained = self.phase("train", job, TrainResult)

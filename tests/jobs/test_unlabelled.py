@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from here import fill, fit, label, phase, prepared, run, score
 
+from edgeladder.budget import policy
 from edgeladder.core.errors import DataError
 from edgeladder.core.plan import Plan
 from edgeladder.core.records import to_json
@@ -247,3 +248,12 @@ def test_pruning_keeps_their_samples(ask, bundle_folder, data, tmp_path):
     assert all(kept("runs")) and not any(kept("no-runs"))  # a run named the folder
     shutil.move(tmp_path / "camera", data / "unlabelled")
     assert all(kept("no-runs"))
+
+
+def test_enough_labelled_pictures_need_none(ask, data, monkeypatch):
+    monkeypatch.setattr(policy, "ENOUGH_LABELLED", 5)
+    job = prepared(ask("enough"))
+    assert job.counts.unlabelled == 0 and "pseudo_label" not in job.plan.phases
+    assert job.untaught is not None and job.untaught.pictures == 3 * EACH
+    assert "would not help" in job.untaught.told()
+    assert prepared(ask("few", shots=4)).untaught is None
