@@ -52,3 +52,14 @@ def test_an_evaluation_says_an_interval_for_each_box_and_all_together(tmp_path):
     column = console.interval("interval")
     assert column(HostResult("barn", "done", {"interval": wilson(9, 12)})) == "46.8 to 91.1"
     assert column(HostResult("barn", "failed")) is None
+
+
+def test_pictures_without_a_label_that_taught_are_told(tmp_path):
+    taught = {"pictures": 80, "used": 47, "strange": 3, "classes": {"a": 47}}
+    pulled(tmp_path, "barn", {"tuned": 0.75, "count": 12}, unlabelled=taught)
+    pulled(tmp_path, "shed", {"tuned": 0.75, "count": 12}, unlabelled={"used": "many"})
+    pulled(tmp_path, "yard", {"tuned": 0.5, "count": 4}, unlabelled=None)
+    page, rows = fleet_page.write(tmp_path, "job")
+    assert [row.unlabelled for row in rows] == [47, None, None]
+    assert "<th>unlabelled, taught</th>" in page.read_text()
+    assert "<td>12</td><td>47</td>" in page.read_text()

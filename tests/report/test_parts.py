@@ -139,3 +139,24 @@ def test_a_moment_beyond_the_calendar_is_shown_as_it_stands(stamp: float) -> Non
 
 def test_a_moment_is_shown_in_utc() -> None:
     assert _clock(0) == "1970-01-01 00:00:00" and _clock(None) == ""
+
+
+def test_pictures_without_a_label_have_a_section_where_there_are_any(run):
+    told = {
+        "pictures": 80, "used": 47, "strange": 3, "classes": {"dog <b>": 40, "cat": 7},
+        "accuracy_without": 0.5, "accuracy_with": 0.625,
+    }  # fmt: skip
+
+    def page(**values):
+        result = (
+            json.loads((run / "result.json").read_text()) if (run / "result.json").is_file() else {}
+        )
+        (run / "result.json").write_text(json.dumps({**result, **values}))
+        return write_report(run).read_text()
+
+    text = page(unlabelled=told)
+    assert "Pictures without a label" in text and "47 of 80 taught, 3 are like none" in text
+    assert "50.0 % without them, 62.5 % with them" in text and "dog &lt;b&gt;" in text
+    assert "too few" in page(unlabelled={"pictures": 3, "reason": "3 pictures are too few"})
+    for other in (None, "many", {"pictures": "x"}):
+        assert "Pictures without a label" not in page(unlabelled=other)

@@ -12,7 +12,7 @@ import pytest
 from edgeladder.core.errors import DataError
 from edgeladder.runtime.pictures.dataset import open_data, split
 from edgeladder.runtime.pictures.sources import UnreadableError
-from edgeladder.runtime.pictures.unlabelled import open_pictures
+from edgeladder.runtime.pictures.unlabelled import open_pictures, with_unlabelled
 
 Make = Callable[..., Path]
 
@@ -309,3 +309,45 @@ def test_archives_of_sizes_that_no_number_holds(tmp_path: Path, field: str) -> N
         setattr(out.infolist()[0], field, 2**63 + 5)
     with pytest.raises(DataError, match="cannot read the archive"):
         open_data(archive)
+
+
+WITH_UNLABELLED = {
+    **{f"hat/{index}.png": None for index in range(3)},
+    **{f"dress/{index}.png": None for index in range(3)},
+    "unlabelled/a.png": None,
+    "unlabelled/deep/er/b.png": None,
+    "unlabelled/notes.txt": b"no picture",
+}
+
+
+@pytest.mark.parametrize("prefix", ["", "wrapper/"])
+def test_pictures_without_a_label_are_of_no_class(make_folder: Make, prefix: str) -> None:
+    folder = make_folder(WITH_UNLABELLED)
+    for data in (open_data(folder), open_data(zipped(folder, prefix=prefix))):
+        assert data.classes == ["dress", "hat"] and len(data.pictures) == 6
+        assert [p.path for p in data.unlabelled] == ["unlabelled/a.png", "unlabelled/deep/er/b.png"]
+        assert all(p.label == "" and p.read() for p in data.unlabelled)
+
+
+def test_they_may_lie_beside_the_one_folder_of_everything(
+    tmp_path: Path, make_folder: Make
+) -> None:
+    make_folder({f"top/{name}/{k}.png": None for name in ("hat", "dress") for k in range(3)})
+    folder = make_folder({"unlabelled/7.png": None})
+    data = open_data(folder)
+    assert data.classes == ["dress", "hat"] and len(data.pictures) == 6
+    assert [p.path for p in data.unlabelled] == ["unlabelled/7.png"]
+
+
+def test_another_folder_takes_their_place(make_folder: Make, tmp_path: Path) -> None:
+    data = open_data(make_folder(WITH_UNLABELLED))
+    elsewhere = tmp_path / "camera"
+    elsewhere.mkdir()
+    (elsewhere / "1.jpg").write_bytes(b"x")
+    assert [p.path for p in with_unlabelled(data, str(elsewhere), use=True).unlabelled] == [
+        str(elsewhere / "1.jpg")
+    ]
+    assert with_unlabelled(data, None, use=True) is data
+    assert with_unlabelled(data, str(elsewhere), use=False).unlabelled == []
+    with pytest.raises(DataError, match="no folder or .zip here"):
+        with_unlabelled(data, str(tmp_path / "gone"), use=True)
