@@ -26,7 +26,7 @@ from edgeladder.jobs.pseudo_label_phase import with_pseudo_labels
 from edgeladder.jobs.run_directory import RunDirectory
 from edgeladder.jobs.train_phase import open_engine_named
 from edgeladder.runtime.adapter import load_adapter, save_adapter
-from edgeladder.runtime.cache.inputs import open_reader
+from edgeladder.runtime.cache.inputs import CacheReader, open_reader
 from edgeladder.runtime.cache.selection import Selection
 from edgeladder.runtime.heads.fit_head import head_accuracy
 from edgeladder.runtime.logits import ClassLogits
@@ -62,14 +62,12 @@ def score(order: PhaseOrder, control: Control) -> tuple[Outcome, EvaluateResult 
 
     logits = ClassLogits.of(bundle.manifest.model)
     left_out: HeldOut | None = None
-    alone: float | None = None
     if job.profile.head.fits_any:
         logits, left_out = with_fitted_head(
             order, adapter, engine, every, labelled, logits, control
         )
-        if len(selection.train_labels) > labelled and side == "test" and logits.head is not None:
-            tests = reader.windows("test", EVALUATE_WINDOW)
-            alone = head_accuracy(logits, logits.head, tests, chunk)
+    taught = len(selection.train_labels) > labelled and side == "test"
+    alone = _head_alone(logits, reader, chunk) if taught else None
     told_known: KnownRecord | None = None
     if job.profile.head.known:
         told_known, adapter.known_arrays = known_pictures(reader, chunk=chunk, seed=job.seed)
@@ -98,6 +96,13 @@ def score(order: PhaseOrder, control: Control) -> tuple[Outcome, EvaluateResult 
         head_accuracy=alone,
         seconds=round(time.monotonic() - started, 3),
     )
+
+
+def _head_alone(logits: ClassLogits, reader: CacheReader, chunk: int) -> float | None:
+    """The head's own accuracy on the held-out pictures; None: there is no head."""
+    if logits.head is None:
+        return None
+    return head_accuracy(logits, logits.head, reader.windows("test", EVALUATE_WINDOW), chunk)
 
 
 def _accuracy(evaluation: Mapping[str, Any]) -> Accuracy:

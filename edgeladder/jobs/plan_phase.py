@@ -18,18 +18,17 @@ from typing import TYPE_CHECKING
 from edgeladder import __version__
 from edgeladder.budget import kernel_marks, meter, policy
 from edgeladder.budget.planner import check, only, plan
-from edgeladder.budget.workload import Asked, Workload
+from edgeladder.budget.workload import Asked
 from edgeladder.core import disk
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.config import MOST_VIEWS, DeviceProfile, Profile
 from edgeladder.core.errors import ConfigError, IntegrityError
 from edgeladder.core.files import write_json
-from edgeladder.core.job import Condensation, Counts, Job, PlanOrder, PseudoLabelResult
+from edgeladder.core.job import Condensation, Counts, Job, PlanOrder
 from edgeladder.core.made_here import device_secret
 from edgeladder.core.orders import Outcome
 from edgeladder.core.plan import Plan
 from edgeladder.core.profile_fit import fitted, require_fit
-from edgeladder.core.provider import ProviderChoice
 from edgeladder.core.records import to_json
 from edgeladder.core.request import TrainRequest
 from edgeladder.core.run_config import Environment, RunConfig, read_config, write_config
@@ -40,6 +39,7 @@ from edgeladder.jobs.machine_baseline import machine_baseline
 from edgeladder.jobs.precompute_phase import already_filled
 from edgeladder.jobs.previous_run import with_previous
 from edgeladder.jobs.run_directory import RunDirectory
+from edgeladder.jobs.training_workload import may_teach, training_workload, untaught
 from edgeladder.runtime import engine as engines
 from edgeladder.runtime.adapter import load_adapter
 from edgeladder.runtime.pictures.dataset import Dataset, open_data, split
@@ -78,10 +78,8 @@ def prepare(order: PlanOrder, control: Control) -> tuple[Outcome, Job]:
     request = with_previous(_filled(request, bundle, profile, device), bundle, profile)
     dataset = open_data(request.data)
     train, test = split(dataset, request.shots, request.seed or 0)
-    dataset = with_unlabelled(dataset, request.unlabelled, use=profile.unlabelled.use)
-    untaught = _untaught(dataset, len(train))
-    if untaught is not None:
-        dataset = replace(dataset, unlabelled=[])
+    found = with_unlabelled(dataset, request.unlabelled, use=profile.unlabelled.use)
+    dataset = found if may_teach(found, len(train)) else replace(dataset, unlabelled=[])
     decided, engine = _decide(request, bundle, profile, dataset, len(train))
     samples = len(train) * ((request.views or 0) + 1) + len(test) + decided.unlabelled
     filling = decided.phases["precompute"]
@@ -99,10 +97,7 @@ def prepare(order: PlanOrder, control: Control) -> tuple[Outcome, Job]:
         unlabelled=decided.unlabelled,
     )
     job = _job(request, bundle.digest, profile, counts, decided, engine)
-    if dataset.unlabelled and not decided.unlabelled:
-        reason = "this budget has no room to look at them"
-        untaught = PseudoLabelResult(pictures=len(dataset.unlabelled), reason=reason)
-    job = replace(job, untaught=untaught)
+    job = replace(job, untaught=untaught(found, len(train), decided))
     if run is not None and order.command != "plan":
         if pinned_keys():
             device_secret(make=True)  # now, and not after the training that it marks
@@ -110,17 +105,6 @@ def prepare(order: PlanOrder, control: Control) -> tuple[Outcome, Job]:
     if order.command == "train":
         job = replace(job, filled=already_filled(job, bundle, dataset, control))
     return "done", job
-
-
-def _untaught(dataset: Dataset, labelled: int) -> PseudoLabelResult | None:
-    """Why unlabelled pictures that are there are left alone; None: they are not."""
-    most = policy.ENOUGH_LABELLED
-    if not dataset.unlabelled or labelled < most * len(dataset.classes):
-        return None
-    return PseudoLabelResult(
-        pictures=len(dataset.unlabelled),
-        reason=f"from {most} pictures of a class with a label on they would not help",
-    )
 
 
 def _filled(
@@ -296,34 +280,8 @@ def _decide(
         names.append("stock")
     assert request.budget_bytes is not None
     decided: Plan | None = None
-    kind, classes, unlabelled = profile.head.kind, len(dataset.classes), len(dataset.unlabelled)
     for name in names:
-        workload = Workload(
-            manifest=bundle.manifest,
-            classes=classes,
-            pictures=len(dataset.pictures),
-            views=request.views or 0,
-            batch=min(profile.train.batch, pictures),
-            moments=profile.train.moments,
-            engine=name,
-            # fine-tuning what was condensed holds a copy of the rest
-            average=profile.train.average > 0 or (profile.ladder.prompts.keep or 1) < 1,
-            optimizer=profile.train.optimizer,
-            head=kind,
-            linear=profile.head.has_linear,
-            head_pictures=policy.wanted_head_pictures(
-                "blend" if kind == "none" else kind,
-                pictures,
-                classes,
-                policy.most_given_labels(unlabelled, classes),
-            ),
-            labelled=pictures,
-            unlabelled=unlabelled,
-            pseudo_labelled=policy.wanted_pseudo_labelled(pictures, unlabelled, classes),
-            known_pictures=policy.known_pictures(profile.head.known, pictures, classes),
-            provider=request.chosen or ProviderChoice(),
-            files={key: record.size for key, record in bundle.manifest.files.items()},
-        )
+        workload = training_workload(request, bundle, profile, dataset, pictures, name)
         decided = plan(
             workload,
             baseline,
