@@ -67,12 +67,23 @@ def beside_head(head: Head, sample: HeadInputs, pictures: int, *, seed: int = 0)
         pictures: with a label or a pseudo-label, of which the sample may be a part.
     """
     rule = fit_linear(sample, seed=seed)
-    spreads = [_spread(one.logits(sample.features, sample.zero_shot)) for one in (head, rule)]
-    share = _share(head, rule, sample, pictures, spreads[0] / max(spreads[1], 1e-12))
+    unit = _unit(head, rule, sample)
+    share = _share(head, rule, sample, pictures, unit)
     parts = head.heads if isinstance(head, Blend) else [head]
     count = len(parts) + 1  # a blend is the mean of its heads
     joined = [scaled(part, count / len(parts)) for part in parts]
-    return Blend([*joined, scaled(rule, count * share * spreads[0] / max(spreads[1], 1e-12))])
+    return Blend([*joined, scaled(rule, count * share * unit)])
+
+
+def _unit(head: Head, rule: Gda, sample: HeadInputs) -> float:
+    """The map's weight at which its logits differ as much between classes as the head's.
+
+    Of held-out logits where there are any: on its own pictures a head may say ten times as much.
+    """
+    if head.held_out is not None and rule.held_out is not None:
+        return _spread(head.held_out) / max(_spread(rule.held_out), 1e-12)
+    first, second = (_spread(one.logits(sample.features, sample.zero_shot)) for one in (head, rule))
+    return first / max(second, 1e-12)
 
 
 def _share(head: Head, rule: Gda, sample: HeadInputs, pictures: int, unit: float) -> float:

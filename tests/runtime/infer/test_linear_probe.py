@@ -97,7 +97,7 @@ def test_beside_a_head_it_counts_by_pictures_and_by_held_out_logits():
     plain = head.logits(inputs.features, inputs.zero_shot)
     rule = fit_linear(inputs)
     own = rule.logits(inputs.features, inputs.zero_shot)
-    unit = spread(plain) / spread(own)
+    unit = spread(head.held_out) / spread(rule.held_out)
     # the ratio of both weights that held-out logits ask for, by brute force
     grid = [
         (log_loss(a * head.held_out + b * rule.held_out, inputs.labels), b / a)
