@@ -15,7 +15,7 @@ import numpy as np
 from edgeladder.budget.policy import EVALUATE_WINDOW
 from edgeladder.budget.policy import known_pictures as wanted_known_pictures
 from edgeladder.jobs.folds import held_out
-from edgeladder.runtime.calibration import from_held_out, from_spread
+from edgeladder.runtime.calibration import SUM_SPREAD, from_held_out, from_spread
 from edgeladder.runtime.heads.kernel import balanced
 from edgeladder.runtime.known import ROWS, fit_known
 from edgeladder.runtime.logits import ClassEmbeddings, ClassLogits, class_embeddings, windows
@@ -112,7 +112,7 @@ def calibrate(
     if found is not None and fitted:
         whole = from_held_out(found.logits, found.labels, found.expected)
     elif both:
-        whole = from_spread(np.concatenate(both))
+        whole = from_spread(np.concatenate(both), SUM_SPREAD)
     return replace(whole, ladder_temperature=ladder.temperature)
 
 

@@ -20,8 +20,10 @@ from edgeladder.runtime.heads.blend import log_loss
 Array = np.ndarray
 
 BINS = 15  # as in arXiv:1706.04599
-OPTIMISM = 1.5  # divided by the pictures of a class: by how much held-out logits are too good
-SPREAD = 0.5  # temperature in units of the support set's own spread, where nothing was held out
+OPTIMISM = 2.5  # divided by the pictures of a class: by how much held-out logits are too good
+# temperature in units of the support set's own spread, where nothing was held out: of a ladder's
+# logits, and of the sum with a head's
+SPREAD, SUM_SPREAD = 0.5, 0.42
 TRUST = 40.0  # of the expected temperature, in pictures for each e-fold squared
 _LEAST, _MOST = 1e-3, 1e6  # temperatures
 _STEPS = 60  # of the golden section: far below a float's digits
@@ -76,14 +78,14 @@ def from_held_out(logits: Array, labels: Array, expected: float) -> CalibrationR
     return CalibrationRecord(temperature=found, pictures=len(labels))
 
 
-def from_spread(logits: Array) -> CalibrationRecord:
+def from_spread(logits: Array, share: float = SPREAD) -> CalibrationRecord:
     """A temperature of logits (n, C) of the pictures they were fitted on: these say their scale.
 
     They are of no use afterwards: of many classes even one copy is large.
     """
     logits -= logits.mean(axis=1, keepdims=True)
     spread = float(logits.std())
-    return CalibrationRecord(temperature=max(SPREAD * spread, _LEAST))
+    return CalibrationRecord(temperature=max(share * spread, _LEAST))
 
 
 class Calibration:

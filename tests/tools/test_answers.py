@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgeladder.runtime.calibration import from_held_out, from_spread
+from edgeladder.runtime.calibration import SUM_SPREAD, from_held_out, from_spread
 from tools.bench.answers import auroc, judged, temperature_of
 
 RANDOM = np.random.default_rng(0)
@@ -25,7 +25,7 @@ def test_the_temperature_is_fitted_as_training_fits_it():
     expected = from_held_out(held, labels, 4.0).temperature
     assert temperature_of({**rows, "ys": labels}, 4.0) == expected
     rows["ho"] = np.full((8, 3), np.nan)
-    spread = from_spread(rows["ls"] + 4.0 * rows["hs"]).temperature
+    spread = from_spread(rows["ls"] + 4.0 * rows["hs"], SUM_SPREAD).temperature
     assert temperature_of({**rows, "ys": labels}, 4.0) == spread
 
 

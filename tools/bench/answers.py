@@ -25,7 +25,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from edgeladder.core.bundle import Bundle  # noqa: E402
-from edgeladder.runtime.calibration import Calibration, from_held_out, from_spread  # noqa: E402
+from edgeladder.runtime.calibration import SUM_SPREAD, Calibration, from_held_out, from_spread  # noqa: E402
 from edgeladder.runtime.heads.closed_form import head_arrays, head_from  # noqa: E402
 from edgeladder.runtime.heads.kernel import normalise  # noqa: E402
 from edgeladder.runtime.known import (  # noqa: E402
@@ -98,7 +98,7 @@ def temperature_of(kept: Kept, weight: float) -> float:
     if np.isfinite(kept["ho"]).all():
         logits = kept["zs_s"] + weight * kept["ho"]
         return from_held_out(logits, kept["ys"], weight).temperature
-    return from_spread(kept["ls"] + weight * kept["hs"]).temperature
+    return from_spread(kept["ls"] + weight * kept["hs"], SUM_SPREAD).temperature
 
 
 def judged(logits: Array, labels: Array) -> tuple[float, float]:
