@@ -160,11 +160,12 @@ class _Portion:
         both = support.followed_by(pool)
         rows = beside(both.features, rule.reads)
         products = rows @ rows.T
+        del rows  # their products say how far apart they are: all that counts
         self.familiar = _familiar(products[:, : len(self._labels)].copy())
         values, vectors = np.linalg.eigh(products)
         kept = values > _KEPT * values[-1]
-        self._rows = vectors[:, kept] * np.sqrt(values[kept])  # as far apart as `rows`
-        del rows, products, vectors
+        self._rows = vectors[:, kept] * np.sqrt(values[kept])  # as far apart as they were
+        del products, vectors
         units = (
             (rate, centred(both.features[tap].astype(np.float32), kernel.centres[tap]))
             for tap, rate in kernel.rates.items()
