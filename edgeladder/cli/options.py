@@ -74,7 +74,7 @@ _MAKES = {
     "bundle": "`edgeladder export --model ViT-B/16 --out {}` on a host makes a bundle (or name "
     "one with --bundle)",
     "pictures": "put them in {}/<class>/<picture>.jpg (or name a folder, .zip or CSV with --data)",
-    "unlabelled": "put pictures in {}, or leave --unlabelled out",
+    "unlabelled pictures": "put them into {}, or leave --unlabelled out",
     "cache": "`edgeladder precompute --cache {}` makes one (or name one with --cache)",
     "run": "`edgeladder train --run {}` makes one (or name one with --run)",
 }

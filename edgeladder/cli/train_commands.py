@@ -225,7 +225,8 @@ def finished(result: RunResult, *, pictures: bool = True) -> Answer:
 def _found(place: Place) -> Place:
     """The place with the bundle that is meant; refuses while it or the pictures are missing."""
     bundle = options.shipped_or(place.bundle)
-    waiting = {} if place.unlabelled is None else {"unlabelled": place.unlabelled}
+    named = place.unlabelled
+    waiting = {} if named is None else {"unlabelled pictures": named}
     options.require(bundle=bundle, pictures=place.data, **waiting)
     nobody_named_it = bundle != place.bundle and place.bundle is options.BUNDLE
     if nobody_named_it and verbosity.level() >= NORMAL:

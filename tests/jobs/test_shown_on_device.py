@@ -77,6 +77,8 @@ class Place:
             for number in range(3):
                 member = archive.read(sorted(_pictures(archive, "train/pants/"))[number])
                 (folder / "data" / "unlabelled" / f"{number}.jpg").write_bytes(member)
+        with zipfile.ZipFile(folder / "camera.zip", "w") as archive:
+            archive.write(folder / "data" / "unlabelled" / "0.jpg", "0.jpg")
         shutil.copy(some[0], folder / "folder")
         shutil.copy(some[-1], folder / "picture.jpg")
         dress, *_ = sorted((folder / "data/train/dress").iterdir())
