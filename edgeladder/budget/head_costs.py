@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from edgeladder.budget.policy import FEWEST_HEAD_PICTURES
+from edgeladder.budget.policy import FEWEST_HEAD_PICTURES, labelled_at_once
 from edgeladder.budget.workload import Workload
 
 _WINDOW = 64  # pictures read at a time
@@ -91,7 +91,7 @@ def pseudo_label_bytes(workload: Workload, pictures: int) -> float:
     widths = _widths(blend)
     read = widths[-2] + widths[-1] if workload.manifest.ladder.image_inputs else widths[-1]
     fitting, judging = head_bytes(blend, min(workload.labelled, pictures))
-    known = min(workload.labelled, max(pictures // 2, workload.classes))
+    known = labelled_at_once(workload.labelled, pictures, workload.classes)
     portions = -(-workload.unlabelled // max(1, pictures - known))
     together = known - (-workload.unlabelled // max(1, portions))  # they are of one size
     inputs = (4.0 * sum(widths) + 48.0 * workload.classes) * together

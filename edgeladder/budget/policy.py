@@ -157,6 +157,11 @@ def most_given_labels(unlabelled: int, classes: int) -> int:
     return min(unlabelled, int(PSEUDO_LABELLED_SHARE * unlabelled) + classes // 2 + 1)
 
 
+def labelled_at_once(labelled: int, most: int, classes: int) -> int:
+    """How many labelled pictures are among `most` that are looked at together: half, at most."""
+    return min(labelled, max(most // 2, classes))
+
+
 def wanted_pseudo_labelled(pictures: int, unlabelled: int, classes: int) -> int:
     """How many pictures, with a label or without, are looked at together where there is room."""
     wanted = max(WANTED_PSEUDO_LABELLED, 2 * FEWEST_UNLABELLED * classes)

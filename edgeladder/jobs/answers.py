@@ -59,17 +59,18 @@ def held_out_logits(
     if head.held_out is None:
         return None
     labels, told = reader.train_labels, rows < labelled
-    beside = held_out(run, len(labels)) if formula.ladder_weight else None
-    if beside is not None:
-        beside = beside[rows]
-    else:
-        plain = [
-            formula.similarity(inputs.image_embedding, inputs.text_embedding)
-            for inputs in reader.part(rows).windows("train", EVALUATE_WINDOW)
-        ]
-        beside = np.concatenate(plain)
+    left = held_out(run, len(labels)) if formula.ladder_weight else None
+    beside = zero_shot_logits(reader.part(rows), formula) if left is None else left[rows]
     logits = formula.ladder_weight * beside + formula.head_weight * head.held_out
     return HeldOut(logits[told], labels[rows[told]], formula.head_weight)
+
+
+def zero_shot_logits(reader: CacheReader, formula: ClassLogits) -> Array:
+    """Zero-shot's logits (n, C) of a reader's training pictures."""
+    windows = reader.windows("train", EVALUATE_WINDOW)
+    return np.concatenate(
+        [formula.similarity(window.image_embedding, window.text_embedding) for window in windows]
+    )
 
 
 def calibrate(

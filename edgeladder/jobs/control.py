@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from edgeladder.core.events import Event, write_event
 from edgeladder.core.inference import Question
 from edgeladder.core.records import from_json
+from edgeladder.core.trim import trim_heap
 from edgeladder.jobs import orphan
 
 if TYPE_CHECKING:
@@ -89,3 +90,16 @@ class Control:
                     data = data[os.write(self._out, data) :]
             except BrokenPipeError:
                 self._out = None
+
+
+def obey(control: Control) -> None:
+    """Do what was ordered since the last time.
+
+    Raises:
+        LeaveError: to stop, or to be started again.
+    """
+    for told in control.take():
+        if told == "trim":
+            trim_heap()
+        elif told in ("stop", "restart"):
+            raise LeaveError("stop" if told == "stop" else "restart")

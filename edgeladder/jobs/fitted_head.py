@@ -17,7 +17,7 @@ from edgeladder.core.adapter_record import StoredHead
 from edgeladder.core.config import HeadConfig
 from edgeladder.core.events import Progress
 from edgeladder.core.job import PhaseOrder
-from edgeladder.jobs.answers import HeldOut, held_out_logits
+from edgeladder.jobs.answers import HeldOut, held_out_logits, zero_shot_logits
 from edgeladder.jobs.folds import held_out, logits_of
 from edgeladder.jobs.run_directory import RunDirectory
 from edgeladder.runtime.heads.blend import choose_head_weight
@@ -90,7 +90,7 @@ def with_fitted_head(
         mine = rows < labelled  # the first ones: what folds left out is judged on these
         weights = _weights(config, head, held_out(run.folder, len(labels)), labels, rows, mine)
         if config.full_at is not None and not config.alone:
-            plain = _zero_shot(logits, reader.part(rows[mine]))
+            plain = zero_shot_logits(reader.part(rows[mine]), logits)
             weights = weights[0], ladder_weight(plain, labels[rows[mine]])
     whole = logits.with_head(head, *weights)
     left_out = held_out_logits(run.folder, reader, rows, head, whole, labelled)
@@ -111,14 +111,6 @@ def told(
         yield window
         done += len(window.labels)
         control.tell(Progress(step=done, steps=total, note=note))
-
-
-def _zero_shot(logits: ClassLogits, reader: CacheReader) -> Array:
-    """Zero-shot logits (n, C) of a reader's training pictures."""
-    windows = reader.windows("train", EVALUATE_WINDOW)
-    return np.concatenate(
-        [logits.similarity(window.image_embedding, window.text_embedding) for window in windows]
-    )
 
 
 def _weights(

@@ -16,8 +16,7 @@ from edgeladder.core.inference import PHASE_OF, Evaluation, InferenceOrder, Pred
 from edgeladder.core.orders import Outcome
 from edgeladder.core.plan import PhasePlan, Plan
 from edgeladder.core.provider import ProviderChoice
-from edgeladder.core.trim import trim_heap
-from edgeladder.jobs.control import Control
+from edgeladder.jobs.control import Control, LeaveError, obey
 from edgeladder.jobs.machine_baseline import machine_baseline
 from edgeladder.runtime.classifier import Classifier, InferenceSizes, OpenedRun
 from edgeladder.runtime.pictures.decode_watch import DecodeWatch
@@ -27,14 +26,6 @@ _UNHASHED = (
     "this adapter is of a version before 0.3: nothing tells whether its adapter.json was changed; "
     "`edgeladder train --resume RUN` writes it anew"
 )
-
-
-class LeaveError(Exception):
-    """An order to leave: raised between two batches, or while none is asked for."""
-
-    def __init__(self, outcome: Outcome):
-        super().__init__()
-        self.outcome = outcome
 
 
 def with_classifier(
@@ -80,19 +71,6 @@ def _with_provider(found: Result, chosen: ProviderChoice) -> Result:
     if isinstance(found, (Predictions, Evaluation)):
         return replace(found, provider=chosen)
     return found
-
-
-def obey(control: Control) -> None:
-    """Do what was ordered since the last time.
-
-    Raises:
-        LeaveError: to stop, or to be started again.
-    """
-    for told in control.take():
-        if told == "trim":
-            trim_heap()
-        elif told in ("stop", "restart"):
-            raise LeaveError("stop" if told == "stop" else "restart")
 
 
 def decide(order: InferenceOrder, run: OpenedRun) -> Plan:

@@ -20,19 +20,19 @@ from edgeladder.budget.policy import (
     EVALUATE_WINDOW,
     FEWEST_UNLABELLED,
     PSEUDO_LABELLED_SHARE,
+    labelled_at_once,
 )
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.events import Progress
 from edgeladder.core.job import PhaseOrder, PseudoLabelResult
 from edgeladder.core.orders import Outcome
 from edgeladder.core.tensors import TensorFile, is_intact, write_tensors
-from edgeladder.core.trim import trim_heap
-from edgeladder.jobs.control import LeaveError
+from edgeladder.jobs.control import LeaveError, obey
 from edgeladder.jobs.run_directory import RunDirectory
 from edgeladder.runtime.cache.inputs import CacheReader, open_reader
 from edgeladder.runtime.cache.selection import Selection
 from edgeladder.runtime.heads.closed_form import Blend
-from edgeladder.runtime.heads.fit_head import fit_cached_head, gathered, head_accuracy
+from edgeladder.runtime.heads.fit_head import fit_gathered_head, gathered, head_accuracy
 from edgeladder.runtime.heads.head_inputs import HeadInputs
 from edgeladder.runtime.heads.kernel import balanced
 from edgeladder.runtime.heads.linear_probe import beside_head
@@ -53,10 +53,10 @@ def label(order: PhaseOrder, control: Control) -> tuple[Outcome, PseudoLabelResu
         order: the job, and sizes: head_pictures, chunk.
     """
     run = RunDirectory(order.job.request.folder)
-    before = _found_before(run)
+    selection = Selection.load(run.selection)
+    before = _found_before(run, selection.unlabelled_keys)
     if before is not None:
         return "done", before
-    selection = Selection.load(run.selection)
     try:
         result, labels = _labelled(order, selection, control)
     except LeaveError as leave:
@@ -79,13 +79,12 @@ def with_pseudo_labels(run: RunDirectory, selection: Selection) -> tuple[Selecti
     return selection.with_labels(stored["labels"]), labelled
 
 
-def _found_before(run: RunDirectory) -> PseudoLabelResult | None:
+def _found_before(run: RunDirectory, keys: Array) -> PseudoLabelResult | None:
     """What the run found before it was stopped; None: nothing, or it was of other pictures."""
     if not run.pseudo_labels.is_file() or not is_intact(run.pseudo_labels):
         return None
     stored = TensorFile(run.pseudo_labels, remedy=_REMEDY)
     told = json.loads(stored.metadata["result"])
-    keys = Selection.load(run.selection).unlabelled_keys
     if told["pictures"] != len(keys) or stored.metadata["keys"] != _digest(keys):
         return None
     return PseudoLabelResult(**told)
@@ -107,11 +106,10 @@ def _labelled(
     reader = open_reader(bundle, request.cache, selection, keep_bytes=0)
     logits = ClassLogits.of(bundle.manifest.model)
     rows = balanced(labels, most, job.seed)
-    windows = reader.part(rows).windows("train", EVALUATE_WINDOW)
-    every = reader.windows("train", EVALUATE_WINDOW) if len(rows) < len(labels) else None
-    head = fit_cached_head(logits, windows, "blend", every=every, chunk=chunk)
-    assert isinstance(head, Blend)
     support = _inputs(logits, reader, rows, chunk)
+    every = reader.windows("train", EVALUATE_WINDOW) if len(rows) < len(labels) else None
+    head = fit_gathered_head(logits, support, "blend", every=every, chunk=chunk)
+    assert isinstance(head, Blend)
     without = None
     if len(selection.test_labels):  # the head that this run would have without them
         linear = job.profile.head.has_linear
@@ -150,7 +148,7 @@ def _too_few(count: int, labelled: int, classes: int, most: int) -> str:
     wanted = FEWEST_UNLABELLED * classes
     if count < wanted:
         return f"{count} pictures are too few for {classes} classes: {wanted} say something"
-    if most - min(labelled, max(most // 2, classes)) < wanted:
+    if most - labelled_at_once(labelled, most, classes) < wanted:
         return f"the budget leaves room for {most} pictures at a time: too few for the classes"
     return ""
 
@@ -163,8 +161,4 @@ def _inputs(logits: ClassLogits, reader: CacheReader, rows: Array, chunk: int) -
 def _obeyed(control: Control, done: int, count: int) -> None:
     """Tell how far it is, and take orders. Raises LeaveError where one is to leave."""
     control.tell(Progress(step=done, steps=count, note="labels for unlabelled pictures"))
-    for told in control.take():
-        if told == "trim":
-            trim_heap()
-        elif told in ("stop", "restart"):
-            raise LeaveError("stop" if told == "stop" else "restart")
+    obey(control)

@@ -16,8 +16,8 @@ from edgeladder.core.bundle import Bundle
 from edgeladder.core.events import Planned, Progress
 from edgeladder.core.inference import PHASE_OF, InferenceOrder
 from edgeladder.core.provider import ProviderChoice
-from edgeladder.core.trim import release_startup_memory, trim_heap
-from edgeladder.jobs.control import LeaveError
+from edgeladder.core.trim import release_startup_memory
+from edgeladder.jobs.control import LeaveError, obey
 from edgeladder.jobs.machine_baseline import machine_baseline
 from edgeladder.jobs.planned_classifier import decode_watch
 from edgeladder.jobs.precompute_phase import tower_sizes
@@ -79,11 +79,7 @@ class ReviewWork:
 
     def obey(self) -> None:
         """Take orders. Raises LeaveError where one is to leave."""
-        for told in self.control.take():
-            if told == "trim":
-                trim_heap()
-            elif told in ("stop", "restart"):
-                raise LeaveError("stop" if told == "stop" else "restart")
+        obey(self.control)
 
     def progress(self, done: int, total: int, note: str) -> None:
         """Tell how far the towers are, now and then."""

@@ -9,7 +9,8 @@ import numpy as np
 
 from edgeladder.core.events import Answered, Ready
 from edgeladder.core.inference import InferenceOrder
-from edgeladder.jobs.planned_classifier import obey, with_classifier
+from edgeladder.jobs.control import obey
+from edgeladder.jobs.planned_classifier import with_classifier
 from edgeladder.runtime.pictures.dataset import Picture
 from edgeladder.runtime.pictures.sources import FileSource
 from edgeladder.runtime.prediction import predictions

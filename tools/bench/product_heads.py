@@ -11,16 +11,22 @@ from edgeladder.runtime.heads.fit_head import fixed_head_weight, head_sample, la
 from edgeladder.runtime.heads.head_inputs import HeadInputs
 from edgeladder.runtime.heads.linear_probe import beside_head
 from edgeladder.runtime.heads.refit import refit
-from tools.bench.task import Task
+from edgeladder.runtime.logits import ClassLogits
+from tools.bench.task import Activations, Pool, Task
 
 Array = np.ndarray
 
 
+def inputs_of(pool: Pool, pictures: Activations) -> HeadInputs:
+    """What a head of the pool's classes reads of any pictures."""
+    formula = ClassLogits.of(pool.bundle.manifest.model)
+    zero_shot = formula.similarity(pictures.embedding, pool.text.embedding)
+    return HeadInputs(pictures.features(), pictures.labels, zero_shot, bool(pictures.extra))
+
+
 def support_inputs(task: Task) -> HeadInputs:
-    """What a head reads of the support set."""
-    support = task.support
-    zero_shot = task.zero_shot(support.embedding)
-    return HeadInputs(support.features(), support.labels, zero_shot, bool(support.extra))
+    """The same of a task's support set."""
+    return inputs_of(task.pool, task.support)
 
 
 def sample_of(kind: Kind, inputs: HeadInputs, labelled: int) -> HeadInputs:

@@ -25,12 +25,11 @@ from edgeladder.core.bundle import Bundle
 from edgeladder.runtime.heads.closed_form import Blend, Head
 from edgeladder.runtime.heads.head_inputs import HeadInputs
 from edgeladder.runtime.heads.pseudo_labels import find_pseudo_labels
-from edgeladder.runtime.logits import ClassLogits
 from tools.bench import result_rows
 from tools.bench.ladder_row import train_ladder
-from tools.bench.product_heads import fitted
+from tools.bench.product_heads import fitted, inputs_of
 from tools.bench.result_rows import Row
-from tools.bench.task import Activations, Pool, Task, load_pool, load_training_pool
+from tools.bench.task import Pool, Task, load_pool, load_training_pool
 
 Array = np.ndarray
 POOLS = ("even", "skewed", "strangers", "few")
@@ -83,35 +82,27 @@ def divide(labels: Array, shots: int, seed: int, pool: str) -> Division:
     return Division(*(np.concatenate(part) for part in parts))
 
 
-def given(pool: Pool, pictures: Activations) -> HeadInputs:
-    """What a head of the pool's classes reads of any pictures."""
-    formula = ClassLogits.of(pool.bundle.manifest.model)
-    zero_shot = formula.similarity(pictures.embedding, pool.text.embedding)
-    features = pictures.features()
-    return HeadInputs(features, pictures.labels, zero_shot, bool(pictures.extra))
-
-
 def measure(
     pools: list[Pool], place: int, shots: int, seed: int, kind: str, part: str
 ) -> list[Row]:
     """Accuracies on the judges: without the pool, and with it in each way."""
     mine = pools[place]
     rows = divide(mine.train.labels, shots, seed, kind)
-    unlabelled = given(mine, mine.train.part(rows.pool))
+    unlabelled = inputs_of(mine, mine.train.part(rows.pool))
     if kind == "strangers":
         others = [pool for number, pool in enumerate(pools) if number != place]
         for other in others:
             count = 2 * len(rows.pool) // (3 * len(others))
             chosen = np.random.default_rng(seed).permutation(len(other.train.labels))[:count]
-            unlabelled = unlabelled.followed_by(given(mine, other.train.part(chosen)))
-    support = given(mine, mine.train.part(rows.support))
+            unlabelled = unlabelled.followed_by(inputs_of(mine, other.train.part(chosen)))
+    support = inputs_of(mine, mine.train.part(rows.support))
     alone = fitted("blend", support, len(support.labels))
     heads = {
         "support alone": alone,
         "even": taught(alone, support, unlabelled, even=True),
         "estimated": taught(alone, support, unlabelled, even=False),
     }
-    asked = given(mine, mine.test if part == "test" else mine.train.part(rows.judges))
+    asked = inputs_of(mine, mine.test if part == "test" else mine.train.part(rows.judges))
     common = {"part": part, "dataset": mine.name, "shots": shots, "seed": seed, "pool": kind}
     found: list[Row] = []
     for name, head in heads.items():
@@ -123,9 +114,9 @@ def measure(
 def ladders(pool: Pool, shots: int, seed: int, kind: str, part: str) -> list[Row]:
     """The ladder alone, trained on the support set, and on it and the pool told nothing."""
     rows, bundle = divide(pool.train.labels, shots, seed, kind), pool.bundle
-    support = given(pool, pool.train.part(rows.support))
+    support = inputs_of(pool, pool.train.part(rows.support))
     alone = fitted("blend", support, len(support.labels))
-    found = labels_of(alone, support, given(pool, pool.train.part(rows.pool)), even=False)
+    found = labels_of(alone, support, inputs_of(pool, pool.train.part(rows.pool)), even=False)
     more = rows.pool[found >= 0]
     relabelled = copy.copy(pool.reader(bundle))
     relabelled.train_labels = relabelled.train_labels.copy()

@@ -111,14 +111,28 @@ def fit_cached_head(
     only kernel and blend need for more than the final embedding.
     """
     sample = gathered(logits, batches, "blend" if linear else kind, chunk)
-    told = sample.features, sample.labels, sample.zero_shot
-    head = fit_head(kind, *told, seed=seed, projected=sample.projected)
-    if every is not None:
-        rows = _rows(logits, every, kind, chunk)
-        head = refit(head, told, ((g.features(), known, plain) for g, known, plain in rows))
+    head = fit_gathered_head(logits, sample, kind, every=every, chunk=chunk, seed=seed)
     if not linear:
         return head
     return beside_head(head, sample, pictures or len(sample.labels), seed=seed)
+
+
+def fit_gathered_head(
+    logits: ClassLogits,
+    sample: HeadInputs,
+    kind: Kind,
+    *,
+    every: Iterable[StepInputs] | None = None,
+    chunk: int = 64,
+    seed: int = 0,
+) -> Head:
+    """`fit_cached_head` without a linear map, on what was `gathered` before."""
+    told = sample.features, sample.labels, sample.zero_shot
+    head = fit_head(kind, *told, seed=seed, projected=sample.projected)
+    if every is None:
+        return head
+    rows = _rows(logits, every, kind, chunk)
+    return refit(head, told, ((g.features(), known, plain) for g, known, plain in rows))
 
 
 def gathered(

@@ -25,7 +25,7 @@ from edgeladder.runtime.pictures.class_names import (
     readable,
     suggestion,
 )
-from edgeladder.runtime.pictures.extensions import EXTENSIONS
+from edgeladder.runtime.pictures.extensions import is_picture
 from edgeladder.runtime.pictures.sources import (
     FileSource,
     FolderSource,
@@ -199,10 +199,6 @@ def _uniform(text: str) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _is_picture(name: str) -> bool:
-    return Path(name).suffix.lower() in EXTENSIONS
-
-
 def _arrange(source: FolderSource | ZipSource, *, names_beside: list[Path]) -> Dataset:
     """Read split, class and picture out of relative names."""
     prefix = _wrapper(source)
@@ -216,12 +212,12 @@ def _arrange(source: FolderSource | ZipSource, *, names_beside: list[Path]) -> D
         below = name.removeprefix(prefix)  # `unlabelled/` may lie beside the one folder of all else
         parts = below.split("/")
         if parts[0] == UNLABELLED:
-            if len(parts) > 1 and _is_picture(name):
+            if len(parts) > 1 and is_picture(name):
                 waiting.append(Picture(below, "", None, source, position))
             continue
         part = SPLITS.get(parts[0].lower()) if len(parts) > 1 else None
         inner = parts[1:] if part else parts
-        if len(inner) < 2 or not _is_picture(name):
+        if len(inner) < 2 or not is_picture(name):
             if inner[-1] != FILE:
                 ignored.append(name)
             continue
@@ -256,7 +252,7 @@ def _wrapper(source: Source) -> str:
         return ""
     (top,) = tops
     below = [name[len(top) + 1 :] for name in source.names if name.startswith(top + "/")]
-    if top.lower() in SPLITS or any(_is_picture(name) and "/" not in name for name in below):
+    if top.lower() in SPLITS or any(is_picture(name) and "/" not in name for name in below):
         return ""
     return top + "/" if any("/" in name for name in below) else ""
 

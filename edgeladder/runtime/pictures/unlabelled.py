@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edgeladder.core.errors import DataError
 from edgeladder.runtime.pictures.dataset import Dataset, Picture
-from edgeladder.runtime.pictures.extensions import EXTENSIONS
+from edgeladder.runtime.pictures.extensions import is_picture
 from edgeladder.runtime.pictures.sources import FileSource, FolderSource, ZipSource
 
 
@@ -46,7 +46,7 @@ def open_pictures(paths: Iterable[str | Path]) -> list[Picture]:
         if not path.is_dir():
             found.append(str(path))
             continue
-        inside = [name for name in FolderSource(path).names if _is_picture(name)]
+        inside = [name for name in FolderSource(path).names if is_picture(name)]
         if not inside:
             raise DataError(
                 "no pictures in this folder", where=str(path), remedy="name picture files"
@@ -69,7 +69,7 @@ def list_pictures(paths: Iterable[str | Path]) -> list[Picture]:
             inside = [
                 Picture(f"{path}/{name}", "", None, source, position)
                 for position, name in enumerate(source.names)
-                if Path(name).suffix.lower() in EXTENSIONS
+                if is_picture(name)
             ]
             if not inside:
                 raise DataError(
@@ -79,7 +79,3 @@ def list_pictures(paths: Iterable[str | Path]) -> list[Picture]:
         else:
             found += open_pictures([path])
     return found
-
-
-def _is_picture(name: str) -> bool:
-    return Path(name).suffix.lower() in EXTENSIONS
