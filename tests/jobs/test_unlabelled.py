@@ -155,7 +155,7 @@ def test_another_folder_or_archive_takes_their_place(ask, data, tmp_path):
 def test_too_few_say_nothing_and_the_result_says_why(ask, data):
     for path in sorted((data / "unlabelled" / "camera").iterdir())[20:]:
         path.unlink()
-    request = ask("few", limit="none", budget_bytes=900 * MB)
+    request = ask("few", limit="none", budget_bytes=4_000 * MB)
     result = supervisor.train(request)
     assert result.unlabelled is not None
     assert result.unlabelled.used == 0 and result.unlabelled.pictures == 20
@@ -164,7 +164,7 @@ def test_too_few_say_nothing_and_the_result_says_why(ask, data):
 
 
 def test_a_whole_run_reports_them(ask):
-    request = ask("run", limit="none", budget_bytes=900 * MB)
+    request = ask("run", limit="none", budget_bytes=4_000 * MB)
     phases = []
     result = supervisor.train(request, lambda phase, *more: phases.append(phase))
     assert list(dict.fromkeys(phases))[-4:] == ["precompute", "pseudo_label", "train", "evaluate"]
