@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from edgeladder.budget.policy import FEWEST_HEAD_PICTURES, labelled_at_once
+from edgeladder.budget.policy import (
+    FEWEST_HEAD_PICTURES,
+    labelled_at_once,
+    self_training_pictures,
+)
 from edgeladder.budget.workload import Workload
 
 _WINDOW = 64  # pictures read at a time
@@ -86,11 +90,18 @@ def pseudo_label_bytes(workload: Workload, pictures: int) -> float:
     are there in fp16, and once more together; what the discriminant reads of them in float64, twice
     for a moment; then the widest tap in float64, three times, beside eigenvectors, gram and three
     matrices of its distances. From nano with 150 to 974 pictures.
+
+    The head of a further pass is fitted beside the first one and the labelled pictures.
     """
     blend = replace(workload, head="blend")
     widths = _widths(blend)
     read = widths[-2] + widths[-1] if workload.manifest.ladder.image_inputs else widths[-1]
     fitting, judging = head_bytes(blend, min(workload.labelled, pictures))
+    if workload.self_training_passes > 1:
+        asked = self_training_pictures(workload.labelled, workload.unlabelled, workload.classes)
+        anew, used = head_bytes(replace(blend, linear=False), min(asked, pictures))
+        fitting = max(fitting, judging + 2.0 * sum(widths) * workload.labelled + anew)
+        judging += used
     known = labelled_at_once(workload.labelled, pictures, workload.classes)
     portions = -(-workload.unlabelled // max(1, pictures - known))
     together = known - (-workload.unlabelled // max(1, portions))  # they are of one size

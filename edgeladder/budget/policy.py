@@ -82,6 +82,8 @@ FEWEST_UNLABELLED = 8  # of every class that unlabelled pictures say something f
 PSEUDO_LABELLED_SHARE = 0.6  # of unlabelled pictures, at most: the surest of each class
 WANTED_PSEUDO_LABELLED = 1200  # labelled or not, looked at together where there is room
 MOST_PSEUDO_LABELLED = 2400  # the same of many classes: seconds are their number cubed
+SELF_TRAINING_PASSES = 3  # over unlabelled pictures whose classes are said to be even
+SELF_TRAINING_BELOW = 8  # labelled pictures of a class; with more, one pass is as good or better
 FEWEST_HEAD_PICTURES = 2  # of every class: with one, leaving out says nothing
 
 
@@ -166,6 +168,23 @@ def wanted_pseudo_labelled(pictures: int, unlabelled: int, classes: int) -> int:
     """How many pictures, with a label or without, are looked at together where there is room."""
     wanted = max(WANTED_PSEUDO_LABELLED, 2 * FEWEST_UNLABELLED * classes)
     return min(pictures + unlabelled, wanted, max(MOST_PSEUDO_LABELLED, classes))
+
+
+def self_training_passes(even: bool, labelled: int, classes: int) -> int:
+    """How often the unlabelled pictures are looked at, with a head fitted anew in between.
+
+    Args:
+        even: whether somebody said that classes are equally common among them.
+        labelled: pictures with a label of their own.
+        classes: C.
+    """
+    return SELF_TRAINING_PASSES if even and labelled < SELF_TRAINING_BELOW * classes else 1
+
+
+def self_training_pictures(labelled: int, unlabelled: int, classes: int) -> int:
+    """How many pictures, labelled by whomever, the head of a further pass is fitted on."""
+    given = most_given_labels(unlabelled, classes)
+    return wanted_head_pictures("blend", labelled, classes, given)
 
 
 def known_pictures(kept: bool, pictures: int, classes: int) -> int:

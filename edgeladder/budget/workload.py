@@ -30,6 +30,7 @@ class Workload:
     labelled: int = 0  # pictures with a label that train
     unlabelled: int = 0  # pictures that the head gives labels to before the ladder is trained
     pseudo_labelled: int = 0  # pictures, labelled or not, that are looked at together for it
+    self_training_passes: int = 1  # over the unlabelled pictures, a head fitted before each
     known_pictures: int = 0  # whose features an adapter keeps to tell a picture of no class
     provider: ProviderChoice = ProviderChoice()  # of the image tower
 

@@ -21,6 +21,8 @@ from edgeladder.budget.policy import (
     FEWEST_UNLABELLED,
     PSEUDO_LABELLED_SHARE,
     labelled_at_once,
+    self_training_passes,
+    self_training_pictures,
 )
 from edgeladder.core.bundle import Bundle
 from edgeladder.core.events import Progress
@@ -36,7 +38,7 @@ from edgeladder.runtime.heads.fit_head import fit_gathered_head, gathered, head_
 from edgeladder.runtime.heads.head_inputs import HeadInputs
 from edgeladder.runtime.heads.kernel import balanced
 from edgeladder.runtime.heads.linear_probe import beside_head
-from edgeladder.runtime.heads.pseudo_labels import find_pseudo_labels
+from edgeladder.runtime.heads.self_training import SelfTraining, self_train
 from edgeladder.runtime.logits import ClassLogits
 
 if TYPE_CHECKING:
@@ -119,15 +121,21 @@ def _labelled(
     found = np.full(count, -1, np.int32)
     strange = 0
     if not reason:
-        given = find_pseudo_labels(
+        even = job.profile.unlabelled.classes == "even"
+        how = SelfTraining(
+            passes=self_training_passes(even, len(labels), len(classes)),
+            even=even,
+            most=most,
+            fitted_on=self_training_pictures(len(labels), count, len(classes)),
+            surest=PSEUDO_LABELLED_SHARE,
+        )
+        given = self_train(
             head,
             support,
             lambda places: _inputs(logits, reader.unlabelled(), places, chunk),
             count,
-            even=job.profile.unlabelled.classes == "even",
-            most=most,
-            surest=PSEUDO_LABELLED_SHARE,
-            told=lambda done: _obeyed(control, done, count),
+            how,
+            told=lambda done: _obeyed(control, done, how.passes * count),
         )
         found, strange = given.labels, given.strange
     counts = np.bincount(found[found >= 0], minlength=len(classes)).tolist()

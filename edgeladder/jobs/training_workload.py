@@ -58,6 +58,9 @@ def training_workload(
         labelled=pictures,
         unlabelled=unlabelled,
         pseudo_labelled=policy.wanted_pseudo_labelled(pictures, unlabelled, classes),
+        self_training_passes=policy.self_training_passes(
+            profile.unlabelled.classes == "even", pictures, classes
+        ),
         known_pictures=policy.known_pictures(profile.head.known, pictures, classes),
         provider=request.chosen or ProviderChoice(),
         files={key: record.size for key, record in bundle.manifest.files.items()},

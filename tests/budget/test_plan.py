@@ -283,6 +283,9 @@ def test_labels_for_unlabelled_pictures_take_what_room_there_is():
     # flat in their number, but for what is known of each
     more = found(2000, unlabelled=100_000).phases["pseudo_label"].planned_peak_bytes
     assert more - found(2000).phases["pseudo_label"].planned_peak_bytes < 300 * 100_000
+    # further passes hold a second head
+    passes = [found(2000, self_training_passes=n).phases["pseudo_label"] for n in (1, 3)]
+    assert passes[0].planned_peak_bytes < passes[1].planned_peak_bytes
     # what has no room is left out, and refuses nothing
     without = found(2000, unlabelled=0)
     assert "pseudo_label" not in without.phases and without.unlabelled == 0

@@ -112,7 +112,8 @@ def test_where_the_fixed_part_is_nearly_all(ask: Any, bundle_folder: Path, tmp_p
 
 
 @pytest.mark.skipif(WAYS[0][0] != "stock", reason="no engine has a part in it")
-def test_labels_for_unlabelled_pictures(ask: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("classes", ["estimated", "even"])
+def test_labels_for_unlabelled_pictures(classes: str, ask: Any, tmp_path: Path) -> None:
     with zipfile.ZipFile(NANO / "pictures.zip") as archive:
         archive.extractall(tmp_path / "all")
     data = tmp_path / "data"
@@ -122,6 +123,7 @@ def test_labels_for_unlabelled_pictures(ask: Any, tmp_path: Path) -> None:
         place = data / "train" / path.parent.name if number % 16 < 4 else data / "unlabelled"
         place.mkdir(parents=True, exist_ok=True)
         shutil.move(path, place / f"{number}.jpg")
-    result = supervised("train", ask("unlabelled", data=str(data)))
+    overrides = ["train.steps=6", f"unlabelled.classes={classes}"]
+    result = supervised("train", ask(f"unlabelled-{classes}", data=str(data), overrides=overrides))
     assert result["unlabelled"]["pictures"] == 120 and result["unlabelled"]["used"] > 30
     check(result["memory"]["phases"], "pseudo_label", "train", "evaluate")

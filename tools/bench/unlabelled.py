@@ -24,7 +24,7 @@ from edgeladder.budget import policy
 from edgeladder.core.bundle import Bundle
 from edgeladder.runtime.heads.closed_form import Blend, Head
 from edgeladder.runtime.heads.head_inputs import HeadInputs
-from edgeladder.runtime.heads.pseudo_labels import find_pseudo_labels
+from edgeladder.runtime.heads.self_training import SelfTraining, self_train
 from tools.bench import result_rows
 from tools.bench.ladder_row import train_ladder
 from tools.bench.product_heads import fitted, inputs_of
@@ -40,9 +40,15 @@ _JUDGES, _MOST_SHOTS, _POOL = 60, 16, 80
 def labels_of(head: Head, support: HeadInputs, pool: HeadInputs, *, even: bool) -> Array:
     """Pseudo-labels of the pool; -1: none."""
     assert isinstance(head, Blend)
-    count, classes = len(pool.labels), pool.zero_shot.shape[1]
-    most = policy.wanted_pseudo_labelled(len(support.labels), count, classes)
-    return find_pseudo_labels(head, support, pool.rows, count, even=even, most=most).labels
+    known, count, classes = len(support.labels), len(pool.labels), pool.zero_shot.shape[1]
+    how = SelfTraining(
+        passes=policy.self_training_passes(even, known, classes),
+        even=even,
+        most=policy.wanted_pseudo_labelled(known, count, classes),
+        fitted_on=policy.self_training_pictures(known, count, classes),
+        surest=policy.PSEUDO_LABELLED_SHARE,
+    )
+    return self_train(head, support, pool.rows, count, how).labels
 
 
 def taught(head: Head, support: HeadInputs, pool: HeadInputs, *, even: bool) -> Head:
