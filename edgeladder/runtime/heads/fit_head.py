@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgeladder.runtime.heads.blend import fit_weights, log_loss
+from edgeladder.runtime.heads.blend import NOISE_NATS, explained_nats
 from edgeladder.runtime.heads.closed_form import Head, Kind, fit_head
 from edgeladder.runtime.heads.head_inputs import HeadInputs
 from edgeladder.runtime.heads.kernel import balanced
@@ -24,7 +24,6 @@ Array = np.ndarray
 # Head and ladder are log-odds at a temperature of their own choosing, so their sum is a product of
 # experts. The ladder's own support logits cannot weigh it: it was trained on them.
 DEFAULT_HEAD_WEIGHT = 1.0
-_NOISE_NATS = 2.0  # of the labels' log-likelihood, that a chance fit may well explain
 
 
 def fixed_head_weight(
@@ -52,19 +51,16 @@ def fixed_head_weight(
 def ladder_weight(zero_shot: Array, labels: Array) -> float:
     """The ladder's weight beside a head: what the labels say of zero-shot, which it begins at.
 
-    With t the temperature that fits them best, g = sum(log C + log p_t(label)) is what zero-shot
-    explains of the labels, in nats; it has seen none of them. A temperature chosen on noise alone
-    explains half a nat on average: the weight is max(0, 1 - 2 / g), so that a ladder whose
-    beginning is no better than chance holds no head down.
+    Of g nats that zero-shot explains of labels it has not seen (`blend.explained_nats`) two may be
+    chance: the weight is max(0, 1 - 2 / g), so that a ladder whose beginning is no better than
+    chance holds no head down.
 
     Args:
         zero_shot: (n, C) logits of labelled pictures.
         labels: (n,).
     """
-    (trust,), _ = fit_weights([zero_shot], labels)
-    count, classes = zero_shot.shape
-    explained = count * (np.log(classes) - log_loss(trust * zero_shot, labels))
-    return float(max(0.0, 1.0 - _NOISE_NATS / explained)) if explained > 0 else 0.0
+    explained = explained_nats(zero_shot, labels)
+    return max(0.0, 1.0 - NOISE_NATS / explained) if explained > 0 else 0.0
 
 
 def head_sample(labels: Array, labelled: int, most: int, seed: int) -> Array:

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from edgeladder.runtime.heads.blend import fit_weights
+from edgeladder.runtime.heads.blend import NOISE_NATS, explained_nats, fit_weights
 from edgeladder.runtime.heads.closed_form import Blend, Gda, Head
 from edgeladder.runtime.heads.head_inputs import HeadInputs
 from edgeladder.runtime.heads.kernel import Kernel, normalise, shot_folds
@@ -30,6 +30,7 @@ _SCALE = 4.0  # of the rows: what lets 200 steps of this rate fit them
 _FOLDS = 4  # left out in turn, at most
 # of its logits' spread, in that of the head beside it: at one picture of a class, and at more
 _FIRST_SHARE, _SHARE = 0.25, 0.4
+_MOST_TIMES, _DILUTION = 2.0, 5.0  # of that share, by what zero-shot explains of the labels
 _FULL_TO = 8  # pictures of a class; beyond, it counts less in proportion
 _MOST_SHARE = 0.8  # that held-out logits can ask for
 LADDER_SHARE = 2.0  # the same beside a ladder alone
@@ -90,6 +91,8 @@ def _share(head: Head, rule: Gda, sample: HeadInputs, pictures: int, unit: float
     """The map's share: by the number of pictures, and by what held-out logits of both say of it.
 
     Half each, where there are held-out ones: a best weight of few pictures says little by itself.
+    The map knows nothing of zero-shot, which the head counts: where zero-shot explains a share e of
+    the labels, it would dilute that, and the first half is 2 exp(-5 e) times as large.
 
     Args:
         head: beside which the map counts.
@@ -100,12 +103,20 @@ def _share(head: Head, rule: Gda, sample: HeadInputs, pictures: int, unit: float
     """
     shots = pictures / sample.zero_shot.shape[1]
     share: float = _FIRST_SHARE if shots < 2 else _SHARE
+    share *= _MOST_TIMES * np.exp(-_DILUTION * _explained_share(sample))
     share *= min(1.0, _FULL_TO / shots, len(sample.labels) / pictures)
     if head.held_out is None or rule.held_out is None:
         return share
     (own, beside), _ = fit_weights([head.held_out, rule.held_out], sample.labels)
     asked = float(beside / max(own, 1e-9)) / unit
     return float(share + min(asked, _MOST_SHARE)) / 2
+
+
+def _explained_share(sample: HeadInputs) -> float:
+    """Share of what there is to know of the labels that zero-shot explains, less what is chance."""
+    count, classes = sample.zero_shot.shape
+    explained = explained_nats(sample.zero_shot, sample.labels) - NOISE_NATS
+    return float(max(0.0, explained) / (count * np.log(max(classes, 2))))
 
 
 def scaled(part: Gda | Kernel, factor: float) -> Gda | Kernel:

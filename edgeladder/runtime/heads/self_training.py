@@ -84,8 +84,10 @@ def _taught(
     places, known = np.flatnonzero(labels >= 0), len(support.labels)
     chosen = head_sample(np.concatenate([support.labels, labels[places]]), known, most, 0)
     others = places[chosen[chosen >= known] - known]
-    more = replace(pool(others), labels=labels[others])
-    both = support.rows(chosen[chosen < known]).followed_by(more)
+    # nothing but `both` is there while a head is fitted on it
+    both = support.rows(chosen[chosen < known]).followed_by(
+        replace(pool(others), labels=labels[others])
+    )
     head = fit_head("blend", both.features, both.labels, both.zero_shot, projected=both.projected)
     assert isinstance(head, Blend)
     return head
