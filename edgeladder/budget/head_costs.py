@@ -100,7 +100,9 @@ def pseudo_label_bytes(workload: Workload, pictures: int) -> float:
     if workload.self_training_passes > 1:
         asked = self_training_pictures(workload.labelled, workload.unlabelled, workload.classes)
         anew, used = head_bytes(replace(blend, linear=False), min(asked, pictures))
-        fitting = max(fitting, judging + 2.0 * sum(widths) * workload.labelled + anew)
+        fitting = max(
+            fitting, judging + 2.0 * sum(widths) * min(workload.labelled, pictures) + anew
+        )
         judging += used
     known = labelled_at_once(workload.labelled, pictures, workload.classes)
     portions = -(-workload.unlabelled // max(1, pictures - known))

@@ -64,6 +64,8 @@ def self_train(
     found: PseudoLabels | None = None
     for number in range(how.passes):
         if found is not None:
+            if not (found.labels >= 0).any():  # nothing to learn from
+                return found
             head = _taught(support, pool, found.labels, min(how.fitted_on, how.most))
         found = find_pseudo_labels(
             head, support, pool, count, even=how.even, most=how.most, surest=how.surest,

@@ -57,6 +57,17 @@ def test_further_passes_find_the_tap_that_tells_classes_apart():
     assert np.mean(right[3]) > np.mean(right[1]) + 0.03
 
 
+def test_where_a_pass_finds_nothing_the_next_one_has_nothing_to_learn():
+    looked_at = []
+
+    def some(rows):
+        looked_at.append(len(rows))
+        return POOL.rows(rows)
+
+    nothing = found(3, pool=some, surest=0.0)
+    assert (nothing.labels == -1).all() and looked_at == [COUNT]
+
+
 def test_progress_goes_on_from_pass_to_pass():
     told = []
     found(3, told.append, most=60)
