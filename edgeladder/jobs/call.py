@@ -62,8 +62,9 @@ def call(
         assert process.stdin and process.stdout
         with process, contextlib.ExitStack() as stack:
             stack.callback(_end, process)
-            process.stdin.write(json.dumps(told).encode())
-            process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # it has ended: its code says why
+                process.stdin.write(json.dumps(told).encode())
+                process.stdin.close()
             answer = _listen(process, process.stdout, progress)
         if answer is None:
             raise _silent(command, process.returncode, said)

@@ -147,6 +147,8 @@ def test_a_supervisor_that_says_nothing_is_an_error(monkeypatch):
     monkeypatch.setattr(module, "with_package", lambda environment: {"PYTHONHOME": "/nowhere"})
     with pytest.raises(edgeladder.EdgeLadderError, match="ended with code"):
         call("plan", TrainRequest())
+    with pytest.raises(edgeladder.EdgeLadderError, match="ended with code"):
+        call("plan", TrainRequest(overrides=["x" * 1_000_000]))  # it ends before it has read all
 
 
 @pytest.mark.parametrize(
