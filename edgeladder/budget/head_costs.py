@@ -96,13 +96,12 @@ def pseudo_label_bytes(workload: Workload, pictures: int) -> float:
     blend = replace(workload, head="blend")
     widths = _widths(blend)
     read = widths[-2] + widths[-1] if workload.manifest.ladder.image_inputs else widths[-1]
-    fitting, judging = head_bytes(blend, min(workload.labelled, pictures))
+    labelled = min(workload.labelled, pictures)
+    fitting, judging = head_bytes(blend, labelled)
     if workload.self_training_passes > 1:
         asked = self_training_pictures(workload.labelled, workload.unlabelled, workload.classes)
         anew, used = head_bytes(replace(blend, linear=False), min(asked, pictures))
-        fitting = max(
-            fitting, judging + 2.0 * sum(widths) * min(workload.labelled, pictures) + anew
-        )
+        fitting = max(fitting, judging + 2.0 * sum(widths) * labelled + anew)
         judging += used
     known = labelled_at_once(workload.labelled, pictures, workload.classes)
     portions = -(-workload.unlabelled // max(1, pictures - known))

@@ -122,13 +122,7 @@ def _labelled(
     strange = 0
     if not reason:
         even = job.profile.unlabelled.classes == "even"
-        how = SelfTraining(
-            passes=self_training_passes(even, len(labels), len(classes)),
-            even=even,
-            most=most,
-            fitted_on=self_training_pictures(len(labels), count, len(classes)),
-            surest=PSEUDO_LABELLED_SHARE,
-        )
+        how = how_to_label(len(labels), count, len(classes), even=even, most=most)
         given = self_train(
             head,
             support,
@@ -149,6 +143,19 @@ def _labelled(
         seconds=round(time.monotonic() - started, 3),
     )
     return result, found
+
+
+def how_to_label(
+    labelled: int, unlabelled: int, classes: int, *, even: bool, most: int
+) -> SelfTraining:
+    """How labels are given to so many pictures; `most` of all are looked at together."""
+    return SelfTraining(
+        passes=self_training_passes(even, labelled, classes),
+        even=even,
+        most=most,
+        fitted_on=self_training_pictures(labelled, unlabelled, classes),
+        surest=PSEUDO_LABELLED_SHARE,
+    )
 
 
 def _too_few(count: int, labelled: int, classes: int, most: int) -> str:

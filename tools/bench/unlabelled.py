@@ -22,9 +22,10 @@ import numpy as np
 
 from edgeladder.budget import policy
 from edgeladder.core.bundle import Bundle
+from edgeladder.jobs.pseudo_label_phase import how_to_label
 from edgeladder.runtime.heads.closed_form import Blend, Head
 from edgeladder.runtime.heads.head_inputs import HeadInputs
-from edgeladder.runtime.heads.self_training import SelfTraining, self_train
+from edgeladder.runtime.heads.self_training import self_train
 from tools.bench import result_rows
 from tools.bench.ladder_row import train_ladder
 from tools.bench.product_heads import fitted, inputs_of
@@ -41,13 +42,8 @@ def labels_of(head: Head, support: HeadInputs, pool: HeadInputs, *, even: bool) 
     """Pseudo-labels of the pool; -1: none."""
     assert isinstance(head, Blend)
     known, count, classes = len(support.labels), len(pool.labels), pool.zero_shot.shape[1]
-    how = SelfTraining(
-        passes=policy.self_training_passes(even, known, classes),
-        even=even,
-        most=policy.wanted_pseudo_labelled(known, count, classes),
-        fitted_on=policy.self_training_pictures(known, count, classes),
-        surest=policy.PSEUDO_LABELLED_SHARE,
-    )
+    most = policy.wanted_pseudo_labelled(known, count, classes)
+    how = how_to_label(known, count, classes, even=even, most=most)
     return self_train(head, support, pool.rows, count, how).labels
 
 
